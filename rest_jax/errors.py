@@ -1,0 +1,53 @@
+"""The errors a user can cause, each with the exit status it ends in.
+
+Every message says what is wrong, where (file and line, or gin binding) and how
+to mend it, in one line.
+"""
+
+
+class RestJaxError(Exception):
+  """Base of all errors that end a run with one line instead of a traceback."""
+
+  exit_code = 1
+
+
+class ConfigurationError(RestJaxError):
+  """A gin binding, flag or combination of them that cannot be run."""
+
+  exit_code = 2
+
+
+class DataError(RestJaxError):
+  """Input text or task data that cannot be read as it is."""
+
+  exit_code = 3
+
+
+class CorruptStateError(RestJaxError):
+  """Something that a run wrote and committed has since been altered."""
+
+  exit_code = 4
+
+
+class RewardError(RestJaxError):
+  """A reward model that failed, or that returned what it must not."""
+
+  exit_code = 5
+
+
+class NonFiniteError(RestJaxError):
+  """A loss, gradient or parameter that is NaN or infinite."""
+
+  exit_code = 6
+
+
+class LockedError(RestJaxError):
+  """Another process is working in the run directory."""
+
+  exit_code = 7
+
+
+class StorageError(RestJaxError):
+  """A folder that cannot be written: permissions, a full disk, a lost store."""
+
+  exit_code = 8

@@ -1,0 +1,121 @@
+"""The records that pass between the parts of rest_jax.
+
+Device records (`Batch`, `DecodeCache`, `Samples`, `TrainState`) are pytrees of
+arrays that may enter `jit`. Text and identifiers stay in Parquet tables and
+numpy arrays on the host; the two never mix in one record.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Params = Any  # A nested dict of arrays, named as T5X names them.
+
+
+@flax.struct.dataclass
+class Batch:
+  """A batch of training pairs, with seqio's field names; 0 is padding.
+
+  Worked example, one row with two packed pairs, (5 6 1 → 7 1), (8 1 → 9 9 1):
+
+    encoder_input_tokens   5 6 1 8 1 0
+    encoder_segment_ids    1 1 1 2 2 0
+    decoder_target_tokens  7 1 9 9 1 0
+    decoder_input_tokens   0 7 0 9 9 0
+    decoder_segment_ids    1 1 2 2 2 0
+    decoder_loss_weights   w w v v v 0
+
+  Attributes:
+    encoder_input_tokens: int32 [b, s].
+    decoder_input_tokens: int32 [b, t], the targets shifted right by one, each
+      sequence beginning with 0.
+    decoder_target_tokens: int32 [b, t].
+    decoder_loss_weights: float32 [b, t]: 0 on padding, else the weight of the
+      pair (the filter F(x, y; τ) of ReST, times any importance weight).
+    encoder_segment_ids: int32 [b, s], the number of the pair in its row from 1
+      and 0 on padding; None when every row holds one pair.
+    decoder_segment_ids: int32 [b, t], likewise.
+  """
+
+  encoder_input_tokens: jax.Array
+  decoder_input_tokens: jax.Array
+  decoder_target_tokens: jax.Array
+  decoder_loss_weights: jax.Array
+  encoder_segment_ids: jax.Array | None = None
+  decoder_segment_ids: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class TokenScores:
+  """What a loss may ask of the policy about each target token.
+
+  Attributes:
+    log_probs: float32 [b, t], log π(y_t | y_<t, x) in nats, untempered.
+    log_normalizers: float32 [b, t], logsumexp of the logits (for z-loss).
+    mean_log_probs: float32 [b, t], the mean of log π(· | y_<t, x) over the
+      vocabulary (for label smoothing).
+  """
+
+  log_probs: jax.Array
+  log_normalizers: jax.Array
+  mean_log_probs: jax.Array
+
+
+@flax.struct.dataclass
+class DecodeCache:
+  """What decoding keeps between steps; N samples of a source share its source.
+
+  Attributes:
+    self_keys: one array a decoder layer, [b, n, heads, t_max, head_dim], keys
+      of the tokens decoded so far of every sample.
+    self_values: likewise, values.
+    cross_keys: one array a decoder layer, [b, heads, s, head_dim], computed
+      once a source.
+    cross_values: likewise, values.
+    source_mask: bool [b, s], True where the source has a token.
+    step: int32 [], how many tokens each sample has.
+  """
+
+  self_keys: tuple[jax.Array, ...]
+  self_values: tuple[jax.Array, ...]
+  cross_keys: tuple[jax.Array, ...]
+  cross_values: tuple[jax.Array, ...]
+  source_mask: jax.Array
+  step: jax.Array
+
+
+@flax.struct.dataclass
+class Samples:
+  """Outputs of a policy for a batch of sources, n a source.
+
+  Attributes:
+    tokens: int32 [b, n, t], ended by EOS where finished, then 0.
+    token_log_probs: float32 [b, n, t], nats, untempered, 0 after the end; equal
+      to what `Policy.score` gives for the same tokens.
+    token_sampling_log_probs: float32 [b, n, t], nats, of the distribution that
+      was drawn from (after temperature, top-k, top-p, ε), 0 after the end.
+    lengths: int32 [b, n], tokens with EOS counted.
+    finished: bool [b, n], whether EOS was reached.
+  """
+
+  tokens: jax.Array
+  token_log_probs: jax.Array
+  token_sampling_log_probs: jax.Array
+  lengths: jax.Array
+  finished: jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a training step changes.
+
+  Attributes:
+    step: int32 [], updates made so far in this stage.
+    params: the policy's parameters.
+    opt_state: the optax state.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: Any
