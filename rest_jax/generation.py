@@ -1,0 +1,214 @@
+"""Sampling for many sources: buckets of source length, batches of one shape.
+
+The bridge between lists of sources on the host and `Policy.sample` on the
+devices; Grow, Evaluate and Translate all generate through it.
+"""
+
+import dataclasses
+from typing import Callable, Iterator, Sequence
+
+import numpy as np
+
+from rest_jax import policy as policy_lib
+from rest_jax.decoding import sampling as sampling_lib
+from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.types import Params, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+  """How sources are put into batches of few fixed shapes for decoding.
+
+  Attributes:
+    max_decode_len: tokens a sample may have, EOS counted.
+    rows: samples decoded at once (sources × samples a source).
+    source_buckets: rising source lengths; a source is padded to the first that
+      holds it, and each bucket compiles once.
+  """
+
+  max_decode_len: int = 128
+  rows: int = 256
+  source_buckets: tuple[int, ...] = (32, 64, 128)
+
+  def __post_init__(self):
+    if self.max_decode_len < 1 or self.rows < 1:
+      raise ConfigurationError(
+          f'Batching.max_decode_len = {self.max_decode_len} and Batching.rows ='
+          f' {self.rows} must both be at least 1.'
+      )
+    buckets = self.source_buckets
+    if not buckets or list(buckets) != sorted(set(buckets)):
+      raise ConfigurationError(
+          f'Batching.source_buckets = {buckets} must be rising lengths, for'
+          ' example (32, 64, 128).'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """Samples on the host, in the order of the sources they were asked for.
+
+  Attributes:
+    tokens: int32 [k, n, t], 0 after the end.
+    token_log_probs: float32 [k, n, t], nats, untempered.
+    token_sampling_log_probs: float32 [k, n, t], nats, as drawn.
+    lengths: int32 [k, n], EOS counted.
+    finished: bool [k, n].
+  """
+
+  tokens: np.ndarray
+  token_log_probs: np.ndarray
+  token_sampling_log_probs: np.ndarray
+  lengths: np.ndarray
+  finished: np.ndarray
+
+  @classmethod
+  def empty(cls, num_sources: int, num_samples: int, length: int):
+    """Room for the samples of `num_sources` sources."""
+    shape = (num_sources, num_samples, length)
+    return cls(
+        tokens=np.zeros(shape, np.int32),
+        token_log_probs=np.zeros(shape, np.float32),
+        token_sampling_log_probs=np.zeros(shape, np.float32),
+        lengths=np.zeros(shape[:2], np.int32),
+        finished=np.zeros(shape[:2], bool),
+    )
+
+  def put(self, sources: np.ndarray, first_sample: int, samples: Samples):
+    """Writes `samples` of `sources`, whose first has index `first_sample`."""
+    span = slice(first_sample, first_sample + samples.lengths.shape[1])
+    for field in dataclasses.fields(self):
+      value = np.asarray(getattr(samples, field.name))[: len(sources)]
+      getattr(self, field.name)[sources, span] = value
+
+
+def _bucketed(
+    sources: Sequence[Sequence[int]],
+    buckets: Sequence[int],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields (indices [m], tokens [batch_size, bucket]), m ≤ batch_size.
+
+  The last batch of a bucket is filled with copies of its first source, which
+  cost no extra decoding steps.
+  """
+  lengths = np.array([len(source) for source in sources])
+  if len(lengths) and lengths.max() > buckets[-1]:
+    raise DataError(
+        f'a source of {lengths.max()} tokens does not fit the longest bucket;'
+        f' raise Batching.source_buckets = {tuple(buckets)} or lower'
+        ' MAX_SOURCE_LENGTH.'
+    )
+  bucket_of = np.searchsorted(buckets, lengths)
+  for b, bucket in enumerate(buckets):
+    members = np.flatnonzero(bucket_of == b)
+    # Like lengths together: a batch decodes until its longest sample ends.
+    members = members[np.argsort(lengths[members], kind='stable')]
+    for start in range(0, len(members), batch_size):
+      indices = members[start : start + batch_size]
+      tokens = np.zeros((batch_size, bucket), np.int32)
+      for row in range(batch_size):
+        source = sources[indices[row] if row < len(indices) else indices[0]]
+        tokens[row, : len(source)] = source
+      yield indices, tokens
+
+
+def _filled(indices: np.ndarray, size: int) -> np.ndarray:
+  return np.concatenate([indices, np.repeat(indices[:1], size - len(indices))])
+
+
+def generate(
+    policy: policy_lib.Policy,
+    params: Params,
+    sources: Sequence[Sequence[int]],
+    source_ids: np.ndarray,
+    *,
+    seed: int,
+    purpose: str,
+    step: int,
+    num_samples: int,
+    sampling: sampling_lib.Sampling,
+    batching: Batching,
+    num_tokens: int,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Generated:
+  """Draws `num_samples` samples for each source.
+
+  A sample is a function of (seed, purpose, step, source id, sample index) and
+  of the shapes in `batching`, not of the other sources.
+
+  Args:
+    policy: the policy to sample from.
+    params: its parameters.
+    sources: k token sequences, EOS included.
+    source_ids: int64 [k], the sources' lasting numbers.
+    seed: the run's seed.
+    purpose: 'grow', 'evaluate' or 'online'.
+    step: the Grow step or update that the samples belong to.
+    num_samples: n, samples a source.
+    sampling: how tokens are drawn; temperature 0 is greedy.
+    batching: shapes.
+    num_tokens: size of the tokenizer; higher ids are never drawn.
+    advance: called after every batch with the number of tokens it decoded.
+
+  Returns:
+    The samples, in the order of `sources`.
+  """
+  out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
+  group = min(num_samples, batching.rows)
+  batch_size = max(1, batching.rows // group)
+  # Every process of a mesh holds whole batches, so round up to its devices.
+  shards = policy.mesh.shape['data']
+  batch_size = -(-batch_size // shards) * shards
+  for indices, tokens in _bucketed(
+      sources, batching.source_buckets, batch_size
+  ):
+    ids = _filled(np.asarray(source_ids)[indices], batch_size)
+    keys = policy_lib.sample_keys(seed, purpose, step, ids, num_samples)
+    for first in range(0, num_samples, group):
+      samples = policy.sample(
+          params,
+          tokens,
+          keys[:, first : first + group],
+          sampling=sampling,
+          max_decode_len=batching.max_decode_len,
+          num_tokens=num_tokens,
+      )
+      out.put(indices, first, samples)
+      advance(int(out.lengths[indices, first : first + group].sum()))
+  return out
+
+
+def generate_beam(
+    policy: policy_lib.Policy,
+    params: Params,
+    sources: Sequence[Sequence[int]],
+    *,
+    num_beams: int,
+    alpha: float,
+    batching: Batching,
+    num_tokens: int,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> list[np.ndarray]:
+  """The best beam of each source: k arrays of int32 tokens, EOS included."""
+  out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sources)
+  shards = policy.mesh.shape['data']
+  batch_size = max(1, batching.rows // num_beams)
+  batch_size = -(-batch_size // shards) * shards
+  for indices, tokens in _bucketed(
+      sources, batching.source_buckets, batch_size
+  ):
+    beams = policy.beam_search(
+        params,
+        tokens,
+        num_beams=num_beams,
+        alpha=alpha,
+        max_decode_len=batching.max_decode_len,
+        num_tokens=num_tokens,
+    )
+    best = np.asarray(beams.tokens)[: len(indices), 0]
+    for index, row in zip(indices, best, strict=True):
+      length = int(np.count_nonzero(row))
+      out[index] = row[:length]
+    advance(int(np.count_nonzero(best)))
+  return out

@@ -1,0 +1,123 @@
+"""What a run says while it works: progress bars on a terminal, else lines.
+
+The only writer to the terminal during a stage, and the only writer of
+TensorBoard files. Nothing here influences what a run computes.
+"""
+
+import contextlib
+import sys
+import time
+from typing import IO, Iterator, Mapping
+
+import rich.console
+import rich.progress
+
+_PLAIN_SECONDS = 15.0  # Seconds between two lines when not on a terminal.
+
+
+def _format(value: float) -> str:
+  if isinstance(value, int) or abs(value) >= 1000:
+    return f'{value:,.0f}'
+  return f'{value:.4g}'
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+  return '  '.join(f'{k} {_format(v)}' for k, v in metrics.items())
+
+
+def clock(seconds: float) -> str:
+  """`seconds` as minutes and seconds, with hours where there are any."""
+  minutes, rest = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'
+
+
+class Progress:
+  """Shows which stage runs, how far it is and when it will be done.
+
+  On a terminal one live bar a stage; elsewhere a plain line every 15 seconds.
+  """
+
+  def __init__(
+      self, stream: IO[str] | None = None, tensorboard: str | None = None
+  ):
+    """Writes to `stream` (standard error by default).
+
+    Args:
+      stream: where text goes.
+      tensorboard: folder of the TensorBoard files; None writes none.
+    """
+    self._console = rich.console.Console(
+        file=stream or sys.stderr, highlight=False, soft_wrap=True
+    )
+    self._tensorboard = tensorboard
+    self._writers = {}
+    self._bar = None
+    self._stage = ''
+    self._began = self._last_line = self._first_time = 0.0
+    self._first_done = None
+
+  @contextlib.contextmanager
+  def stage(self, name: str) -> Iterator[None]:
+    """Brackets one stage; says how long it took when it ends well."""
+    self._stage, self._began = name, time.monotonic()
+    self._last_line, self._first_done = self._began, None
+    if self._console.is_terminal:
+      self._bar = rich.progress.Progress(
+          rich.progress.TextColumn('{task.description}'),
+          rich.progress.BarColumn(bar_width=24),
+          rich.progress.TextColumn('{task.fields[text]}'),
+          console=self._console,
+          transient=True,
+      )
+      self._task = self._bar.add_task(name, total=None, text='starting')
+      self._bar.start()
+    else:
+      self.note('starting')
+    try:
+      yield
+      self.note(f'done in {clock(time.monotonic() - self._began)}')
+    finally:
+      if self._bar is not None:
+        self._bar.stop()
+      self._bar, self._stage = None, ''
+
+  def update(self, done: int, total: int, **metrics: float) -> None:
+    """Shows that `done` of `total` steps are made, with their metrics."""
+    now = time.monotonic()
+    if self._first_done is None:  # Resumed work is not counted as speed.
+      self._first_done, self._first_time = done, now
+    made, spent = done - self._first_done, now - self._first_time
+    left = ''
+    if made > 0:
+      left = f'  left {clock(spent / made * max(total - done, 0))}'
+    text = f'{done:,}/{total:,}  {_describe(metrics)}{left}'
+    if self._bar is not None:
+      self._bar.update(self._task, completed=done, total=total, text=text)
+    elif now - self._last_line >= _PLAIN_SECONDS:
+      self._last_line = now
+      self.note(text)
+
+  def note(self, text: str) -> None:
+    """Prints one line, headed by the name of the stage."""
+    head = f'[{self._stage}] ' if self._stage else ''
+    self._console.print(head + text, markup=False)
+
+  def scalars(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes `metrics` at `step` to the TensorBoard run of that name."""
+    if self._tensorboard is None:
+      return
+    if run not in self._writers:
+      import tensorboardX  # Slow to import, so only where it is needed.
+
+      self._writers[run] = tensorboardX.SummaryWriter(
+          f'{self._tensorboard}/{run}', write_to_disk=True
+      )
+    for name, value in metrics.items():
+      self._writers[run].add_scalar(name, float(value), step)
+
+  def close(self) -> None:
+    """Flushes and closes the TensorBoard files."""
+    for writer in self._writers.values():
+      writer.close()
+    self._writers = {}
