@@ -1,0 +1,1 @@
+"""Reward models: what a translation is worth, without or with a reference."""
