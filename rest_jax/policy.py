@@ -1,0 +1,379 @@
+"""The policy π_θ(y | x): the seam between the algorithm and the network."""
+
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax.decoding.beam import Beams, beam_search
+from rest_jax.decoding.loop import sample
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError
+from rest_jax.models.config import T5Config
+from rest_jax.models.layers import AxesOf
+from rest_jax.models.t5 import Transformer
+from rest_jax.sharding import Layout, Placement
+from rest_jax.types import Batch, DecodeCache, Params, Samples, TokenScores
+
+# The numbers are part of the keys of stored samples: never change them.
+PURPOSES = {'grow': 1, 'evaluate': 2, 'online': 3}
+
+Tokens = Int[Array | np.ndarray, 'b s']
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A T5 network on a mesh. Holds no parameters; hashable, static in `jit`.
+
+  Parameters are nested dicts of float32 arrays, named as T5X names them.
+
+  Attributes:
+    config: the shape of the network.
+    layout: the mesh and how arrays are split over it.
+  """
+
+  config: T5Config
+  layout: Layout = Layout()
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh over the devices.
+
+    Raises:
+      ConfigurationError: the devices do not form it, or it does not divide
+        the network's sizes.
+    """
+    return self.placement.mesh
+
+  @functools.cached_property
+  def placement(self) -> Placement:
+    """The mesh with the layout's rules, checked against the network's sizes."""
+    placement = Placement(self.layout.mesh(), self.layout.rules)
+    config = self.config
+    sizes = {
+      'act_embed': config.emb_dim,
+      'embed': config.emb_dim,
+      'heads': config.num_heads,
+      'kv': config.head_dim,
+      'joined_kv': config.num_heads * config.head_dim,
+      'mlp': config.mlp_dim,
+      'vocab': config.vocab_size,
+      'relpos_buckets': config.relpos_num_buckets,
+    }
+    for axis, size in sizes.items():
+      if size % (shards := placement.num_shards(axis)):
+        raise ConfigurationError(
+          f'AxisRules.{axis} splits an axis of {size} over {shards} devices; '
+          'change Layout.model, the rule, or the size in T5Config.'
+        )
+    return placement
+
+  def abstract_params(self) -> Params:
+    """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
+    return jax.tree.map(_unbox, self._boxed_params, is_leaf=_is_box)
+
+  def param_shardings(self) -> Params:
+    """Returns the tree of the parameters' `NamedSharding`s."""
+    return jax.tree.map(
+      lambda box: self.placement.sharding(*box.axes),
+      self._boxed_params,
+      is_leaf=_is_box,
+    )
+
+  def init(self, seed: int) -> Params:
+    """Returns new parameters, made where they are to live."""
+    init = jax.jit(
+      lambda key: jax.tree.map(_unbox, self._init(key), is_leaf=_is_box),
+      out_shardings=self.param_shardings(),
+    )
+    return init(jax.random.key(seed))
+
+  def score(
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> TokenScores:
+    """Scores every target token of a batch. Traceable; not compiled here.
+
+    Args:
+      params: the parameters.
+      batch: rows of padded or packed pairs.
+      dropout_key: a key to train with dropout; None: no dropout.
+    """
+    rngs = None if dropout_key is None else {'dropout': dropout_key}
+    targets = batch.decoder_target_tokens
+    logits = self._model.apply(
+      {'params': params},
+      batch,
+      rngs=rngs,
+      method=lambda model, batch: model.decode(
+        model.encode(batch.encoder_input_tokens, batch.encoder_segment_ids),
+        batch.encoder_input_tokens,
+        batch.decoder_input_tokens,
+        batch.encoder_segment_ids,
+        batch.decoder_segment_ids,
+      ),
+    )
+    return score_tokens(logits, targets)
+
+  def start_cache(
+    self,
+    params: Params,
+    encoder_input_tokens: Tokens,
+    *,
+    num_samples: int,
+    max_decode_len: int,
+  ) -> DecodeCache:
+    """Encodes sources, with room for n samples of t tokens. Traceable."""
+    return self._model.apply(
+      {'params': params},
+      encoder_input_tokens,
+      method=lambda model, tokens: model.start_cache(
+        model.encode(tokens), tokens, num_samples, max_decode_len
+      ),
+    )
+
+  def decode_step(
+    self, params: Params, tokens: Int[Array, 'b n'], cache: DecodeCache
+  ) -> tuple[Float[Array, 'b n v'], DecodeCache]:
+    """Returns float32 logits of the token after the given. Traceable."""
+    return self._model.apply(
+      {'params': params}, tokens, cache, method=Transformer.decode_step
+    )
+
+  def sample(
+    self,
+    params: Params,
+    encoder_input_tokens: Tokens,
+    keys: Key[Array, 'b n'],
+    *,
+    sampling: Sampling,
+    max_decode_len: int,
+    num_tokens: int | None = None,
+  ) -> Samples:
+    """Draws n samples a source. Compiled once a shape and setting.
+
+    Args:
+      params: the parameters.
+      encoder_input_tokens: int32, sources; 0 is padding.
+      keys: one a sample, see `sample_keys`.
+      sampling: how to draw.
+      max_decode_len: most tokens of a sample, EOS counted.
+      num_tokens: size of the tokenizer; ids from it on, and 0, are never
+        drawn. None: the model's vocabulary has no padding.
+
+    Raises:
+      ConfigurationError: the batch does not divide over the mesh, or
+        num_tokens exceeds the vocabulary.
+    """
+    self._check_num_tokens(num_tokens)
+    return _sample(
+      self,
+      params,
+      self._place(encoder_input_tokens),
+      self._place(keys),
+      sampling,
+      max_decode_len,
+      num_tokens,
+    )
+
+  def greedy(
+    self,
+    params: Params,
+    encoder_input_tokens: Tokens,
+    *,
+    max_decode_len: int,
+    num_tokens: int | None = None,
+  ) -> Samples:
+    """Takes the most probable token at every step; n = 1. See `sample`."""
+    # Greedy decoding reads the shape of the keys alone.
+    keys = jax.random.split(
+      jax.random.key(0), (encoder_input_tokens.shape[0], 1)
+    )
+    return self.sample(
+      params,
+      encoder_input_tokens,
+      keys,
+      sampling=Sampling(temperature=0.0),
+      max_decode_len=max_decode_len,
+      num_tokens=num_tokens,
+    )
+
+  def beam_search(
+    self,
+    params: Params,
+    encoder_input_tokens: Tokens,
+    *,
+    num_beams: int = 4,
+    alpha: float = 0.6,
+    max_decode_len: int,
+    num_tokens: int | None = None,
+  ) -> Beams:
+    """Searches the best sequences of every source, best first.
+
+    Args:
+      params: the parameters.
+      encoder_input_tokens: int32, sources; 0 is padding.
+      num_beams: beams a source, k.
+      alpha: exponent of the brevity penalty; 0: none.
+      max_decode_len: most tokens of a hypothesis, EOS counted.
+      num_tokens: as in `sample`.
+
+    Returns:
+      int32 [b, k, t] tokens and float32 [b, k] scores.
+
+    Raises:
+      ConfigurationError: as in `sample`, or num_beams below 1.
+    """
+    self._check_num_tokens(num_tokens)
+    if num_beams < 1:
+      raise ConfigurationError(f'num_beams = {num_beams!r}: set at least 1.')
+    return _beam_search(
+      self,
+      params,
+      self._place(encoder_input_tokens),
+      num_beams,
+      alpha,
+      max_decode_len,
+      num_tokens,
+    )
+
+  @functools.cached_property
+  def _model(self) -> Transformer:
+    return Transformer(self.config, self.placement)
+
+  def _init(self, key: jax.Array) -> Params:
+    # The batch must divide over the mesh: one source a shard.
+    tokens = jnp.ones((self.placement.num_shards('batch'), 1), jnp.int32)
+    return self._model.init({'params': key}, tokens, tokens)['params']
+
+  @functools.cached_property
+  def _boxed_params(self) -> Params:
+    return jax.eval_shape(self._init, jax.random.key(0))
+
+  def _place(self, rows: jax.Array | np.ndarray) -> jax.Array:
+    if rows.shape[0] % (shards := self.placement.num_shards('batch')):
+      raise ConfigurationError(
+        f'A batch of {rows.shape[0]} sources does not divide over {shards} '
+        'devices; set a batch size that is a multiple, or lower Layout.data.'
+      )
+    return jax.device_put(rows, self.placement.sharding('batch', None))
+
+  def _check_num_tokens(self, num_tokens: int | None):
+    if num_tokens is not None and not 1 < num_tokens <= self.config.vocab_size:
+      raise ConfigurationError(
+        f'The tokenizer has {num_tokens} tokens, T5Config.vocab_size is '
+        f'{self.config.vocab_size}; set it to at least as many.'
+      )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _sample(policy, params, tokens, keys, sampling, max_decode_len, num_tokens):
+  cache = policy.start_cache(
+    params,
+    tokens,
+    num_samples=keys.shape[1],
+    max_decode_len=max_decode_len,
+  )
+  return sample(
+    functools.partial(policy.decode_step, params),
+    cache,
+    keys,
+    sampling=sampling,
+    max_decode_len=max_decode_len,
+    num_tokens=num_tokens,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
+def _beam_search(
+  policy, params, tokens, num_beams, alpha, max_decode_len, num_tokens
+):
+  cache = policy.start_cache(
+    params, tokens, num_samples=num_beams, max_decode_len=max_decode_len
+  )
+  return beam_search(
+    functools.partial(policy.decode_step, params),
+    cache,
+    batch_size=tokens.shape[0],
+    num_beams=num_beams,
+    alpha=alpha,
+    max_decode_len=max_decode_len,
+    num_tokens=num_tokens,
+  )
+
+
+def score_tokens(
+  logits: Float[Array, 'b t v'], targets: Int[Array, 'b t']
+) -> TokenScores:
+  """Returns what losses need of float32 logits, see `TokenScores`.
+
+  The target's logit is a sum under a mask, which the compiler fuses with the
+  others: no one-hot array is stored, and a split vocabulary needs no gather.
+  """
+  log_normalizers = jax.nn.logsumexp(logits, axis=-1)
+  ids = jnp.arange(logits.shape[-1])
+  chosen = jnp.sum(
+    jnp.where(targets[..., None] == ids[None, None, :], logits, 0.0), axis=-1
+  )
+  return TokenScores(
+    log_probs=chosen - log_normalizers,
+    log_normalizers=log_normalizers,
+    mean_log_probs=jnp.mean(logits, axis=-1) - log_normalizers,
+  )
+
+
+def sample_keys(
+  seed: int,
+  purpose: str,
+  step: int,
+  source_ids: Int[np.ndarray, ' b'],
+  num_samples: int,
+) -> Key[Array, 'b n']:
+  """Returns the key of every sample, independent of its batch and place.
+
+  Folded from seed, purpose, step, source id and sample index; the position of
+  each token is folded in while decoding.
+
+  Args:
+    seed: the run's.
+    purpose: 'grow', 'evaluate' or 'online'.
+    step: the Grow step or the update.
+    source_ids: int64, at least 0.
+    num_samples: samples a source, n.
+
+  Raises:
+    ValueError: an unknown purpose.
+  """
+  if purpose not in PURPOSES:
+    raise ValueError(f'purpose = {purpose!r}: one of {tuple(PURPOSES)}.')
+  key = jax.random.fold_in(jax.random.key(seed), PURPOSES[purpose])
+  key = jax.random.fold_in(key, step)
+  ids = np.asarray(source_ids, np.int64)
+  # JAX's integers have 32 bits here: fold both halves of an id.
+  halves = np.stack([ids & 0xFFFFFFFF, ids >> 32], axis=1).astype(np.uint32)
+  return _fold_samples(key, halves, num_samples)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _fold_samples(key, halves, num_samples):
+  def source(half):
+    of_source = jax.random.fold_in(jax.random.fold_in(key, half[0]), half[1])
+    return jax.vmap(functools.partial(jax.random.fold_in, of_source))(
+      jnp.arange(num_samples)
+    )
+
+  return jax.vmap(source)(halves)
+
+
+def _is_box(leaf) -> bool:
+  return isinstance(leaf, AxesOf)
+
+
+def _unbox(box: AxesOf):
+  return box.value
