@@ -1,0 +1,295 @@
+"""Checkpoints in rest_jax's own format: orbax arrays and a checksummed index.
+
+A checkpoint is a folder with orbax's files in `state/` and `checkpoint.json`,
+written last, which commits it: names, shapes and dtypes of the arrays, sizes
+and SHA-256 of all files (orbax itself does not see a flipped bit), and what the
+caller wants to remember. A folder without it is what a killed process left
+behind, and is not a checkpoint.
+"""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from rest_jax import errors
+
+_INDEX = 'checkpoint.json'
+_STATE = 'state'
+_FORMAT = 1
+_NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
+
+Tree = Any
+PathLike = str | os.PathLike[str]
+
+
+class Checkpoints:
+  """The checkpoints of one training stage, by step."""
+
+  def __init__(self, folder: PathLike):
+    """Args: folder: holds one folder a step; made at the first `save`."""
+    self._folder = epath.Path(folder)
+
+  def path(self, step: int) -> epath.Path:
+    """The folder of the checkpoint of a step."""
+    return self._folder / str(step)
+
+  def steps(self) -> list[int]:
+    """The steps that have a finished checkpoint, rising."""
+    if not self._folder.is_dir():
+      return []
+    return sorted(
+        int(path.name)
+        for path in self._folder.iterdir()
+        if path.name.isdecimal() and (path / _INDEX).exists()
+    )
+
+  def latest(self) -> int | None:
+    """The last step that has a finished checkpoint, or None."""
+    return max(self.steps(), default=None)
+
+  def save(self, step: int, tree: Tree, extra: dict[str, Any] | None = None):
+    """Saves a tree and returns when it is on disk; replaces one of that step.
+
+    Args:
+      step: its number.
+      tree: a pytree of arrays, such as a `TrainState`.
+      extra: JSON values to remember with it.
+
+    Raises:
+      StorageError: when the folder cannot be written.
+    """
+    _write(self.path(step), tree, extra)
+
+  def extra(self, step: int) -> dict[str, Any]:
+    """What was remembered with the checkpoint of a step.
+
+    Raises:
+      CorruptStateError: when there is none, or its index is damaged.
+    """
+    return _read_index(self.path(step))['extra']
+
+  def restore(self, step: int, abstract: Tree) -> Tree:
+    """Restores the tree of a step.
+
+    Args:
+      step: its number.
+      abstract: a pytree of `jax.ShapeDtypeStruct`, with shardings where arrays
+        shall lie on a mesh.
+
+    Returns:
+      The tree, as `abstract` says.
+
+    Raises:
+      CorruptStateError: when there is none, or a file of it was altered.
+      ConfigurationError: when names or shapes are not those of `abstract`.
+    """
+    return _read(self.path(step), abstract)
+
+  def delete(self, step: int):
+    """Deletes the checkpoint of a step, where there is one."""
+    _clear(self.path(step))
+
+
+def save_params(
+    folder: PathLike, params: Tree, extra: dict[str, Any] | None = None
+):
+  """Saves a policy's parameters, as float32.
+
+  Args:
+    folder: where; replaced if it holds a checkpoint already.
+    params: nested dict of arrays.
+    extra: JSON values to remember with them.
+
+  Raises:
+    StorageError: when the folder cannot be written.
+  """
+  float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  _write(epath.Path(folder), float32, extra)
+
+
+def restore_params(folder: PathLike, abstract: Tree) -> Tree:
+  """Restores what `save_params` saved; see `Checkpoints.restore`."""
+  return _read(epath.Path(folder), abstract)
+
+
+def read_extra(folder: PathLike) -> dict[str, Any]:
+  """What was remembered by `save_params`.
+
+  Raises:
+    CorruptStateError: when there is no checkpoint, or its index is damaged.
+  """
+  return _read_index(epath.Path(folder))['extra']
+
+
+def restore_initial(path: PathLike, abstract: Tree) -> Tree:
+  """Reads parameters to start a run from (`INITIAL_CHECKPOINT_PATH`).
+
+  Args:
+    path: a folder of `save_params`, one step's folder of `Checkpoints`, or the
+      folder of `Checkpoints`, of which the last step is taken.
+    abstract: the policy's parameters, as `jax.ShapeDtypeStruct`.
+
+  Returns:
+    The parameters.
+
+  Raises:
+    ConfigurationError: when there is no checkpoint of ours, or its names or
+      shapes are not those of the policy.
+    CorruptStateError: when a file of it was altered.
+  """
+  folder = epath.Path(path)
+  if not (folder / _INDEX).exists():
+    checkpoints = Checkpoints(folder)
+    step = checkpoints.latest()
+    if step is None:
+      raise errors.ConfigurationError(
+          f"INITIAL_CHECKPOINT_PATH = '{path}' holds no checkpoint of "
+          f'rest_jax (no {_INDEX} in it): give the folder of one.'
+      )
+    folder = checkpoints.path(step)
+  if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
+    return _read(folder, {'params': abstract}, prefix='params/')['params']
+  return _read(folder, abstract)
+
+
+def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
+  try:
+    _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      checkpointer.save(folder / _STATE, args=ocp.args.PyTreeSave(tree))
+    if jax.process_index() == 0:
+      index = {
+          'format': _FORMAT,
+          'arrays': _describe(tree),
+          'files': _checksums(folder / _STATE),
+          'extra': extra or {},
+      }
+      _write_index(folder, json.dumps(index, indent=1, sort_keys=True))
+  except (OSError, ValueError) as error:
+    if isinstance(error, ValueError) and not any(
+        sign in str(error) for sign in _NO_SPACE
+    ):
+      raise
+    raise errors.StorageError(
+        f'Cannot write the checkpoint {folder} ({_first_line(error)}): free '
+        'space there or choose another MODEL_DIR.'
+    ) from error
+
+
+def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
+  index = _read_index(folder)
+  wanted = _describe(abstract)
+  stored = {
+      name: value
+      for name, value in index['arrays'].items()
+      if name.startswith(prefix)
+  }
+  _check_names(folder, wanted, stored)
+  _check_files(folder, index['files'])
+  restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(
+        folder / _STATE,
+        args=ocp.args.PyTreeRestore(
+            abstract, restore_args=restore_args, partial_restore=bool(prefix)
+        ),
+    )
+
+
+def _describe(tree: Tree) -> dict[str, list]:
+  """Name → [shape, dtype] of every array of a tree."""
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): [
+          list(leaf.shape), np.dtype(leaf.dtype).name
+      ]
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _check_names(folder: epath.Path, wanted: dict, stored: dict):
+  """Compares names and shapes; dtypes may differ, and are converted."""
+  problems = [f'{name} is missing' for name in wanted if name not in stored]
+  problems += [f'{name} is unknown' for name in stored if name not in wanted]
+  problems += [
+      f'{name} has shape {tuple(stored[name][0])}, not {tuple(shape)}'
+      for name, (shape, _) in wanted.items()
+      if name in stored and stored[name][0] != shape
+  ]
+  if problems:
+    shown = '; '.join(problems[:6])
+    more = f'; and {len(problems) - 6} more' if len(problems) > 6 else ''
+    raise errors.ConfigurationError(
+        f'The checkpoint {folder} is not of this model or optimiser: '
+        f'{shown}{more}. Bind the settings it was trained with (model size, '
+        'vocabulary, optimiser), or give another checkpoint.'
+    )
+
+
+def _read_index(folder: epath.Path) -> dict[str, Any]:
+  path = folder / _INDEX
+  try:
+    index = json.loads(path.read_text())
+    if index['format'] != _FORMAT:
+      raise ValueError(f'format {index["format"]} instead of {_FORMAT}')
+    return {key: index[key] for key in ('arrays', 'files', 'extra')}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.CorruptStateError(
+        f'There is no readable checkpoint in {folder} ({_first_line(error)}): '
+        'delete it and start again from the one before.'
+    ) from error
+
+
+def _checksums(folder: epath.Path) -> dict[str, list]:
+  return {
+      os.path.relpath(path, folder): [path.stat().length, _sha256(path)]
+      for path in sorted(folder.rglob('*'))
+      if path.is_file()
+  }
+
+
+def _check_files(folder: epath.Path, files: dict[str, list]):
+  for name, (size, digest) in files.items():
+    path = folder / _STATE / name
+    try:
+      intact = path.stat().length == size and _sha256(path) == digest
+    except OSError:
+      intact = False
+    if not intact:
+      raise errors.CorruptStateError(
+          f'{path} is missing or was altered since the checkpoint was saved: '
+          f'delete {folder} and start again from the one before.'
+      )
+
+
+def _sha256(path: epath.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _write_index(folder: epath.Path, text: str):
+  temporary = folder / f'{_INDEX}.tmp'
+  with temporary.open('w') as file:
+    file.write(text)
+    file.flush()
+    if hasattr(file, 'fileno'):
+      os.fsync(file.fileno())
+  temporary.rename(folder / _INDEX)
+
+
+def _clear(folder: epath.Path):
+  """Deletes a checkpoint; its index first, so that no half of it counts."""
+  (folder / _INDEX).unlink(missing_ok=True)
+  if folder.exists():
+    folder.rmtree()
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0]

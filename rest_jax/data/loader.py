@@ -1,0 +1,278 @@
+"""Batches of packed training rows; a batch is a pure function of (seed, step).
+
+Nothing is lost at a restart, and every host computes its part alone.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import grain
+import numpy as np
+
+from rest_jax import errors, types
+from rest_jax.data import packing as packing_lib
+from rest_jax.data import training_rows
+
+Packing = packing_lib.Packing
+TrainingRows = training_rows.TrainingRows
+write_rows = training_rows.write_rows
+
+Mixture = float | Literal['union']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingBatches:
+  """An endless sequence of packed batches, by step.
+
+  Rows are packed once; each epoch takes the packed rows in another order, and
+  a batch may straddle two epochs, so that nothing is left over.
+
+  Attributes:
+    rows: the training rows.
+    packing: shape of a batch.
+    seed: of packing and order.
+    mixture: 'union' takes every row exactly once an epoch. A number λ in [0, 1]
+      makes a training row a grown one with that probability (in fixed turns,
+      not by chance); then an epoch takes every grown row once (every original
+      row where λ is 0).
+    process_index: number of this host.
+    process_count: how many hosts share a batch.
+
+  Raises:
+    ConfigurationError: when the batch does not divide over the hosts, or λ asks
+      for rows that do not exist.
+    DataError: when a row does not fit into the packing.
+  """
+
+  rows: training_rows.TrainingRows
+  packing: packing_lib.Packing
+  seed: int
+  mixture: Mixture = 'union'
+  process_index: int = 0
+  process_count: int = 1
+
+  def __post_init__(self):
+    if self.packing.rows_per_batch % self.process_count:
+      raise errors.ConfigurationError(
+          f'Packing.rows_per_batch = {self.packing.rows_per_batch} does not '
+          f'divide over {self.process_count} hosts: choose a multiple.'
+      )
+    assert self._plans  # Made now, so that its errors come now.
+
+  @functools.cached_property
+  def _plans(self) -> tuple[packing_lib.Plan, ...]:
+    """The plans that are mixed: (all), (grown, original) or one of these."""
+    if self.mixture == 'union':
+      return (self._plan(np.arange(len(self.rows)), 'any'),)
+    if isinstance(self.mixture, str) or not 0 <= self.mixture <= 1:
+      raise errors.ConfigurationError(
+          f"mixture = {self.mixture!r}: must be 'union' or a number in [0, 1]."
+      )
+    is_original = np.asarray(self.rows.is_original)
+    plans = []
+    if self.mixture > 0:
+      plans.append(self._plan(np.flatnonzero(~is_original), 'grown'))
+    if self.mixture < 1:
+      plans.append(self._plan(np.flatnonzero(is_original), 'original'))
+    return tuple(plans)
+
+  def _plan(self, numbers: np.ndarray, kind: str) -> packing_lib.Plan:
+    if not numbers.size:
+      raise errors.ConfigurationError(
+          f'mixture = {self.mixture!r} asks for {kind} rows, but there are '
+          "none: use mixture = 'union', or change the filter."
+      )
+    plan = packing_lib.plan_packing(
+        self.rows.source_lengths[numbers],
+        self.rows.target_lengths[numbers],
+        self.packing,
+        self.seed,
+    )
+    return packing_lib.Plan(numbers[plan.pairs], plan.offsets)
+
+  @functools.cached_property
+  def _row_shares(self) -> tuple[float, ...]:
+    """The share of packed rows that comes from each plan."""
+    if len(self._plans) == 1:
+      return (1.0,)
+    # λ counts pairs; a packed row holds more of them where they are shorter.
+    wanted = (self.mixture, 1.0 - self.mixture)
+    shares = [
+        share * len(plan) / len(plan.pairs)
+        for share, plan in zip(wanted, self._plans, strict=True)
+    ]
+    return tuple(share / sum(shares) for share in shares)
+
+  @functools.cached_property
+  def _dataset(self) -> grain.MapDataset:
+    parts = []
+    for number, plan in enumerate(self._plans):
+      # grain adds the epoch to the seed, so neighbouring seeds would share
+      # their epochs; hashed ones do not.
+      state = np.random.SeedSequence([self.seed, number]).generate_state(1)
+      parts.append(
+          grain.MapDataset.source(_PackedRows(plan))
+          .shuffle(seed=int(state[0]))
+          .repeat()
+      )
+    mixed = parts[0]
+    if len(parts) > 1:
+      mixed = grain.MapDataset.mix(parts, weights=self._row_shares)
+    return mixed[self.process_index :: self.process_count].batch(
+        self.packing.rows_per_batch // self.process_count,
+        batch_fn=functools.partial(assemble, self.rows, self.packing),
+    )
+
+  def __getitem__(self, step: int) -> types.Batch:
+    """Returns this host's rows of the batch of a step, as numpy arrays."""
+    return self._dataset[step]
+
+  def starting_at(self, step: int) -> Iterator[types.Batch]:
+    """Yields the batches of `step`, `step` + 1, … without end."""
+    return map(self.__getitem__, itertools.count(step))
+
+  def once(self) -> Iterator[types.Batch]:
+    """Yields every row once, in a fixed order; the last batch is padded."""
+    everything = self._plan(np.arange(len(self.rows)), 'any')
+    packed = _PackedRows(everything)
+    share = self.packing.rows_per_batch // self.process_count
+    for start in range(0, len(packed), self.packing.rows_per_batch):
+      mine = start + self.process_index * share
+      chosen = [packed[i] for i in range(mine, mine + share) if i < len(packed)]
+      chosen += [np.zeros(0, np.int64)] * (share - len(chosen))
+      yield assemble(self.rows, self.packing, chosen)
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Updates after which an epoch is over, rounded up."""
+    rows = len(self._plans[0]) / self._row_shares[0]
+    return math.ceil(rows / self.packing.rows_per_batch)
+
+  @functools.cached_property
+  def padding_share(self) -> float:
+    """The share of a batch's positions, on both sides, that is padding."""
+    room = self.packing.source_length + self.packing.target_length
+    full = 0.0
+    for plan, share in zip(self._plans, self._row_shares, strict=True):
+      tokens = (
+          self.rows.source_lengths[plan.pairs].sum()
+          + self.rows.target_lengths[plan.pairs].sum()
+      )
+      full += share * float(tokens) / (len(plan) * room)
+    return 1.0 - full
+
+  @functools.cached_property
+  def grown_share(self) -> float:
+    """The share of training rows that are grown ones, as realised."""
+    if len(self._plans) > 1:
+      return float(self.mixture)
+    pairs = self._plans[0].pairs
+    return 1.0 - float(np.asarray(self.rows.is_original)[pairs].mean())
+
+
+def batches(
+    rows: training_rows.TrainingRows,
+    packing: packing_lib.Packing,
+    seed: int,
+    start_step: int = 0,
+    *,
+    mixture: Mixture = 'union',
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[types.Batch]:
+  """Yields batches from a step on, without end; see `TrainingBatches`."""
+  return TrainingBatches(
+      rows, packing, seed, mixture, process_index, process_count
+  ).starting_at(start_step)
+
+
+class _PackedRows:
+  """Numbers of the pairs of each packed row, a source for grain."""
+
+  def __init__(self, plan: packing_lib.Plan):
+    self._plan = plan
+
+  def __len__(self) -> int:
+    return len(self._plan)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    return self._plan.row(index % len(self))
+
+  def __repr__(self) -> str:
+    return f'_PackedRows(length={len(self)})'
+
+
+def assemble(
+    rows: training_rows.TrainingRows,
+    packing: packing_lib.Packing,
+    packed: Sequence[np.ndarray],
+) -> types.Batch:
+  """Lays pairs out as the worked example of `types.Batch` shows.
+
+  Args:
+    rows: the training rows.
+    packing: lengths of a row.
+    packed: the numbers of the pairs of each row, int64 [k]; may be empty.
+
+  Returns:
+    A batch of numpy arrays, [len(packed), source_length or target_length].
+  """
+  pairs = np.concatenate(packed).astype(np.int64)
+  row_of = np.repeat(np.arange(len(packed)), [len(p) for p in packed])
+  number = np.concatenate([np.arange(1, len(p) + 1) for p in packed])
+  source = _Side(rows.source_offsets, pairs, row_of, number)
+  target = _Side(rows.target_offsets, pairs, row_of, number)
+  source_shape = (len(packed), packing.source_length)
+  target_shape = (len(packed), packing.target_length)
+  inputs = np.zeros(target_shape, np.int32)
+  targets = target.lay(target_shape, rows.target_tokens[target.token])
+  # Shifted right by one inside each pair; its first input is 0.
+  later = target.within > 0
+  inputs[target.row[later], target.column[later]] = rows.target_tokens[
+      target.token[later] - 1
+  ]
+  return types.Batch(
+      encoder_input_tokens=source.lay(
+          source_shape, rows.source_tokens[source.token]
+      ),
+      decoder_input_tokens=inputs,
+      decoder_target_tokens=targets,
+      decoder_loss_weights=target.lay(
+          target_shape, rows.weights[pairs][target.pair], np.float32
+      ),
+      encoder_segment_ids=source.lay(source_shape, number[source.pair]),
+      decoder_segment_ids=target.lay(target_shape, number[target.pair]),
+  )
+
+
+class _Side:
+  """Where each token of one side of a batch comes from and goes to.
+
+  Attributes, each int64 [tokens of the batch]:
+    pair: the pair, counted within the batch.
+    within: the position inside its pair.
+    token: the position in the flat array of tokens.
+    row: the row of the batch.
+    column: the position in that row.
+  """
+
+  def __init__(self, offsets, pairs, row_of, number):
+    starts = np.asarray(offsets[pairs])
+    lengths = np.asarray(offsets[pairs + 1]) - starts
+    before = np.cumsum(lengths) - lengths
+    # A row begins where its first pair does.
+    row_start = np.maximum.accumulate(np.where(number == 1, before, 0))
+    self.pair = np.repeat(np.arange(len(pairs)), lengths)
+    self.within = np.arange(len(self.pair)) - before[self.pair]
+    self.token = starts[self.pair] + self.within
+    self.row = row_of[self.pair]
+    self.column = (before - row_start)[self.pair] + self.within
+
+  def lay(self, shape, values, dtype=np.int32) -> np.ndarray:
+    array = np.zeros(shape, dtype)
+    array[self.row, self.column] = values
+    return array

@@ -1,0 +1,219 @@
+"""The rows that a training stage learns from, as memory-mapped flat arrays.
+
+A random row of Parquet costs milliseconds; so a stage first writes the rows
+that its selection kept here, in order, and training reads them at random.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from rest_jax import errors
+
+_ARRAYS = {
+    'source_tokens': np.int32,
+    'target_tokens': np.int32,
+    'source_offsets': np.int64,
+    'target_offsets': np.int64,
+    'weights': np.float32,
+    'is_original': np.bool_,
+}
+_INDEX = 'rows.json'
+
+
+class TrainingRows:
+  """Training pairs on a local disk, read at random; see `write_rows`.
+
+  Attributes:
+    source_tokens: int32 [all source tokens], of all rows one after another.
+    target_tokens: int32 [all target tokens], likewise.
+    source_offsets: int64 [n + 1], where each row's source begins.
+    target_offsets: int64 [n + 1], where each row's target begins.
+    weights: float32 [n], the loss weight of each row, never 0.
+    is_original: bool [n], whether a row comes from the original data D (else
+      it was grown).
+    dropped: how many rows were not written because their weight was 0.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Opens rows that `write_rows` has finished.
+
+    Args:
+      folder: a folder on a local disk.
+
+    Raises:
+      CorruptStateError: when the rows are missing, unfinished or cut short.
+    """
+    folder = pathlib.Path(folder)
+    try:
+      index = json.loads((folder / _INDEX).read_text())
+      for name, dtype in _ARRAYS.items():
+        array = _open_array(folder / f'{name}.npy')
+        if array.dtype != dtype or len(array) != index['lengths'][name]:
+          raise ValueError(f'{name}.npy has another length or type')
+        setattr(self, name, array)
+      self.dropped = index['dropped']
+    except (OSError, ValueError, KeyError) as error:
+      raise errors.CorruptStateError(
+          f'Training rows in {folder} cannot be read ({error}): delete the '
+          'folder and start again, which writes them anew.'
+      ) from error
+
+  def __len__(self) -> int:
+    return len(self.weights)
+
+  @property
+  def source_lengths(self) -> np.ndarray:
+    """int64 [n], tokens of each source, EOS counted."""
+    return np.diff(self.source_offsets)
+
+  @property
+  def target_lengths(self) -> np.ndarray:
+    """int64 [n], tokens of each target, EOS counted."""
+    return np.diff(self.target_offsets)
+
+  def row(self, index: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Returns source tokens, target tokens, weight and is_original of a row."""
+    source, target = self.source_offsets, self.target_offsets
+    return (
+        self.source_tokens[source[index] : source[index + 1]],
+        self.target_tokens[target[index] : target[index + 1]],
+        float(self.weights[index]),
+        bool(self.is_original[index]),
+    )
+
+
+def write_rows(
+    folder: str | os.PathLike[str],
+    rows: Iterable[tuple[Sequence[int], Sequence[int], float, bool]],
+) -> TrainingRows:
+  """Writes training rows in constant memory; rows of weight 0 are dropped.
+
+  The index is written last: a folder without it is unfinished, and is written
+  over.
+
+  Args:
+    folder: a folder on a local disk; made where it is missing.
+    rows: source tokens and target tokens (EOS included, no padding), loss
+      weight, and whether the row comes from the original data.
+
+  Returns:
+    The rows, opened.
+
+  Raises:
+    DataError: when a row has no tokens, a token below 1, or a weight that is
+      not finite, or when no row is left.
+    StorageError: when the folder cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _INDEX).unlink(missing_ok=True)
+    files = {
+        name: _ArrayFile(folder / f'{name}.npy', dtype)
+        for name, dtype in _ARRAYS.items()
+    }
+    try:
+      dropped = _write_all(files, rows)
+    finally:
+      for file in files.values():
+        file.close()
+    lengths = {name: file.length for name, file in files.items()}
+    if not lengths['weights']:
+      raise errors.DataError(
+          f'No training row is left for {folder} ({dropped} had weight 0): '
+          'lower the threshold, or grow more samples.'
+      )
+    _write_index(folder, {'lengths': lengths, 'dropped': dropped})
+  except OSError as error:
+    raise errors.StorageError(
+        f'Cannot write training rows to {folder} ({error}): free space there '
+        'or choose another MODEL_DIR.'
+    ) from error
+  return TrainingRows(folder)
+
+
+def _write_all(files, rows) -> int:
+  """Appends all rows to the arrays' files; returns how many were dropped."""
+  ends = {'source': 0, 'target': 0}
+  for side in ends:
+    files[f'{side}_offsets'].append([0])
+  dropped = 0
+  for number, (source, target, weight, is_original) in enumerate(rows):
+    if not np.isfinite(weight):
+      raise errors.DataError(
+          f'Training row {number} has weight {weight}: it must be finite; '
+          'look at the selection or loss that gave it.'
+      )
+    if weight == 0:
+      dropped += 1
+      continue
+    for side, tokens in (('source', source), ('target', target)):
+      if not len(tokens) or min(tokens) < 1:
+        raise errors.DataError(
+            f'Training row {number} has {side} tokens {list(tokens)[:8]}: '
+            'they must be at least one, and none of them padding (0).'
+        )
+      files[f'{side}_tokens'].append(tokens)
+      ends[side] += len(tokens)
+      files[f'{side}_offsets'].append([ends[side]])
+    files['weights'].append([weight])
+    files['is_original'].append([is_original])
+  return dropped
+
+
+class _ArrayFile:
+  """A growing .npy file; numpy's header leaves room for its length."""
+
+  _BUFFERED = 1 << 16
+
+  def __init__(self, path: pathlib.Path, dtype):
+    self._dtype = np.dtype(dtype)
+    self._file = open(path, 'wb')  # noqa: SIM115, closed by close().
+    self._buffer = []
+    self.length = 0
+    self._write_header()
+
+  def _write_header(self):
+    self._file.seek(0)
+    np.lib.format.write_array_header_1_0(
+        self._file,
+        {
+            'descr': np.lib.format.dtype_to_descr(self._dtype),
+            'fortran_order': False,
+            'shape': (self.length,),
+        },
+    )
+
+  def append(self, values: Sequence):
+    self._buffer.extend(values)
+    self.length += len(values)
+    if len(self._buffer) >= self._BUFFERED:
+      self._flush()
+
+  def _flush(self):
+    self._file.write(np.asarray(self._buffer, self._dtype).tobytes())
+    self._buffer.clear()
+
+  def close(self):
+    with self._file:
+      self._flush()
+      self._write_header()
+      self._file.flush()
+      os.fsync(self._file.fileno())
+
+
+def _open_array(path: pathlib.Path) -> np.ndarray:
+  return np.load(path, mmap_mode='r', allow_pickle=False)
+
+
+def _write_index(folder: pathlib.Path, index: dict[str, object]):
+  temporary = folder / f'{_INDEX}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as file:
+    json.dump(index, file)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, folder / _INDEX)

@@ -1,0 +1,162 @@
+"""Losses on the policy's log-probabilities: one equation, one function.
+
+A loss gives a value a target token. Which tokens count, and how much, stands in
+`Batch.decoder_loss_weights` (the filter F(x, y; τ) of ReST times any importance
+weight); `rest_jax.training.step` sums and divides, once over all microbatches
+and hosts.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rest_jax import errors, types
+
+Normalization = Literal['tokens', 'sequences']
+
+
+def negative_log_likelihood(
+    log_probs: Float[Array, '*shape'],
+) -> Float[Array, '*shape']:
+  """ℓ_t = −log π_θ(y_t | y_<t, x), the behavioural cloning (BC) loss.
+
+  Gulcehre et al., Reinforced Self-Training (ReST) for Language Modeling, 2023,
+  arXiv:2308.08998, equation 1. Weighted by F(x, y; τ) it is equation 2, the
+  Improve step.
+
+  Args:
+    log_probs: float32, log π_θ(y_t | y_<t, x) in nats.
+
+  Returns:
+    float32, nats a token.
+  """
+  return -log_probs
+
+
+def label_smoothing(
+    token_losses: Float[Array, '*shape'],
+    mean_log_probs: Float[Array, '*shape'],
+    epsilon: float,
+) -> Float[Array, '*shape']:
+  """(1 − ε) ℓ_t + ε · (−1/|V| Σ_v log π_θ(v | y_<t, x)).
+
+  Szegedy et al., Rethinking the Inception Architecture, 2016, section 7: the
+  cross-entropy to targets of which a share ε is spread over the vocabulary.
+  Unlike T5X's it does not subtract the entropy of those targets, a constant.
+
+  Args:
+    token_losses: float32, ℓ_t in nats.
+    mean_log_probs: float32, the mean of log π_θ over the vocabulary, in nats.
+    epsilon: the share ε, in [0, 1).
+
+  Returns:
+    float32, nats a token.
+  """
+  return (1.0 - epsilon) * token_losses - epsilon * mean_log_probs
+
+
+def z_loss(
+    log_normalizers: Float[Array, '*shape'], coefficient: float
+) -> Float[Array, '*shape']:
+  """The penalty c · (log Z_t)², which keeps the normaliser near 1.
+
+  Chowdhery et al., PaLM, 2022, arXiv:2204.02311, section 5; T5X's `z_loss`.
+
+  Args:
+    log_normalizers: float32, log Z_t = logsumexp of the logits.
+    coefficient: c, at least 0 (T5X uses 1e-4).
+
+  Returns:
+    float32, a penalty a token.
+  """
+  return coefficient * jnp.square(log_normalizers)
+
+
+def loss_normalizer(
+    batch: types.Batch, normalization: Normalization
+) -> Float[Array, '']:
+  """What the weighted sum of token losses is divided by.
+
+  `tokens`: Σ |w_t| over target tokens, a mean over tokens. `sequences`: Σ |w|
+  over sequences, so that tokens are summed and sequences averaged, which is the
+  form of equations 1 and 2 of the ReST paper. Magnitudes, since a sum of signed
+  weights may vanish.
+
+  Args:
+    batch: training pairs, packed or not.
+    normalization: 'tokens' or 'sequences'.
+
+  Returns:
+    float32 [], 0 when no token has weight.
+  """
+  weights = jnp.abs(batch.decoder_loss_weights)
+  if normalization == 'sequences':
+    # 0 is padding and the decoder's start token; on padding the weight is 0.
+    weights = jnp.where(batch.decoder_input_tokens == 0, weights, 0.0)
+  return jnp.sum(weights)
+
+
+def count_tokens(batch: types.Batch) -> Int[Array, '']:
+  """How many target tokens count: those whose weight is not 0, int32 []."""
+  return jnp.sum(batch.decoder_loss_weights != 0, dtype=jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class BehavioralCloning:
+  """BC, and with weights in the batch reward-weighted BC (ReST's Improve).
+
+  Attributes:
+    label_smoothing: the share ε of the targets spread over the vocabulary.
+    z_loss: coefficient of (log Z)².
+    normalization: 'tokens' (mean over target tokens) or 'sequences' (sum over
+      tokens, mean over sequences: the paper's form).
+
+  Raises:
+    ConfigurationError: when a value is out of its range.
+  """
+
+  label_smoothing: float = 0.0
+  z_loss: float = 0.0
+  normalization: Normalization = 'tokens'
+
+  def __post_init__(self):
+    if not 0.0 <= self.label_smoothing < 1.0:
+      raise errors.ConfigurationError(
+          f'BehavioralCloning.label_smoothing = {self.label_smoothing}: must '
+          'be in [0, 1).'
+      )
+    if not 0.0 <= self.z_loss < float('inf'):
+      raise errors.ConfigurationError(
+          f'BehavioralCloning.z_loss = {self.z_loss}: must be at least 0 '
+          '(T5X uses 1e-4).'
+      )
+    if self.normalization not in ('tokens', 'sequences'):
+      raise errors.ConfigurationError(
+          f'BehavioralCloning.normalization = {self.normalization!r}: must be '
+          "'tokens' or 'sequences'."
+      )
+
+  def __call__(
+      self, scores: types.TokenScores, batch: types.Batch
+  ) -> jax.Array:
+    """Returns the loss of each target token, unweighted.
+
+    Args:
+      scores: what the policy says of the targets, each field [b, t].
+      batch: the same targets; this loss needs nothing of it.
+
+    Returns:
+      float32 [b, t], nats; without meaning where the weight is 0.
+    """
+    del batch
+    losses = negative_log_likelihood(scores.log_probs)
+    if self.label_smoothing:
+      losses = label_smoothing(
+          losses, scores.mean_log_probs, self.label_smoothing
+      )
+    if self.z_loss:
+      losses = losses + z_loss(scores.log_normalizers, self.z_loss)
+    return losses

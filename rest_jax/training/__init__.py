@@ -1,0 +1,1 @@
+"""Training: optimiser, state, one update, and the loop."""
