@@ -1,0 +1,172 @@
+"""Scored samples as selections see them: numpy columns of whole sources."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64, UInt64
+
+POLICY, REFERENCE, IMPORTED = 0, 1, 2  # Codes of `Rows.origin`.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+  """Scored rows of k whole sources, m rows in all; those of a source together.
+
+  Attributes:
+    source_ids: int64 [k].
+    offsets: int64 [k + 1], where each source's rows start, and m.
+    sample_index: int32 [m], −1 for references.
+    origin: int8 [m], POLICY, REFERENCE or IMPORTED.
+    reward: float32 [m], in [0, 1], higher is better.
+    finished: bool [m], whether EOS was reached; True for references.
+    lengths: int32 [m], target tokens, EOS counted.
+    text_ids: int32 [m], equal where the target texts are equal.
+    copies: bool [m], whether the target is the source, but for outer spaces.
+    length_ratios: float32 [m], characters of target over those of source.
+    repetitions: int32 [m], how often the most repeated phrase (of up to 8
+      tokens) follows itself without a break; 1 is no repetition.
+  """
+
+  source_ids: Int64[np.ndarray, 'k']
+  offsets: Int64[np.ndarray, 'k+1']
+  sample_index: Int32[np.ndarray, 'm']
+  origin: Int8[np.ndarray, 'm']
+  reward: Float32[np.ndarray, 'm']
+  finished: Bool[np.ndarray, 'm']
+  lengths: Int32[np.ndarray, 'm']
+  text_ids: Int32[np.ndarray, 'm'] | None = None
+  copies: Bool[np.ndarray, 'm'] | None = None
+  length_ratios: Float32[np.ndarray, 'm'] | None = None
+  repetitions: Int32[np.ndarray, 'm'] | None = None
+
+  @property
+  def num_sources(self) -> int:
+    """The number of sources, k."""
+    return len(self.source_ids)
+
+  @functools.cached_property
+  def source_of_row(self) -> Int64[np.ndarray, 'm']:
+    """The place in `source_ids` of each row's source."""
+    return np.repeat(np.arange(self.num_sources), np.diff(self.offsets))
+
+  @functools.cached_property
+  def is_reference(self) -> Bool[np.ndarray, 'm']:
+    """Whether a row is a reference; the others are samples."""
+    return self.origin == REFERENCE
+
+  def count(self, mask: Bool[np.ndarray, 'm']) -> Int64[np.ndarray, 'k']:
+    """How many rows of each source a mask holds."""
+    rows = self.source_of_row[mask]
+    return np.bincount(rows, minlength=self.num_sources)
+
+
+def first_occurrences(
+  rows: Rows, alive: Bool[np.ndarray, 'm']
+) -> Bool[np.ndarray, 'm']:
+  """Rows alive whose text no earlier sample of their source has.
+
+  References neither count nor are dropped; of a sample of the policy and an
+  imported one with the same text, the policy's stays.
+  """
+  samples = np.flatnonzero(alive & ~rows.is_reference)
+  texts = np.int64(rows.text_ids.max(initial=0)) + 1
+  keys = rows.source_of_row[samples] * texts + rows.text_ids[samples]
+  order = np.lexsort((rows.origin[samples], keys))
+  keys = keys[order]
+  first = np.ones(len(keys), bool)
+  first[1:] = keys[1:] != keys[:-1]
+  distinct = alive & rows.is_reference
+  distinct[samples[order[first]]] = True
+  return distinct
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranked:
+  """Rewards of some rows, sorted within each source.
+
+  Attributes:
+    rewards: float64 [n], ascending within a source.
+    starts: int64 [k], where each source's begin.
+    counts: int64 [k].
+  """
+
+  rewards: Float[np.ndarray, 'n']
+  starts: Int[np.ndarray, 'k']
+  counts: Int[np.ndarray, 'k']
+
+  @classmethod
+  def of(cls, rows: Rows, mask: Bool[np.ndarray, 'm']) -> 'Ranked':
+    chosen = np.flatnonzero(mask)
+    order = np.lexsort((rows.reward[chosen], rows.source_of_row[chosen]))
+    counts = rows.count(mask)
+    rewards = rows.reward[chosen[order]].astype(np.float64)
+    return cls(rewards, np.cumsum(counts) - counts, counts)
+
+  def at(self, rank: np.ndarray) -> Float[np.ndarray, 'k']:
+    """The reward of a rank (from 0) in each source; 0 in empty ones."""
+    padded = np.append(self.rewards, 0.0)
+    filled = self.counts > 0
+    place = self.starts + np.asarray(rank, np.int64)
+    return padded[np.where(filled, place, len(self.rewards))]
+
+  @property
+  def means(self) -> Float[np.ndarray, 'k']:
+    """The mean reward of each source; 0 in empty ones."""
+    source = np.repeat(np.arange(len(self.counts)), self.counts)
+    sums = np.bincount(source, self.rewards, minlength=len(self.counts))
+    return sums / np.maximum(self.counts, 1)
+
+
+def yardstick(
+  rows: Rows, distinct: Bool[np.ndarray, 'm']
+) -> Bool[np.ndarray, 'm']:
+  """Rows that per-source statistics are taken from; see `selection`."""
+  policy = distinct & (rows.origin == POLICY)
+  without = rows.count(policy) == 0
+  return policy | (
+    distinct & (rows.origin == IMPORTED) & without[rows.source_of_row]
+  )
+
+
+def reaches(
+  rows: Rows,
+  bars: Float[np.ndarray, 'k'],
+  counts: Int[np.ndarray, 'k'],
+) -> Bool[np.ndarray, 'm']:
+  """Rows whose reward is at least their source's bar, or that have no bar."""
+  bars = np.where(counts > 0, bars, -np.inf)
+  return rows.reward.astype(np.float64) >= bars[rows.source_of_row]
+
+
+def first_of_each(
+  rows: Rows,
+  among: Bool[np.ndarray, 'm'],
+  order: np.ndarray,
+  number: int | Int[np.ndarray, 'k'],
+) -> Bool[np.ndarray, 'm']:
+  """The `number` rows of each source that come first in `order`, of `among`."""
+  chosen = np.flatnonzero(among)
+  source = rows.source_of_row[chosen]
+  ranked = np.lexsort((rows.sample_index[chosen], order[chosen], source))
+  counts = rows.count(among)
+  rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+  limit = np.broadcast_to(number, counts.shape)[source[ranked]]
+  kept = np.zeros(len(among), bool)
+  kept[chosen[ranked[rank < limit]]] = True
+  return kept
+
+
+def random_order(rows: Rows, seed: int) -> UInt64[np.ndarray, 'm']:
+  """A random number a row, a function of (seed, source, sample) alone."""
+  state = _mix(np.uint64(seed % 2**64) + np.zeros(1, np.uint64))
+  state = _mix(state + rows.source_ids[rows.source_of_row].astype(np.uint64))
+  return _mix(state + rows.sample_index.astype(np.uint64))
+
+
+def _mix(x: UInt64[np.ndarray, '_']) -> UInt64[np.ndarray, '_']:
+  """SplitMix64 (Steele, Lea and Flood 2014): a bijective mixing of 64 bits."""
+  x = x + np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))

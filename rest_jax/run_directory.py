@@ -1,0 +1,399 @@
+"""The run directory: stage folders, what commits them, and who may write.
+
+A stage reads committed folders and writes one folder. It is committed by its
+`stage.json`, which is written last and atomically and lists the size and
+SHA-256 of every file; until then `begun.json` says what it is being made with.
+So the same command, run again after any kind of death, skips what is
+committed, continues what is begun, and refuses to mix two configurations.
+
+  run = RunDirectory(model_dir)
+  with run.lock():
+    stage = run.stage('grow_1/samples')
+    stage.begin(config={'SAMPLES': 8}, inputs={'supervised': fingerprint})
+    if not stage.committed:
+      for number in range(chunks):
+        name = f'part-{number:05d}.parquet'
+        if stage.part(name) is None:
+          stage.write_part(name, data, {'rows': rows})
+      stage.commit(counts={'rows': 800}, seconds=12.5)
+
+Files on disk of a stage: its own files; `stage.json`; until it is committed
+`begun.json` and, for each part, `.parts/<part>.json` with its size and SHA-256.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from rest_jax import errors, run_lock, storage
+
+SCHEMA_VERSION = 1  # Of stage.json and of the folders' layout.
+
+write_atomic = storage.write_atomic
+write_json_atomic = storage.write_json_atomic
+
+_STAGE = 'stage.json'
+_BEGUN = 'begun.json'
+_PARTS = '.parts'
+_BRANCH_HINT = 'start a new run in another MODEL_DIR'
+
+# Stages whose checksums this process has verified: (folder, fingerprint).
+_verified: set[tuple[str, str]] = set()
+
+
+class RunDirectory:
+  """A run's folder (MODEL_DIR), local or in an object store."""
+
+  def __init__(self, path: storage.PathLike):
+    """Names the folder; nothing is read or written yet."""
+    self.path = epath.Path(path)
+
+  def lock(self) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from writing here while the context lasts.
+
+    Reading committed stages, as another run's branch or `status` do, needs no
+    lock.
+
+    Raises:
+      LockedError: another process holds it (named with its host).
+      StorageError: the folder cannot be written.
+    """
+    return run_lock.hold(self.path / '.lock')
+
+  def stage(self, name: str) -> 'Stage':
+    """The stage of that name, which is also its folder (`grow_1/improve_2`).
+
+    Raises:
+      ConfigurationError: the name would lead out of the run directory.
+    """
+    parts = name.split('/')
+    if any(p in ('', '.', '..') or p.startswith('.') for p in parts):
+      raise errors.ConfigurationError(
+        f'{name!r} is not the name of a stage: give one such as '
+        'supervised or grow_1/improve_2'
+      )
+    return Stage(self.path, name)
+
+  def stages(self) -> list['Stage']:
+    """All stages that were begun or committed here, sorted by name."""
+    names = set()
+    for marker in (_STAGE, _BEGUN):
+      for file in self.path.glob(f'**/{marker}'):
+        names.add(str(file.parent.relative_to(self.path)))
+    return [self.stage(name) for name in sorted(names)]
+
+
+class Stage:
+  """One folder of a run, made once and never changed after its commit."""
+
+  def __init__(self, root: epath.Path, name: str):
+    """Use `RunDirectory.stage`."""
+    self.name = name
+    self.folder = root / name
+    self._manifest: dict[str, Any] | None = None
+
+  @property
+  def committed(self) -> bool:
+    """Whether the stage is complete."""
+    return self._manifest is not None or (self.folder / _STAGE).exists()
+
+  @property
+  def begun(self) -> bool:
+    """Whether the stage was begun and not yet committed."""
+    return not self.committed and (self.folder / _BEGUN).exists()
+
+  @property
+  def manifest(self) -> dict[str, Any]:
+    """What `stage.json` says of a committed stage.
+
+    Keys: `schema`, `config` (binding → value), `inputs` (name → fingerprint),
+    `files` (relative path → [bytes, SHA-256]), `counts`, `seconds`, `extra`,
+    `fingerprint`.
+
+    Raises:
+      CorruptStateError: the stage is not committed, or its `stage.json` was
+        altered.
+      ConfigurationError: another version of rest_jax wrote it.
+    """
+    if self._manifest is None:
+      self._manifest = self._read_manifest()
+    return self._manifest
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 over config, inputs and files; not over counts or seconds.
+
+    Raises:
+      CorruptStateError, ConfigurationError: as `manifest`.
+    """
+    return self.manifest['fingerprint']
+
+  def begin(
+    self,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    branch_hint: str = _BRANCH_HINT,
+  ) -> None:
+    """Starts the stage, goes on with it, or checks that it is still valid.
+
+    Args:
+      config: every binding that the stage's content depends on, with its
+        value (anything that JSON can hold).
+      inputs: fingerprint of every stage that it reads, by name.
+      branch_hint: what a user can do who wants both the old and the new
+        configuration; ends the error message.
+
+    Raises:
+      ConfigurationError: it was begun or committed with another
+        configuration, or from other inputs; every difference is named.
+      CorruptStateError: its folder holds files that no stage knows.
+      StorageError: the folder cannot be written.
+    """
+    config, inputs = storage.canonical([dict(config), dict(inputs)])
+    if self.committed:
+      self._check_same(self.manifest, config, inputs, 'made', branch_hint)
+      return
+    if self.begun:
+      begun = storage.read_json(self.folder / _BEGUN)
+      self._check_schema(begun)
+      self._check_same(begun, config, inputs, 'begun', branch_hint)
+      self._remove_temporary()
+      return
+    strangers = self._files() if self.folder.exists() else []
+    if strangers:
+      raise errors.CorruptStateError(
+        f'{self.folder} holds {strangers[0]}, which belongs to no stage: move '
+        'or delete that folder to make the stage again'
+      )
+    record = {'schema': SCHEMA_VERSION, 'config': config, 'inputs': inputs}
+    storage.write_json_atomic(self.folder / _BEGUN, record)
+
+  def write_part(
+    self,
+    name: str,
+    data: bytes | memoryview,
+    info: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Writes and commits one part of an unfinished stage.
+
+    Args:
+      name: the file's path within the stage's folder.
+      data: its content.
+      info: what `part` is to return for it (counts, for instance).
+
+    Raises:
+      StorageError: it cannot be written; earlier parts are untouched.
+    """
+    storage.write_atomic(self.folder / name, data)
+    record = {
+      'size': len(data),
+      'sha256': storage.sha256_of(data),
+      'info': dict(info or {}),
+    }
+    storage.write_json_atomic(self._sidecar(name), record)
+
+  def part(self, name: str) -> dict[str, Any] | None:
+    """The info of a part that is committed and intact; None if there is none.
+
+    Raises:
+      CorruptStateError: the part has been altered since it was written;
+        deleting the file makes it count as not yet made.
+    """
+    path = self.folder / name
+    if not (self._sidecar(name).exists() and path.exists()):
+      return None
+    record = storage.read_json(self._sidecar(name))
+    mend = 'delete that file to make it again'
+    self._check_file(name, record['size'], record['sha256'], mend)
+    return record['info']
+
+  def commit(
+    self,
+    counts: Mapping[str, Any],
+    seconds: float | int,
+    extra: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Commits the stage: lists and hashes its files, writes `stage.json`.
+
+    Args:
+      counts: how many of what it holds, for `status`.
+      seconds: what it cost.
+      extra: anything else a reader needs (the best step, say).
+
+    Raises:
+      CorruptStateError: the stage was not begun, or a part's size changed.
+      StorageError: `stage.json` cannot be written.
+    """
+    if not (self.folder / _BEGUN).exists():
+      raise errors.CorruptStateError(
+        f'{self.folder} has no {_BEGUN}, it was removed while the stage ran: '
+        'delete the folder and run again'
+      )
+    begun = storage.read_json(self.folder / _BEGUN)
+    manifest = {
+      'schema': SCHEMA_VERSION,
+      'config': begun['config'],
+      'inputs': begun['inputs'],
+      'files': {name: self._measure(name) for name in self._files()},
+      'counts': dict(counts),
+      'seconds': float(seconds),
+      'extra': dict(extra or {}),
+    }
+    manifest['fingerprint'] = _fingerprint(manifest)
+    storage.write_json_atomic(self.folder / _STAGE, manifest)
+    self._manifest = storage.canonical(manifest)
+    _verified.add((str(self.folder), manifest['fingerprint']))
+    # From here on the stage is committed; what is left over does no harm.
+    with contextlib.suppress(OSError):
+      (self.folder / _BEGUN).unlink()
+      if (self.folder / _PARTS).exists():
+        (self.folder / _PARTS).rmtree()
+
+  def verify(self) -> None:
+    """Holds all files against their sizes and SHA-256, once a process.
+
+    Call it before reading a committed stage: file formats notice few flipped
+    bits themselves.
+
+    Raises:
+      CorruptStateError: a file is missing or altered; it is named.
+      ConfigurationError: another version of rest_jax wrote the stage.
+    """
+    key = (str(self.folder), self.fingerprint)
+    if key in _verified:
+      return
+    files = self.manifest['files']
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      checks = [
+        pool.submit(self._check_file, name, size, sha256)
+        for name, (size, sha256) in files.items()
+      ]
+      for check in checks:
+        check.result()
+    _verified.add(key)
+
+  def _read_manifest(self) -> dict[str, Any]:
+    path = self.folder / _STAGE
+    if not path.exists():
+      raise errors.CorruptStateError(
+        f'{self.folder} is not committed ({_STAGE} is missing): run the stage '
+        f'{self.name} first'
+      )
+    manifest = storage.read_json(path)
+    self._check_schema(manifest)
+    if manifest.get('fingerprint') != _fingerprint(manifest):
+      raise errors.CorruptStateError(
+        f'{path} was altered after the commit: restore it, or delete '
+        f'{self.folder} to make the stage again'
+      )
+    return manifest
+
+  def _check_schema(self, record: Mapping[str, Any]) -> None:
+    if record.get('schema') != SCHEMA_VERSION:
+      raise errors.ConfigurationError(
+        f'{self.folder} is of layout version {record.get("schema")}, this '
+        f'rest_jax reads {SCHEMA_VERSION}: use the version that made it, or '
+        'start a new run in another MODEL_DIR'
+      )
+
+  def _check_same(self, old, config, inputs, verb, branch_hint) -> None:
+    changes = [
+      f'{name} = {_show(old["config"], name)}, now {_show(config, name)}'
+      for name in _differing(old['config'], config)
+    ] + [
+      f'the input {name} {_show(old["inputs"], name, 12)}, now '
+      f'{_show(inputs, name, 12)}'
+      for name in _differing(old['inputs'], inputs)
+    ]
+    if changes:
+      raise errors.ConfigurationError(
+        f'stage {self.name} in {self.folder} was {verb} with '
+        f'{"; ".join(changes)}: set it back, or {branch_hint}'
+      )
+
+  def _check_file(
+    self, name: str, size: int, sha256: str, mend: str | None = None
+  ) -> None:
+    path = self.folder / name
+    if mend is None:
+      mend = f'restore it, or delete {self.folder} to make the stage again'
+    try:
+      found_size, found_sha256 = storage.checksum(path)
+    except OSError as error:
+      raise errors.CorruptStateError(
+        f'{path} cannot be read ({error.strerror or error}): {mend}'
+      ) from error
+    if found_size != size:
+      raise errors.CorruptStateError(
+        f'{path} has {found_size} bytes, was committed with {size}: {mend}'
+      )
+    if found_sha256 != sha256:
+      raise errors.CorruptStateError(
+        f'{path} was altered after it was committed (SHA-256 '
+        f'{found_sha256[:12]}, was {sha256[:12]}): {mend}'
+      )
+
+  def _files(self) -> list[str]:
+    """Relative paths of this stage's own files, without nested stages'."""
+    found = []
+
+    def walk(folder: epath.Path, prefix: str) -> None:
+      entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+      if prefix and any(e.name in (_STAGE, _BEGUN) for e in entries):
+        return
+      for entry in entries:
+        if storage.is_temporary(entry.name):
+          continue
+        if not prefix and entry.name in (_STAGE, _BEGUN, _PARTS):
+          continue
+        if entry.is_dir():
+          walk(entry, f'{prefix}{entry.name}/')
+        else:
+          found.append(f'{prefix}{entry.name}')
+
+    walk(self.folder, '')
+    return found
+
+  def _measure(self, name: str) -> list[Any]:
+    """[bytes, SHA-256] of a file: as written if a part, else as it is."""
+    if self._sidecar(name).exists():
+      record = storage.read_json(self._sidecar(name))
+      self._check_file(name, record['size'], record['sha256'])
+      return [record['size'], record['sha256']]
+    # Other libraries' files (checkpoints) have to be on disk before stage.json.
+    storage.sync(self.folder / name)
+    return list(storage.checksum(self.folder / name))
+
+  def _sidecar(self, name: str) -> epath.Path:
+    return self.folder / _PARTS / f'{name}.json'
+
+  def _remove_temporary(self) -> None:
+    """Removes what a killed process left under temporary names."""
+    if not storage.is_local(self.folder):
+      return
+    with storage.reporting(self.folder):
+      for folder, _, names in os.walk(self.folder):
+        for name in filter(storage.is_temporary, names):
+          os.remove(os.path.join(folder, name))
+
+
+def _fingerprint(manifest: Mapping[str, Any]) -> str:
+  keys = ('schema', 'config', 'inputs', 'files')
+  return storage.fingerprint_of({key: manifest.get(key) for key in keys})
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  missing = object()
+  return [
+    name
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name, missing) != new.get(name, missing)
+  ]
+
+
+def _show(values: Mapping[str, Any], name: str, length: int = 200) -> str:
+  return repr(values[name])[:length] if name in values else 'nothing'

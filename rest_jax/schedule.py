@@ -1,0 +1,132 @@
+"""The rising thresholds τ_1 < … < τ_I of a Grow step's Improve steps."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from rest_jax import errors
+
+RewardStream = Callable[[], Iterable[Float32[np.ndarray, '_']]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+  """τ as numbers on the reward's [0, 1] scale, as in the paper.
+
+  Attributes:
+    taus: τ_1 … τ_I.
+  """
+
+  taus: tuple[float, ...]
+
+  def resolve(self, rewards: RewardStream) -> tuple[float, ...]:
+    """τ_1 … τ_I; the rewards are not looked at."""
+    del rewards
+    return tuple(float(tau) for tau in self.taus)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantiles:
+  """τ as quantiles of the rewards in D_g, for rewards of any scale.
+
+  Attributes:
+    levels: in [0, 1). Level q gives the smallest reward that at least the
+      share q of rows do not exceed, so at most 1 − q of them pass it.
+  """
+
+  levels: tuple[float, ...]
+
+  def __post_init__(self):
+    for level in self.levels:
+      if not 0.0 <= level < 1.0:
+        raise errors.ConfigurationError(
+          f'Quantiles.levels holds {level!r}: each must be in [0, 1)'
+        )
+
+  def resolve(self, rewards: RewardStream) -> tuple[float, ...]:
+    """Finds the quantiles exactly, in two passes and constant memory.
+
+    Args:
+      rewards: gives the rewards anew each time: float32 arrays, in [0, 1].
+
+    Returns:
+      τ_1 … τ_I.
+
+    Raises:
+      DataError: there is no reward at all.
+    """
+    if not self.levels:
+      return ()
+    # Non-negative floats order as their bits do; count by the upper half of
+    # the bits first, then by the lower half where a quantile fell.
+    upper = np.zeros(1 << 16, np.int64)
+    for values in rewards():
+      upper += np.bincount(_bits(values) >> 16, minlength=1 << 16)
+    total = int(upper.sum())
+    if not total:
+      raise errors.DataError(
+        'no scored sample to take quantiles of: run grow and annotate first'
+      )
+    ranks = [max(0, int(np.ceil(q * total)) - 1) for q in self.levels]
+    below = np.cumsum(upper)
+    bins = np.searchsorted(below, ranks, side='right')
+    lower = {int(b): np.zeros(1 << 16, np.int64) for b in bins}
+    for values in rewards():
+      bits = _bits(values)
+      for b, counts in lower.items():
+        inside = bits[bits >> 16 == b] & 0xFFFF
+        counts += np.bincount(inside, minlength=1 << 16)
+    taus = []
+    for b, rank in zip(bins, ranks, strict=True):
+      rest = rank - (int(below[b]) - int(upper[b]))
+      low = np.searchsorted(np.cumsum(lower[int(b)]), rest, side='right')
+      word = np.asarray([(int(b) << 16) | int(low)], np.uint32)
+      taus.append(float(word.view(np.float32)[0]))
+    return tuple(taus)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+  # Adding 0 turns −0.0, whose bits are not ordered, into 0.0.
+  positive = np.ascontiguousarray(values, np.float32) + np.float32(0.0)
+  return positive.view(np.uint32).astype(np.int64)
+
+
+def check_schedule(
+  taus: Sequence[float],
+  mean_reward: float,
+  *,
+  allow_below_mean: bool = False,
+) -> None:
+  """Holds τ_1 … τ_I against what the paper asks: V < τ_1 < τ_2 < ….
+
+  (arXiv:2308.08998, section 3: τ_1 > V = E_{D_g}[R], τ_{i+1} > τ_i.)
+
+  Args:
+    taus: τ_1 … τ_I on the scale of the rewards.
+    mean_reward: V, the mean reward of D_g.
+    allow_below_mean: whether τ_1 ≤ V is accepted.
+
+  Raises:
+    ConfigurationError: a τ is outside [0, 1), does not rise, or τ_1 ≤ V.
+  """
+  for number, tau in enumerate(taus, start=1):
+    if not 0.0 <= tau < 1.0:
+      raise errors.ConfigurationError(
+        f'tau_{number} = {tau:g} is outside [0, 1), the scale of the reward: '
+        'no row, or every row, would pass it'
+      )
+  for number, (tau, after) in enumerate(itertools.pairwise(taus), start=1):
+    if not after > tau:
+      raise errors.ConfigurationError(
+        f'the thresholds must rise, but tau_{number} = {tau:g} and '
+        f'tau_{number + 1} = {after:g}: give rising values, or fewer quantiles'
+      )
+  if taus and taus[0] <= mean_reward and not allow_below_mean:
+    raise errors.ConfigurationError(
+      f'tau_1 = {taus[0]:g} is not above V = {mean_reward:g}, the mean reward '
+      'of D_g, so it would keep worse rows than the average: raise it, or '
+      'allow it (check_schedule.allow_below_mean = True)'
+    )
