@@ -1,0 +1,351 @@
+"""The data stage: a task, read once into numbered, tokenised rows.
+
+Later stages read these rows alone: neither seqio nor the raw files. A source's
+number never changes, so samples and scores can always be joined to it.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from rest_jax import errors
+from rest_jax.data import splits, tasks
+from rest_jax.data import tokenizer as tokenizer_lib
+
+OVER_LONG_POLICIES = ('skip', 'truncate')
+Writer = Callable[[epath.Path, Iterable[Mapping[str, Any]]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedTokenizer:
+  """SentencePiece, trained on both sides of the training split alone.
+
+  Attributes:
+    vocab_size: ids in all.
+    byte_fallback: whether unknown characters become bytes.
+    character_coverage: share of all characters that get a piece.
+    max_sentences: texts trained on, at most.
+  """
+
+  vocab_size: int = 32000
+  byte_fallback: bool = False
+  character_coverage: float = 0.9999
+  max_sentences: int = 2_000_000
+
+  def make(
+      self, folder: epath.Path, texts: Iterable[str]
+  ) -> tokenizer_lib.Tokenizer:
+    """Trains it and writes it into a folder."""
+    return tokenizer_lib.train_sentencepiece(
+        texts,
+        folder / tokenizer_lib.MODEL_FILE,
+        self.vocab_size,
+        byte_fallback=self.byte_fallback,
+        character_coverage=self.character_coverage,
+        max_sentences=self.max_sentences,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenTokenizer:
+  """A SentencePiece model that exists, such as that of a T5 checkpoint.
+
+  Attributes:
+    path: the '.model' file.
+  """
+
+  path: str
+
+  def make(
+      self, folder: epath.Path, texts: Iterable[str]
+  ) -> tokenizer_lib.Tokenizer:
+    """Copies it into a folder."""
+    del texts
+    given = tokenizer_lib.SentencePieceTokenizer(self.path)
+    given.save(folder)
+    return given
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """UTF-8 bytes, as ByT5 has them."""
+
+  def make(
+      self, folder: epath.Path, texts: Iterable[str]
+  ) -> tokenizer_lib.Tokenizer:
+    """Writes a note of it into a folder."""
+    del texts
+    made = tokenizer_lib.ByteTokenizer()
+    made.save(folder)
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Which rows serve which purpose, and how they are cut into tokens.
+
+  A split is written as 'train', 'train[:50%]', 'train[50%:]' or 'train[:1000]'
+  of the task's numbered rows.
+
+  Attributes:
+    task: where the text comes from.
+    tokenizer: made for, or given to, the run; None with a `SeqioTask`, which
+      brings its own.
+    train: split that BC learns from; every row needs a target.
+    grow: split whose sources Grow samples; '' for the same as `train`.
+    dev: split of D_eval, which is cut into D_select and D_report.
+    test: split that only `evaluate --split=test` reads; '' for none.
+    max_source_length: tokens of a source, EOS counted, at most.
+    max_target_length: likewise of a target.
+    over_long: what happens to longer rows: 'skip' or 'truncate'.
+  """
+
+  task: tasks.Task
+  tokenizer: TrainedTokenizer | GivenTokenizer | Bytes | None = None
+  train: str = 'train'
+  grow: str = ''
+  dev: str = 'dev'
+  test: str = ''
+  max_source_length: int = 128
+  max_target_length: int = 128
+  over_long: str = 'skip'
+
+  @property
+  def language_pair(self) -> str:
+    """Such as 'de-en'."""
+    return f'{self.task.source_language}-{self.task.target_language}'
+
+  def prepare(
+      self,
+      folder: epath.PathLike,
+      writer: Writer,
+      advance: Callable[[int], None] = lambda rows: None,
+  ) -> dict[str, Any]:
+    """Writes `train`, `grow`, `select`, `report`, `test` and the tokenizer.
+
+    `grow` is not written where it is the same as `train`, `test` not where
+    there is none.
+
+    Args:
+      folder: of the stage; each purpose gets a folder in it.
+      writer: writes rows into a folder, as `store.write_sources`.
+      advance: called with the number of rows after each 1000 of them.
+
+    Returns:
+      What a reader must know of the data, as plain values: 'tokenizer', and for
+      each purpose in 'splits' the counts of rows, of those with a target, over
+      long, truncated, empty, and of tokens.
+
+    Raises:
+      ConfigurationError: bindings that do not fit the data or each other.
+      DataError: text that cannot be read, or no rows left for a purpose.
+    """
+    self._check()
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = self._make_tokenizer(folder)
+    run = _Run(self, made, folder, writer, advance)
+    dev_sources = run.write_dev()
+    run.write('train', self.train, needs_target=True, held_out=dev_sources)
+    if self.grow and self.grow != self.train:
+      run.write('grow', self.grow, held_out=dev_sources)
+    if self.test:
+      run.write('test', self.test)
+    return {
+        'language_pair': self.language_pair,
+        'tokenizer': {'size': made.size, 'fingerprint': made.fingerprint},
+        'splits': {name: dict(counts) for name, counts in run.report.items()},
+    }
+
+  def part(self, expression: str) -> splits.Slice:
+    """The rows that a split expression means."""
+    return splits.parse(expression, self._count)
+
+  def _check(self) -> None:
+    if self.over_long not in OVER_LONG_POLICIES:
+      raise errors.ConfigurationError(
+          f'Data.over_long = {self.over_long!r}: use one of'
+          f' {OVER_LONG_POLICIES}'
+      )
+    for name in ('max_source_length', 'max_target_length'):
+      if getattr(self, name) < 2:
+        raise errors.ConfigurationError(
+            f'Data.{name} = {getattr(self, name)}: a token and EOS need 2'
+        )
+    if isinstance(self.task, tasks.SeqioTask) != (self.tokenizer is None):
+      raise errors.ConfigurationError(
+          f'Data.tokenizer = {self.tokenizer!r} with a'
+          f' {type(self.task).__name__}: a SeqioTask brings its own (None), any'
+          ' other task needs one'
+      )
+
+  def _make_tokenizer(self, folder: epath.Path) -> tokenizer_lib.Tokenizer:
+    if self.tokenizer is None:
+      made = _task_tokenizer(self.task)
+      made.save(folder)
+      return made
+    part = self.part(self.train)
+    texts = (
+        side
+        for row in self.task.rows(part.split)
+        if row['id'] in part
+        for side in (row['source'], row['target'])
+        if side is not None
+    )
+    return self.tokenizer.make(folder, texts)
+
+  def _count(self, split: str) -> int:
+    if isinstance(self.task, tasks.SeqioTask):
+      return sum(1 for _ in tasks.tokenized(self.task, splits.Slice(split)))
+    return self.task.count(split)
+
+
+def _task_tokenizer(task: tasks.SeqioTask) -> tokenizer_lib.Tokenizer:
+  """The vocabulary of a user's seqio task, without seqio."""
+  found = tasks.find_seqio_task(task)
+  vocabulary = found.output_features['targets'].vocabulary
+  path = getattr(vocabulary, 'sentencepiece_model_file', None)
+  if path is not None:
+    return tokenizer_lib.SentencePieceTokenizer(path)
+  if type(vocabulary).__name__ == 'ByteVocabulary':
+    return tokenizer_lib.ByteTokenizer()
+  raise errors.ConfigurationError(
+      f'seqio task {task.mixture_or_task_name!r} has a'
+      f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'
+      ' ByteVocabulary'
+  )
+
+
+class _Run:
+  """One run of the data stage, with what it counts."""
+
+  def __init__(self, data, made, folder, writer, advance):
+    self._data = data
+    self._tokenizer = made
+    self._folder = folder
+    self._writer = writer
+    self._advance = advance
+    self.report: dict[str, collections.Counter] = {}
+
+  def write(
+      self,
+      purpose: str,
+      expression: str,
+      needs_target: bool = False,
+      held_out: frozenset[str] = frozenset(),
+  ) -> None:
+    """Streams the rows of one purpose into its folder."""
+    counts = self.report.setdefault(purpose, collections.Counter())
+    rows = self._rows(expression, counts)
+
+    def checked() -> Iterator[Mapping[str, Any]]:
+      for row in rows:
+        if needs_target and row['target'] is None:
+          raise errors.DataError(
+              f'{purpose} split {expression!r}, row {row["source_id"]}: no'
+              ' target, and supervised training needs one'
+          )
+        if row['source'] in held_out:
+          counts['in_dev'] += 1
+        yield self._counted(row, counts)
+
+    self._writer(self._folder / purpose, checked())
+    self._require_rows(purpose, expression)
+
+  def write_dev(self) -> frozenset[str]:
+    """Cuts D_eval (held in memory) in two; returns all of its sources."""
+    expression = self._data.dev
+    before = collections.Counter()
+    rows = list(self._rows(expression, before))
+    if not rows:
+      raise errors.DataError(_no_rows('dev', expression, before))
+    keys = [row['doc_id'] or row['source'] for row in rows]
+    selected = splits.cut_in_two(keys)
+    self.report['dev'] = before
+    for purpose, wanted in (('select', True), ('report', False)):
+      counts = self.report[purpose] = collections.Counter()
+      part = [r for r, k in zip(rows, keys) if (k in selected) == wanted]
+      self._writer(
+          self._folder / purpose,
+          (self._counted(row, counts) for row in part),
+      )
+    return frozenset(row['source'] for row in rows)
+
+  def _rows(
+      self, expression: str, counts: collections.Counter
+  ) -> Iterator[dict[str, Any]]:
+    """Rows of a split that fit the lengths, by the policy for those that don't."""
+    model_file = self._folder / tokenizer_lib.MODEL_FILE
+    rows = tasks.tokenized(
+        self._data.task,
+        self._data.part(expression),
+        str(model_file) if model_file.exists() else None,
+        counts,
+    )
+    for number, row in enumerate(rows, 1):
+      if number % 1000 == 0:
+        self._advance(1000)
+      fitted = self._fitted(row, counts)
+      if fitted is not None:
+        yield fitted
+
+  def _fitted(
+      self, row: Mapping[str, Any], counts: collections.Counter
+  ) -> dict[str, Any] | None:
+    """The row, truncated where it must be, or None where it is skipped."""
+    row = dict(row, language_pair=self._data.language_pair)
+    # A source of nothing but spaces has no tokens but EOS.
+    if row['source'] is None or len(row['source_tokens']) < 2:
+      counts['empty'] += 1
+      return None
+    limits = {
+        'source_tokens': self._data.max_source_length,
+        'target_tokens': self._data.max_target_length,
+    }
+    over_long = [
+        key for key, limit in limits.items() if len(row[key] or ()) > limit
+    ]
+    if not over_long:
+      return row
+    counts['over_long'] += 1
+    if self._data.over_long == 'skip':
+      return None
+    for key in over_long:
+      row[key] = [*row[key][: limits[key] - 1], tokenizer_lib.EOS_ID]
+    return row
+
+  def _counted(
+      self, row: Mapping[str, Any], counts: collections.Counter
+  ) -> Mapping[str, Any]:
+    counts['rows'] += 1
+    counts['source_tokens'] += len(row['source_tokens'])
+    for key in ('source_tokens', 'target_tokens'):
+      ids = row[key] or ()
+      counts['unknown_tokens'] += sum(i == tokenizer_lib.UNK_ID for i in ids)
+      if ids and max(ids) >= self._tokenizer.size:
+        raise errors.DataError(
+            f'row {row["source_id"]}: the id {max(ids)} is beyond the'
+            f" tokenizer's {self._tokenizer.size}: a task's extra ids cannot"
+            ' be used'
+        )
+    if row['target'] is not None:
+      counts['with_target'] += 1
+      counts['target_tokens'] += len(row['target_tokens'])
+    return row
+
+  def _require_rows(self, purpose: str, expression: str) -> None:
+    counts = self.report[purpose]
+    if not counts['rows']:
+      raise errors.DataError(_no_rows(purpose, expression, counts))
+
+
+def _no_rows(
+    purpose: str, expression: str, counts: collections.Counter
+) -> str:
+  return (
+      f'{purpose} split {expression!r} has no rows left ({counts["over_long"]}'
+      f' over long, {counts["empty"]} empty): widen the split or the lengths'
+  )
