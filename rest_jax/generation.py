@@ -155,7 +155,8 @@ def generate(
     The samples, in the order of `sources`.
   """
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
-  group = min(num_samples, batching.rows)
+  # As few groups of a source's samples as fit, all of one size if possible.
+  group = -(-num_samples // -(-num_samples // batching.rows))
   batch_size = max(1, batching.rows // group)
   # Every process of a mesh holds whole batches, so round up to its devices.
   shards = policy.mesh.shape['data']

@@ -1,0 +1,160 @@
+"""Annotate: every row of a grown dataset is scored once, and stored.
+
+Raw scores stand under the metric's name beside the samples; the reward in
+[0, 1] that the algorithm uses stands in a folder of its own. A further metric
+is added without touching samples or earlier scores.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from rest_jax.context import Context
+from rest_jax.data import store
+from rest_jax.data.lookup import Lookup
+from rest_jax.errors import ConfigurationError, RewardError
+from rest_jax.rewards import base, scoring
+from rest_jax.run_directory import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotate:
+  """How samples are scored.
+
+  Attributes:
+    reward: the reward model R(x, y).
+    further_metrics: other metrics whose scores are stored as well; they
+      influence nothing.
+    batch_size: rows a call of a metric.
+  """
+
+  reward: base.RewardModel
+  further_metrics: tuple[base.RewardModel, ...] = ()
+  batch_size: int = 1024
+
+  def __post_init__(self):
+    names = [model.info.name for model in self.metrics]
+    if len(set(names)) < len(names):
+      raise ConfigurationError(
+          f'Annotate.further_metrics: the names {names} must differ, since each'
+          ' names a folder.'
+      )
+    if self.batch_size < 1:
+      raise ConfigurationError(
+          f'Annotate.batch_size = {self.batch_size} must be at least 1.'
+      )
+
+  @property
+  def metrics(self) -> tuple[base.RewardModel, ...]:
+    """The reward, then the further metrics."""
+    return (self.reward, *self.further_metrics)
+
+
+def run_scores(
+    context: Context,
+    stage: Stage,
+    model: base.RewardModel,
+    samples: Stage,
+    batch_size: int,
+) -> None:
+  """Scores every row of a grown dataset with one metric.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    model: the metric.
+    samples: the grown dataset; committed.
+    batch_size: rows a call.
+
+  Raises:
+    RewardError: the metric failed, gave a NaN or left its range, or needs
+      references that some source lacks.
+  """
+  began = time.monotonic()
+  samples.verify()
+  paths = store.part_paths(samples.folder)
+  total = store.count_rows(samples.folder)
+  references = _ReferenceColumn(context, model)
+  done = 0
+  for path in paths:
+    info = stage.part(path.name)
+    if info is None:
+      table = store.read_part(
+          path, ('source_id', 'sample_index', 'source', 'target')
+      )
+      scores = scoring.raw_scores(
+          model,
+          table['source'].to_pylist(),
+          table['target'].to_pylist(),
+          references(table),
+          batch_size=batch_size,
+      )
+      info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
+      stage.write_part(path.name, store.scores_part(path, scores), info)
+    done += info['rows']
+    context.progress.update(
+        done, total, **{'rows/s': done / (time.monotonic() - began)}
+    )
+  stage.commit(
+      counts={'rows': done},
+      seconds=time.monotonic() - began,
+      extra={'info': dataclasses.asdict(model.info)},
+  )
+
+
+class _ReferenceColumn:
+  """The references of a table of samples, or None where none are needed."""
+
+  def __init__(self, context: Context, model: base.RewardModel):
+    self._info = model.info
+    if self._info.needs_reference:
+      columns = ('source_id', 'target')
+      self._grow = Lookup(context.sources('grow', columns), 'target')
+      self._train = Lookup(context.sources('train', columns), 'target')
+
+  def __call__(self, table: pa.Table) -> list[str] | None:
+    if not self._info.needs_reference:
+      return None
+    ids = table['source_id'].to_pylist()
+    # A part holds samples of Grow's sources or references of D's, not both,
+    # unless these are the same sources.
+    grown = (table['sample_index'].to_numpy() >= 0).any()
+    found = (self._grow if grown else self._train)(ids)
+    if None in found:
+      row = found.index(None)
+      raise RewardError(
+          f'reward {self._info.name!r} needs references, but source'
+          f' {ids[row]} ({table["source"][row].as_py()!r}) has none; use a'
+          ' reference-free reward, or GROW_SPLIT with references.'
+      )
+    return found
+
+
+def run_reward(
+    context: Context, stage: Stage, model: base.RewardModel, scores: Stage
+) -> None:
+  """Turns a metric's raw scores into rewards in [0, 1], part by part.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    model: the metric.
+    scores: its committed raw scores.
+  """
+  began = time.monotonic()
+  scores.verify()
+  total, weighted = 0, 0.0
+  for path in store.part_paths(scores.folder):
+    table = store.read_part(path)
+    rewards = base.to_unit_interval(table['score'].to_numpy(), model.info)
+    stage.write_part(path.name, store.scores_part(path, rewards))
+    total += len(rewards)
+    weighted += float(rewards.sum(dtype=np.float64))
+  stage.commit(
+      counts={'rows': total, 'reward_mean': weighted / max(total, 1)},
+      seconds=time.monotonic() - began,
+  )
+
+

@@ -1,0 +1,107 @@
+"""What every stage of a run shares: folders, tokenizer, policy, parameters."""
+
+import dataclasses
+import functools
+from typing import Iterator, Mapping, Sequence
+
+from etils import epath
+import jax
+import pyarrow as pa
+
+from rest_jax.checkpoint import native
+from rest_jax.data import store
+from rest_jax.data import tokenizer as tokenizer_lib
+from rest_jax.errors import ConfigurationError
+from rest_jax.models.config import T5Config
+from rest_jax.policy import Policy
+from rest_jax.progress import Progress
+from rest_jax.run_directory import RunDirectory, Stage
+from rest_jax.sharding import Layout
+from rest_jax.types import Params
+
+PARAMS = 'params'  # Folder of a policy's final parameters in its stage.
+
+
+@dataclasses.dataclass
+class Context:
+  """An open run, as its stages see it.
+
+  Attributes:
+    directory: the run directory.
+    elsewhere: stages that are read from another run (SUPERVISED_FROM, …).
+    model: shape of the policy.
+    layout: how the policy lies on the devices.
+    seed: of the run.
+    progress: where to say what happens.
+  """
+
+  directory: RunDirectory
+  elsewhere: Mapping[str, Stage]
+  model: T5Config
+  layout: Layout
+  seed: int
+  progress: Progress
+  _params: tuple[str, Params] | None = None
+
+  def stage(self, name: str) -> Stage:
+    """The stage of that name, here or in the run it is taken from."""
+    return self.elsewhere.get(name) or self.directory.stage(name)
+
+  def read(self, name: str) -> Stage:
+    """The committed stage of that name, its checksums verified."""
+    stage = self.stage(name)
+    if not stage.committed:
+      raise ConfigurationError(
+          f'stage {name} is needed and not there yet; run it first, with'
+          f' --stage={name} or --run_mode=rest.'
+      )
+    stage.verify()
+    return stage
+
+  @functools.cached_property
+  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """The run's tokenizer."""
+    return tokenizer_lib.load_tokenizer(self.read('data').folder)
+
+  @functools.cached_property
+  def policy(self) -> Policy:
+    """The policy's functions; its parameters come from `params`."""
+    if self.model.vocab_size < self.tokenizer.size:
+      raise ConfigurationError(
+          f'T5Config.vocab_size = {self.model.vocab_size} is smaller than the'
+          f" tokenizer's {self.tokenizer.size} ids; raise it to at least that"
+          ' (a multiple of 128 is fastest).'
+      )
+    return Policy(config=self.model, layout=self.layout)
+
+  def params(self, policy_name: str) -> Params:
+    """The parameters of a committed policy stage; the last are kept."""
+    if self._params is None or self._params[0] != policy_name:
+      self._params = None  # Let go of the old before the new are read.
+      folder = self.read(policy_name).folder / PARAMS
+      params = native.restore_params(folder, self.abstract_params())
+      self._params = (policy_name, params)
+    return self._params[1]
+
+  def abstract_params(self) -> Params:
+    """Shapes and shardings of the policy's parameters, to restore them."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        self.policy.abstract_params(),
+        self.policy.param_shardings(),
+    )
+
+  def split_folder(self, split: str) -> epath.Path:
+    """Folder of a data split; `grow` is `train` where they are the same."""
+    folder = self.read('data').folder / split
+    if split == 'grow' and not folder.exists():
+      folder = self.read('data').folder / 'train'
+    return folder
+
+  def sources(
+      self, split: str, columns: Sequence[str] | None = None
+  ) -> Iterator[pa.Table]:
+    """Streams the rows of a data split, a row group at a time."""
+    return store.read_sources(self.split_folder(split), columns)

@@ -1,0 +1,37 @@
+"""Columns of a data split, looked up for sources in the order of the data."""
+
+from typing import Any, Iterator, Sequence
+
+import pyarrow as pa
+
+
+class Lookup:
+  """Streams a split once, and keeps only what the last question touched.
+
+  The store keeps sources in the order of the data, so that questions asked in
+  the store's order need constant memory.
+  """
+
+  def __init__(self, tables: Iterator[pa.Table], column: str):
+    """Reads nothing before the first question.
+
+    Args:
+      tables: tables with `source_id` and `column`, in the order of the data.
+      column: what to look up.
+    """
+    self._tables, self._column = tables, column
+    self._known: dict[int, Any] = {}
+
+  def __call__(self, source_ids: Sequence[int]) -> list[Any]:
+    """The values of `column` for these sources; None where there is none."""
+    wanted = set(source_ids)
+    self._known = {k: v for k, v in self._known.items() if k in wanted}
+    missing = wanted - self._known.keys()
+    while missing:
+      table = next(self._tables, None)
+      if table is None:
+        break
+      ids = table['source_id'].to_pylist()
+      self._known.update(zip(ids, table[self._column].to_pylist(), strict=True))
+      missing.difference_update(ids)
+    return [self._known.get(source_id) for source_id in source_ids]

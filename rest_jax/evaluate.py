@@ -1,0 +1,288 @@
+"""Evaluate: what a policy's outputs are worth on sources it never saw."""
+
+import dataclasses
+import functools
+import time
+from typing import Any, Sequence
+
+import numpy as np
+import pyarrow as pa
+import sacrebleu
+from jaxtyping import Float
+
+from rest_jax import generation, grow, results
+from rest_jax.context import Context
+from rest_jax.data import store
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError
+from rest_jax.rewards import base, scoring
+from rest_jax.run_directory import Stage
+from rest_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """How policies are evaluated.
+
+  Attributes:
+    target_language: ISO 639-1 code; sacrebleu tokenises Chinese, Japanese and
+      Korean by it.
+    num_samples: samples a source for the mean reward.
+    sampling: how they are drawn; as in Grow.
+    temperatures: tried on D_select to find the best one for this policy.
+    num_beams: of beam search, for BLEU and chrF.
+    alpha: exponent of beam search's brevity penalty.
+    batching: shapes of decoding.
+    select_sources: sources of D_select used while training (the first ones).
+    select_samples: samples for each of these.
+  """
+
+  target_language: str
+  num_samples: int = 4
+  sampling: Sampling = Sampling()
+  temperatures: tuple[float, ...] = (0.1, 0.3, 0.5, 0.8)
+  num_beams: int = 4
+  alpha: float = 0.6
+  batching: generation.Batching = generation.Batching()
+  select_sources: int = 512
+  select_samples: int = 2
+
+  def __post_init__(self):
+    for name in ('num_samples', 'select_sources', 'select_samples'):
+      if getattr(self, name) < 1:
+        raise ConfigurationError(
+            f'Evaluate.{name} = {getattr(self, name)} must be at least 1.'
+        )
+    if not self.temperatures:
+      raise ConfigurationError(
+          'Evaluate.temperatures is empty; give at least one, e.g. (0.8,).'
+      )
+
+
+class Split:
+  """The sources of D_select, D_report or the test data, in memory."""
+
+  def __init__(self, context: Context, split: str, limit: int | None = None):
+    """Reads the first `limit` sources of a split."""
+    table = pa.concat_tables(context.sources(split)).slice(0, limit)
+    self.table = table
+    self.source_ids = table['source_id'].to_numpy()
+    self.sources = table['source'].to_pylist()
+    self.source_tokens = table['source_tokens'].to_pylist()
+    targets = table['target'].to_pylist()
+    self.references = None if None in targets else targets
+
+
+class Rewarded:
+  """Draws outputs for a split and gives them their rewards."""
+
+  def __init__(
+      self,
+      context: Context,
+      settings: Evaluate,
+      reward: base.RewardModel,
+      split: Split,
+  ):
+    """Samples are the same for equal parameters, whenever they are drawn."""
+    self._context, self._settings = context, settings
+    self._reward, self._split = reward, split
+
+  def __call__(
+      self, params: Params, sampling: Sampling, num_samples: int
+  ) -> tuple[Float[np.ndarray, 'k n'], list[str], generation.Generated]:
+    """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs."""
+    split = self._split
+    generated = generation.generate(
+        self._context.policy,
+        params,
+        split.source_tokens,
+        split.source_ids,
+        seed=self._context.seed,
+        purpose='evaluate',
+        step=0,  # The same draws for every policy: differences are sharper.
+        num_samples=num_samples,
+        sampling=sampling,
+        batching=self._settings.batching,
+        num_tokens=self._context.tokenizer.size,
+    )
+    texts = grow.decode(self._context, generated)
+    repeat = lambda values: [v for v in values for _ in range(num_samples)]
+    references = split.references and repeat(split.references)
+    rewards = scoring.rewards(
+        self._reward, repeat(split.sources), texts, references
+    )
+    return rewards.reshape(-1, num_samples), texts, generated
+
+
+def select_reward(
+    context: Context, settings: Evaluate, reward: base.RewardModel
+):
+  """A function from parameters to their mean reward on D_select."""
+  split = Split(context, 'select', settings.select_sources)
+  rewarded = Rewarded(context, settings, reward, split)
+
+  def evaluate(params: Params) -> float:
+    rewards, _, _ = rewarded(
+        params, settings.sampling, settings.select_samples
+    )
+    return float(rewards.mean(dtype=np.float64))
+
+  return evaluate
+
+
+def corpus_scores(
+    outputs: Sequence[str],
+    references: Sequence[str] | None,
+    target_language: str,
+) -> dict[str, Any]:
+  """Corpus BLEU and chrF with their sacrebleu signatures.
+
+  Args:
+    outputs: n translations.
+    references: n references; None gives None for both figures.
+    target_language: chooses BLEU's tokeniser.
+
+  Returns:
+    `bleu`, `chrf` (0–100 or None), `bleu_signature`, `chrf_signature`.
+  """
+  if references is None:
+    return {
+        'bleu': None, 'chrf': None, 'bleu_signature': '', 'chrf_signature': ''
+    }  # fmt: skip
+  bleu, chrf = sacrebleu.BLEU(trg_lang=target_language), sacrebleu.CHRF()
+  return {
+      'bleu': bleu.corpus_score(outputs, [references]).score,
+      'chrf': chrf.corpus_score(outputs, [references]).score,
+      'bleu_signature': str(bleu.get_signature()),
+      'chrf_signature': str(chrf.get_signature()),
+  }
+
+
+def run(
+    context: Context,
+    stage: Stage,
+    settings: Evaluate,
+    *,
+    policy_name: str,
+    split: str,
+    reward: base.RewardModel,
+) -> None:
+  """Evaluates one policy on one split and writes its outputs beside.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    settings: how.
+    policy_name: stage of the policy.
+    split: 'report', 'select' or 'test'.
+    reward: R(x, y).
+
+  Raises:
+    RewardError: the reward model failed, or needs references and the split
+      has none.
+  """
+  began = time.monotonic()
+  params = context.params(policy_name)
+  data = Split(context, split)
+  rewarded = Rewarded(context, settings, reward, data)
+  progress = functools.partial(context.progress.update, total=4)
+  sampled, texts, generated = rewarded(
+      params, settings.sampling, settings.num_samples
+  )
+  progress(1)
+  greedy, greedy_texts, _ = rewarded(params, Sampling(temperature=0.0), 1)
+  progress(2)
+  best_t = _best_temperature(context, settings, reward, params)
+  at_best, _, _ = rewarded(
+      params,
+      dataclasses.replace(settings.sampling, temperature=best_t),
+      settings.num_samples,
+  )
+  progress(3)
+  beams = _beam_texts(context, settings, params, data)
+  progress(4)
+  _write_samples(stage, data, settings.num_samples, sampled, texts, generated)
+  _write_beams(stage, data, beams, greedy_texts, greedy)
+  per_source = sampled.mean(axis=1, dtype=np.float64)
+  low, high = results.bootstrap_interval(per_source)
+  figures = {
+      'reward_mean': 100 * float(per_source.mean()),
+      'reward_low': 100 * low,
+      'reward_high': 100 * high,
+      'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
+      'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
+      'best_t': best_t,
+  } | corpus_scores(beams, data.references, settings.target_language)
+  stage.commit(
+      counts={'sources': len(data.sources), 'samples': sampled.size},
+      seconds=time.monotonic() - began,
+      extra={'figures': figures},
+  )
+
+
+def _best_temperature(
+    context: Context,
+    settings: Evaluate,
+    reward: base.RewardModel,
+    params: Params,
+) -> float:
+  """The temperature with the highest mean reward on D_select."""
+  if len(settings.temperatures) == 1:
+    return settings.temperatures[0]
+  split = Split(context, 'select', settings.select_sources)
+  rewarded = Rewarded(context, settings, reward, split)
+
+  def mean_at(temperature: float) -> float:
+    sampling = dataclasses.replace(settings.sampling, temperature=temperature)
+    rewards, _, _ = rewarded(params, sampling, settings.select_samples)
+    return float(rewards.mean(dtype=np.float64))
+
+  return max(settings.temperatures, key=mean_at)
+
+
+def _beam_texts(
+    context: Context, settings: Evaluate, params: Params, data: Split
+) -> list[str]:
+  beams = generation.generate_beam(
+      context.policy,
+      params,
+      data.source_tokens,
+      num_beams=settings.num_beams,
+      alpha=settings.alpha,
+      batching=settings.batching,
+      num_tokens=context.tokenizer.size,
+  )
+  return [context.tokenizer.decode(tokens.tolist()) for tokens in beams]
+
+
+def _write_samples(
+    stage: Stage,
+    data: Split,
+    num_samples: int,
+    rewards: np.ndarray,
+    texts: Sequence[str],
+    generated: generation.Generated,
+) -> None:
+  table = grow.sample_rows(data.table, generated, texts, grow_step=0)
+  table = table.append_column('reward', pa.array(rewards.reshape(-1)))
+  stage.write_part('samples.parquet', store.table_bytes(table))
+
+
+def _write_beams(
+    stage: Stage,
+    data: Split,
+    beams: Sequence[str],
+    greedy: Sequence[str],
+    greedy_rewards: np.ndarray,
+) -> None:
+  table = pa.table(
+      {
+          'source_id': data.table['source_id'],
+          'source': data.table['source'],
+          'reference': data.table['target'],
+          'beam': list(beams),
+          'greedy': list(greedy),
+          'greedy_reward': greedy_rewards[:, 0],
+      }
+  )
+  stage.write_part('beam.parquet', store.table_bytes(table))

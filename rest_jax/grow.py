@@ -1,0 +1,277 @@
+"""Grow: a policy's samples of every source, written to the store.
+
+D_g = {(x_i, y_i) : x_i ~ D, y_i ~ π_θ(· | x_i)} ∪ D (Gulcehre et al. 2023,
+arXiv:2308.08998, section 3.1): the references of D are rows beside the samples.
+"""
+
+import dataclasses
+import time
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from rest_jax import generation
+from rest_jax.context import Context
+from rest_jax.data import store
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError, CorruptStateError
+from rest_jax.run_directory import Stage
+
+_SOURCE_COLUMNS = ('source_id', 'doc_id', 'domain', 'language_pair', 'source')
+
+
+@dataclasses.dataclass(frozen=True)
+class Grow:
+  """How a dataset is grown.
+
+  Attributes:
+    num_samples: N, samples a source.
+    sampling: how tokens are drawn.
+    batching: shapes of decoding.
+    sources_per_part: sources a committed chunk; a killed run loses at most one
+      chunk's work.
+  """
+
+  num_samples: int = 25
+  sampling: Sampling = Sampling()
+  batching: generation.Batching = generation.Batching()
+  sources_per_part: int = 1024
+
+  def __post_init__(self):
+    for name in ('num_samples', 'sources_per_part'):
+      if getattr(self, name) < 1:
+        raise ConfigurationError(
+            f'Grow.{name} = {getattr(self, name)} must be at least 1.'
+        )
+
+
+def _chunks(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+  """Cuts a stream of tables anew, into tables of `rows` rows."""
+  held: list[pa.Table] = []
+  count = 0
+  for table in tables:
+    while table.num_rows:
+      taken = table.slice(0, rows - count)
+      held.append(taken)
+      count += taken.num_rows
+      table = table.slice(taken.num_rows)
+      if count == rows:
+        yield pa.concat_tables(held)
+        held, count = [], 0
+  if held:
+    yield pa.concat_tables(held)
+
+
+def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+  """A column of lists: the first `lengths[i]` values of each row [m, t]."""
+  mask = np.arange(values.shape[1]) < lengths[:, None]
+  offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+  return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[mask]))
+
+
+def sample_rows(
+    sources: pa.Table,
+    generated: generation.Generated,
+    texts: Sequence[str],
+    grow_step: int,
+) -> pa.Table:
+  """Rows of the samples' schema for k sources with n samples each.
+
+  Args:
+    sources: k rows of the sources' schema.
+    generated: their samples, [k, n, …].
+    texts: the k · n decoded samples, source by source.
+    grow_step: g.
+
+  Returns:
+    k · n rows, the samples of a source together.
+  """
+  k, n, _ = generated.tokens.shape
+  flat = lambda x: x.reshape(k * n, *x.shape[2:])
+  repeated = np.repeat(np.arange(k), n)
+  lengths = flat(generated.lengths)
+  columns: dict[str, Any] = {
+      name: sources[name].take(repeated).combine_chunks()
+      for name in _SOURCE_COLUMNS
+  }
+  log_probs = flat(generated.token_log_probs)
+  return store.samples_table(
+      columns
+      | {
+          'sample_index': np.tile(np.arange(n, dtype=np.int32), k),
+          'grow_step': grow_step,
+          'origin': 'policy',
+          'target': list(texts),
+          'target_tokens': _lists(flat(generated.tokens), lengths),
+          'length': lengths,
+          'finished': flat(generated.finished),
+          'log_prob': log_probs.sum(-1),
+          'token_log_probs': _lists(log_probs, lengths),
+          'token_sampling_log_probs': _lists(
+              flat(generated.token_sampling_log_probs), lengths
+          ),
+      }
+  )
+
+
+def reference_rows(sources: pa.Table, grow_step: int) -> pa.Table:
+  """The references of D as rows: `sample_index` −1, no log-probabilities."""
+  sources = sources.filter(pa.compute.is_valid(sources['target']))
+  columns = {name: sources[name].combine_chunks() for name in _SOURCE_COLUMNS}
+  tokens = sources['target_tokens'].combine_chunks()
+  return store.samples_table(
+      columns
+      | {
+          'sample_index': np.full(len(sources), store.REFERENCE_INDEX, np.int32),
+          'grow_step': grow_step,
+          'origin': 'reference',
+          'target': sources['target'].combine_chunks(),
+          'target_tokens': tokens,
+          'length': pa.compute.list_value_length(tokens),
+          'finished': np.ones(len(sources), bool),
+      }
+  )
+
+
+def _by_source(tables: Sequence[pa.Table]) -> pa.Table:
+  """All rows, those of a source together, references first."""
+  table = pa.concat_tables(tables)
+  return table.sort_by(
+      [('source_id', 'ascending'), ('sample_index', 'ascending')]
+  )
+
+
+def run(
+    context: Context,
+    stage: Stage,
+    settings: Grow,
+    *,
+    policy_name: str,
+    grow_step: int,
+    with_references: bool,
+) -> None:
+  """Samples from a policy for all of Grow's sources, part by part.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    settings: how.
+    policy_name: stage of the policy, e.g. 'supervised'.
+    grow_step: g, from 1.
+    with_references: whether the references of D are rows too.
+
+  Raises:
+    StorageError: a part cannot be written; earlier ones stay.
+    DataError: a source is too long for the buckets.
+  """
+  began = time.monotonic()
+  params = context.params(policy_name)
+  same_split = context.split_folder('grow') == context.split_folder('train')
+  total = store.count_rows(context.split_folder('grow'))
+  infos: list[dict[str, Any]] = []
+  tokens = 0
+
+  def advance(decoded: int) -> None:
+    nonlocal tokens
+    tokens += decoded
+    rate = tokens / (time.monotonic() - began)
+    context.progress.update(done, total, **{'tokens/s': rate})
+
+  done = 0
+  for number, sources in enumerate(
+      _chunks(context.sources('grow'), settings.sources_per_part)
+  ):
+    name = store.part_name(number)
+    info = stage.part(name)
+    if info is None:
+      table = _grown(
+          context, settings, params, sources, grow_step, advance
+      )
+      info = _describe(table)
+      if with_references and same_split:
+        table = _by_source([table, reference_rows(sources, grow_step)])
+        info['references'] = table.num_rows - info['samples']
+      stage.write_part(name, store.samples_part(table), info)
+    infos.append(info)
+    done += sources.num_rows
+    context.progress.update(done, total)
+  if with_references and not same_split:
+    _write_references(context, stage, settings, grow_step, infos)
+  counts = {
+      key: sum(info.get(key, 0) for info in infos)
+      for key in ('samples', 'sources', 'tokens', 'finished', 'references')
+  }
+  stage.commit(counts=counts, seconds=time.monotonic() - began)
+
+
+def _grown(
+    context: Context,
+    settings: Grow,
+    params: Any,
+    sources: pa.Table,
+    grow_step: int,
+    advance: Any,
+) -> pa.Table:
+  generated = generation.generate(
+      context.policy,
+      params,
+      sources['source_tokens'].to_pylist(),
+      sources['source_id'].to_numpy(),
+      seed=context.seed,
+      purpose='grow',
+      step=grow_step,
+      num_samples=settings.num_samples,
+      sampling=settings.sampling,
+      batching=settings.batching,
+      num_tokens=context.tokenizer.size,
+      advance=advance,
+  )
+  texts = decode(context, generated)
+  return sample_rows(sources, generated, texts, grow_step)
+
+
+def decode(context: Context, generated: generation.Generated) -> list[str]:
+  """The texts of all samples, source by source."""
+  flat = generated.tokens.reshape(-1, generated.tokens.shape[-1])
+  lengths = generated.lengths.reshape(-1)
+  return [
+      context.tokenizer.decode(row[:length].tolist())
+      for row, length in zip(flat, lengths, strict=True)
+  ]
+
+
+def _describe(table: pa.Table) -> dict[str, int]:
+  return {
+      'samples': table.num_rows,
+      'sources': len(pa.compute.unique(table['source_id'])),
+      'tokens': pa.compute.sum(table['length']).as_py(),
+      'finished': pa.compute.sum(table['finished']).as_py(),
+      'references': 0,
+  }
+
+
+def _write_references(
+    context: Context,
+    stage: Stage,
+    settings: Grow,
+    grow_step: int,
+    infos: list[dict[str, Any]],
+) -> None:
+  """Parts with the references of D where Grow has sources of its own."""
+  first = len(infos)
+  # References cost no decoding, so their parts can be much larger.
+  rows = settings.sources_per_part * max(1, settings.num_samples)
+  for number, sources in enumerate(_chunks(context.sources('train'), rows)):
+    name = store.part_name(first + number)
+    info = stage.part(name)
+    if info is None:
+      table = reference_rows(sources, grow_step)
+      if not table.num_rows:
+        raise CorruptStateError(
+            f'{context.split_folder("train")} holds no target at all; delete'
+            ' the data stage and prepare it again.'
+        )
+      info = {'references': table.num_rows}
+      stage.write_part(name, store.samples_part(table), info)
+    infos.append(info)

@@ -1,0 +1,276 @@
+"""Improve: the next policy, trained on the rows of D_g that pass a filter.
+
+J(θ) = E_(x,y)~D_g [F(x, y; τ_i) · L(x, y; θ)] (Gulcehre et al. 2023,
+arXiv:2308.08998, equation 2). The control rows are Improve steps too: they
+differ in which rows they train on, and in nothing else.
+"""
+
+import dataclasses
+import time
+from typing import Iterator, Literal, Sequence
+
+import numpy as np
+
+from rest_jax import evaluate as evaluate_lib
+from rest_jax import preview, schedule, selection, supervised
+from rest_jax import rows as rows_lib
+from rest_jax.context import Context
+from rest_jax.data import loader, scored
+from rest_jax.data.lookup import Lookup
+from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.rewards import base
+from rest_jax.run_directory import Stage
+from rest_jax.training import early_stopping
+
+Control = Literal['none', 'random', 'continued']
+Selections = tuple[selection.Selection, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Improve:
+  """How a policy is improved on a grown dataset.
+
+  Attributes:
+    training: optimizer (with the learning rate of the first Improve step),
+      loss and batch shape.
+    stopping: until when, by the reward on D_select.
+    schedule: the rising filters of Improve steps 1 … I.
+    include_unfiltered: whether Improve step 0, on the whole of D_g, is made.
+    original_data: whether references of D train beside samples: 'none',
+      'unfiltered' (all of them), or 'filtered' (those that pass the filter).
+    mixture: 'union', or λ, the probability that a training row is a grown one.
+    before: further selections, applied before the schedule's.
+    after: further selections, applied after it.
+    learning_rate_decay: factor on the learning rate from one Improve step to
+      the next, in each Grow step anew.
+    allow_tau_below_mean: whether τ_1 ≤ V = E_{D_g}[R] is accepted.
+    restart_from_base: whether each Improve step starts from BC (ReST-EM)
+      instead of from the policy before it.
+  """
+
+  training: early_stopping.Training
+  stopping: early_stopping.Stopping
+  schedule: schedule.Schedule
+  include_unfiltered: bool = True
+  original_data: Literal['none', 'unfiltered', 'filtered'] = 'filtered'
+  mixture: float | Literal['union'] = 'union'
+  before: Selections = ()
+  after: Selections = ()
+  learning_rate_decay: float = 0.5
+  allow_tau_below_mean: bool = False
+  restart_from_base: bool = False
+
+  def __post_init__(self):
+    if not 0 < self.learning_rate_decay <= 1:
+      raise ConfigurationError(
+          f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
+          ' (0, 1]: learning rates fall from step to step.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One Improve step of a run, or the control beside it.
+
+  Attributes:
+    start: stage of the policy that it starts from.
+    grow_step: g, from 1.
+    improve_step: i; 0 is unfiltered.
+    control: 'none' for ReST itself; 'random' trains on random rows, as many a
+      source as the filter keeps; 'continued' on the references of D alone.
+    twin: for a control, the stage whose number of updates it makes.
+  """
+
+  start: str
+  grow_step: int
+  improve_step: int
+  control: Control = 'none'
+  twin: str | None = None
+
+
+class GrownData:
+  """The scored rows of one Grow step, as a stream that can be read again."""
+
+  def __init__(self, context: Context, settings: Improve, grow_step: int):
+    """Opens committed stages; nothing is read yet."""
+    self._context, self._settings = context, settings
+    self._samples = context.read(f'grow_{grow_step}/samples')
+    self._reward = context.read(f'grow_{grow_step}/reward')
+
+  def _counts(self, rows: rows_lib.Rows) -> np.ndarray:
+    """Rows of D_g as this configuration has it: with or without D."""
+    if self._settings.original_data == 'filtered':
+      return np.ones(len(rows.reward), bool)
+    return ~rows.is_reference
+
+  def rewards(self) -> Iterator[np.ndarray]:
+    """Streams the rewards that the schedule is held against."""
+    for rows in scored.iter_rows(self._samples.folder, self._reward.folder):
+      yield rows.reward[self._counts(rows)]
+
+  def mean_reward(self) -> float:
+    """V = E_{D_g}[R]."""
+    total, count = 0.0, 0
+    for rewards in self.rewards():
+      total += float(rewards.sum(dtype=np.float64))
+      count += len(rewards)
+    if not count:
+      raise DataError(
+          f'{self._samples.folder} holds no row to train on; grow again with'
+          ' sources, or set Improve.original_data.'
+      )
+    return total / count
+
+  def selections(self, num_steps: int) -> list[Selections]:
+    """The selections of Improve steps 0 … `num_steps`."""
+    settings = self._settings
+    filters = settings.schedule.filters(self.rewards)[:num_steps]
+    schedule.check_filters(
+        filters,
+        self.mean_reward(),
+        allow_below_mean=settings.allow_tau_below_mean,
+    )
+    return [
+        (*settings.before, middle, *settings.after)
+        for middle in (selection.Unfiltered(), *filters)
+    ]
+
+  def previews(self, steps: Sequence[Selections]) -> list[preview.StepPreview]:
+    """What each step keeps, in one pass."""
+    needs = preview.NEEDS.union(*(selection.needs_of(s) for s in steps))
+    stream = scored.iter_rows(
+        self._samples.folder, self._reward.folder, needs
+    )
+    return preview.preview(stream, steps)
+
+  def training_rows(
+      self, selections: Selections
+  ) -> Iterator[supervised.TrainingRow]:
+    """The rows that pass, with the tokens of their sources."""
+    needs = selection.needs_of(selections)
+    columns = [*scored.columns_for(needs), 'target_tokens']
+    wanted = ('source_id', 'source_tokens')
+    grown = Lookup(self._context.sources('grow', wanted), 'source_tokens')
+    original = Lookup(self._context.sources('train', wanted), 'source_tokens')
+    for table in scored.iter_scored(
+        self._samples.folder,
+        {'reward': self._reward.folder},
+        list(dict.fromkeys(columns)),
+    ):
+      rows = scored.rows_from_table(table, needs)
+      kept = np.flatnonzero(self._with_original(rows, selections))
+      ids = table['source_id'].to_numpy()[kept]
+      is_original = rows.is_reference[kept]
+      targets = table['target_tokens'].take(kept).to_numpy()
+      tokens = np.empty(len(kept), object)
+      for lookup, mask in ((grown, ~is_original), (original, is_original)):
+        found = lookup(ids[mask].tolist())
+        tokens[mask] = np.fromiter(found, object, len(found))
+      for source, target, reference in zip(
+          tokens, targets, is_original, strict=True
+      ):
+        yield source, target, 1.0, bool(reference)
+
+  def _with_original(
+      self, rows: rows_lib.Rows, selections: Selections
+  ) -> np.ndarray:
+    kept = selection.select(selections, rows)
+    if self._settings.original_data == 'none':
+      return kept & ~rows.is_reference
+    if self._settings.original_data == 'unfiltered':
+      return kept | rows.is_reference
+    return kept
+
+
+def run(
+    context: Context,
+    stage: Stage,
+    settings: Improve,
+    evaluation: evaluate_lib.Evaluate,
+    reward: base.RewardModel,
+    step: Step,
+) -> None:
+  """Trains the next policy.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    settings: how.
+    evaluation: how D_select is sampled for the reward.
+    reward: R(x, y), which decides when to stop and what to keep.
+    step: which step.
+
+  Raises:
+    ConfigurationError: the schedule does not rise, or begins below V.
+    DataError: no row passes the filter.
+    NonFiniteError: training diverged.
+    RewardError: the reward model failed.
+  """
+  began = time.monotonic()
+  rows, counts, mixture = _write_rows(context, stage, settings, step)
+  stopping = settings.stopping
+  if step.twin is not None:
+    updates = context.read(step.twin).manifest['counts']['updates']
+    stopping = dataclasses.replace(
+        stopping, max_steps=updates, patience=updates + 1
+    )
+  batches = loader.TrainingBatches(
+      rows, settings.training.packing, context.seed, mixture
+  )
+  context.progress.note(
+      f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
+      f' {batches.steps_per_epoch:,} updates an epoch,'
+      f' {100 * batches.padding_share:.1f} % padding'
+  )
+  reporter = supervised.Reporter(context, stage, stopping.max_steps, 'reward')
+  outcome = early_stopping.train(
+      context.policy,
+      context.params(step.start),
+      settings.training,
+      stopping,
+      batches,
+      evaluate_lib.select_reward(context, evaluation, reward),
+      folder=stage.folder / 'checkpoints',
+      # Dropout must differ from step to step, or errors would repeat.
+      seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
+      learning_rate_scale=settings.learning_rate_decay**step.improve_step,
+      where=stage.name,
+      on_step=reporter.on_step,
+      on_evaluation=reporter.on_evaluation,
+  )
+  if not outcome.best.step:
+    context.progress.note(
+        'no update improved the reward on D_select: the policy stays as it was'
+    )
+  supervised.finish(stage, outcome, began, counts)
+
+
+def _write_rows(
+    context: Context, stage: Stage, settings: Improve, step: Step
+) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
+  """Writes what the step trains on; returns also its counts and mixture."""
+  folder = stage.folder / 'rows'
+  if step.control == 'continued':
+    rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
+    return rows, {'references': len(rows)}, 'union'
+  grown = GrownData(context, settings, step.grow_step)
+  chosen = grown.selections(step.improve_step)[step.improve_step]
+  if step.control == 'random':
+    chosen = (selection.RandomLike(chosen, seed=context.seed),)
+  (kept,) = grown.previews([chosen])
+  rows = loader.write_rows(folder, grown.training_rows(chosen))
+  counts = {
+      'kept_samples': kept.kept_samples,
+      'kept_sources': kept.kept_sources,
+      'starved_sources': kept.starved_sources,
+      'distinct_samples': kept.distinct_samples,
+      'references': int(rows.is_original.sum()),
+  }
+  context.progress.note(
+      f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
+      f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'
+      f' {kept.sources:,} sources starved'
+  )
+  has_both = 0 < counts['references'] < len(rows)
+  mixture = settings.mixture if has_both else 'union'
+  return rows, counts, mixture

@@ -1,0 +1,256 @@
+"""The command line: gin files and flags to one run mode.
+
+  python -m rest_jax.main --gin_file=quickstart.gin
+  python -m rest_jax.main --gin_file=wmt20.gin --gin.MODEL_DIR=/runs/wmt20 \
+      --gin.DATA_DIR=/data/wmt20 --run_mode=status
+
+The only file that knows gin and flags.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import sys
+from typing import Any, Sequence
+
+from absl import app, flags, logging
+import gin
+
+from rest_jax import config
+from rest_jax.errors import ConfigurationError, RestJaxError
+
+RUN_MODES = (
+    'rest',
+    'supervised',
+    'grow',
+    'annotate',
+    'improve',
+    'evaluate',
+    'translate',
+    'preview',
+    'status',
+    'import_samples',
+    'fetch',
+)
+
+_GIN_FILE = flags.DEFINE_multi_string(
+    'gin_file', [], 'A gin file, of the package or of yours; repeatable.'
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    'gin_bindings', [], 'A gin binding; --gin.NAME=VALUE is short for it.'
+)
+_GIN_SEARCH_PATHS = flags.DEFINE_list(
+    'gin_search_paths', [], 'Further folders to look for gin files in.'
+)
+_RUN_MODE = flags.DEFINE_enum('run_mode', 'rest', RUN_MODES, 'What to do.')
+_STAGE = flags.DEFINE_string(
+    'stage', None, 'Run only this stage, e.g. grow_1/improve_2.'
+)
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Print the stages and an estimate of disk; run nothing.'
+)
+_POLICY = flags.DEFINE_string(
+    'policy', None, 'Policy folder in MODEL_DIR, e.g. supervised.'
+)
+_INPUT = flags.DEFINE_string('input', '-', 'File to read; - is standard input.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '-', 'File to write; - is standard output.'
+)
+_SPLIT = flags.DEFINE_enum(
+    'split', 'report', ('report', 'select', 'test'), 'Data to evaluate on.'
+)
+_DATASET = flags.DEFINE_string(
+    'dataset', None, 'Data set for --run_mode=fetch: wmt20 or iwslt14.'
+)
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, 'Folder that --run_mode=fetch writes to.'
+)
+
+
+def gin_folder() -> pathlib.Path:
+  """The folder of the gin files that come with rest_jax."""
+  package = pathlib.Path(__file__).parent
+  installed = package / 'gin'
+  return installed if installed.is_dir() else package.parent / 'gin'
+
+
+def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
+  """Turns `--gin.NAME=VALUE` into `--gin_bindings=NAME = VALUE`.
+
+  A value that gin cannot parse and that holds no quote or bracket is a bare
+  word, such as a path, and is taken as a string.
+  """
+  out = []
+  for arg in argv:
+    if arg.startswith('--gin.'):
+      name, equals, value = arg.removeprefix('--gin.').partition('=')
+      if not equals:
+        raise ConfigurationError(
+            f'flag {arg} has no value; write --gin.{name}=VALUE.'
+        )
+      out.append(f'--gin_bindings={name} = {_literal(value)}')
+    else:
+      out.append(arg)
+  return out
+
+
+def _literal(value: str) -> str:
+  if re.search(r"""['"()\[\]{}@%]""", value):
+    return value
+  try:
+    gin.config.parse_value(value)
+    return value
+  except (SyntaxError, ValueError):
+    return repr(value)
+
+
+def _names(config_text: str) -> set[str]:
+  """The names bound in gin's own printed form of a configuration."""
+  return set(re.findall(r'^([\w./]+) = ', config_text, re.MULTILINE))
+
+
+def _shipped_macros() -> set[str]:
+  names: set[str] = set()
+  for path in gin_folder().rglob('*.gin'):
+    names |= set(re.findall(r'^([A-Z]\w*) = ', path.read_text(), re.MULTILINE))
+  return names
+
+
+def _parse_gin(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str],
+) -> None:
+  """Parses into gin's global configuration; errors become one line."""
+  if not files:
+    raise ConfigurationError(
+        'no --gin_file given; try --gin_file=quickstart.gin, or one of'
+        f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
+    )
+  for path in ('.', str(gin_folder()), *search_paths):
+    gin.add_config_file_search_path(path)
+  for file in files:
+    roots = ('', '.', str(gin_folder()), *search_paths)
+    if not any(os.path.exists(os.path.join(root, file)) for root in roots):
+      raise ConfigurationError(
+          f'--gin_file={file} was not found here, in {gin_folder()} or in'
+          f' --gin_search_paths={",".join(search_paths)}.'
+      )
+  try:
+    gin.parse_config_files_and_bindings(list(files), list(bindings))
+  except (ValueError, TypeError, SyntaxError, OSError, AttributeError,
+          ImportError) as error:  # Whatever gin raises for a faulty file.
+    text = ' '.join(str(error).split())
+    raise ConfigurationError(
+        f'the gin configuration cannot be read: {text}'
+    ) from error
+
+
+def _build() -> Any:
+  """Builds the run that the gin configuration describes, and checks it."""
+  from rest_jax import rest  # Imports JAX, so only once the flags are right.
+
+  try:
+    run = gin.get_configurable(rest.ReST)()
+  except RestJaxError:
+    raise
+  except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+    text = ' '.join(str(error).split())
+    raise ConfigurationError(
+        f'the gin configuration cannot be built: {text}'
+    ) from error
+  config.check_types(run)
+  _check_all_used()
+  return run
+
+
+def _check_all_used() -> None:
+  """Raises when a binding changes nothing: most often it is misspelt."""
+  unused = _names(gin.config_str()) - _names(gin.operative_config_str())
+  given = {b.partition('=')[0].strip() for b in _GIN_BINDINGS.value}
+  unused -= _shipped_macros() - given
+  if unused:
+    name = sorted(unused)[0]
+    raise ConfigurationError(
+        f'binding {name} is used by nothing in this configuration; remove it or'
+        ' correct its name (--run_mode=status prints those in use).'
+    )
+
+
+def command_line(**changed: str) -> str:
+  """This process's command, with some gin bindings replaced."""
+  kept = [
+      arg
+      for arg in sys.argv[1:]
+      if not any(arg.startswith(f'--gin.{name}=') for name in changed)
+      and not arg.startswith(('--stage', '--dry_run'))
+  ]
+  kept += [f'--gin.{name}={value}' for name, value in changed.items()]
+  return shlex.join(['python', '-m', 'rest_jax.main', *kept])
+
+
+def _dispatch(run: Any) -> None:
+  from rest_jax import rest
+
+  mode = _RUN_MODE.value
+  texts = rest.Texts(
+      config=gin.config_str(),
+      operative_config=gin.operative_config_str(),
+      branch_command=command_line,
+  )
+  with rest.open_run(run, texts, read_only=mode == 'status') as session:
+    if mode == 'status' or _DRY_RUN.value:
+      session.status(dry_run=_DRY_RUN.value)
+    elif mode == 'translate':
+      session.translate(_POLICY.value, _INPUT.value, _OUTPUT.value)
+    elif mode == 'preview':
+      session.preview()
+    elif mode == 'import_samples':
+      session.import_samples(_INPUT.value)
+    elif mode == 'evaluate':
+      session.evaluate(_POLICY.value, _SPLIT.value)
+    else:
+      session.run(mode, only=_STAGE.value)
+
+
+def _main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise ConfigurationError(
+        f'unknown argument {argv[1]!r}; all settings are --flags.'
+    )
+  if _RUN_MODE.value == 'fetch':
+    from rest_jax.data import download
+
+    download.fetch(_DATASET.value, _DATA_DIR.value)
+    return
+  _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+  _dispatch(_build())
+
+
+def _with_exit_code(argv: Sequence[str]) -> int:
+  try:
+    _main(argv)
+    return 0
+  except RestJaxError as error:
+    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    return error.exit_code
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(_rewrite_gin_flags(argv))
+  except (flags.Error, ConfigurationError) as error:
+    text = ' '.join(str(error).split())
+    print(f'ConfigurationError: {text}', file=sys.stderr)
+    sys.exit(ConfigurationError.exit_code)
+
+
+def main() -> None:
+  """Entry point of `python -m rest_jax.main` and of the script `rest_jax`."""
+  logging.set_verbosity(logging.WARNING)
+  app.run(_with_exit_code, flags_parser=_parse_flags)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,150 @@
+"""One row a policy and split: what a run found, as CSV and as a table."""
+
+import csv
+import dataclasses
+import io
+from typing import Sequence
+
+import numpy as np
+import rich.box
+import rich.table
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """The figures of one policy on one split.
+
+  Attributes:
+    policy: BC, BC+ (the control: BC trained on for as many updates), `G1 I2`
+      (second Improve step of the first Grow step), …
+    split: select, report or test.
+    seed: of the run.
+    grow_step: g, 0 for BC.
+    improve_step: i, None for BC.
+    loss: how the policy was trained last.
+    threshold: the selection its training rows passed.
+    kept_samples: grown rows that passed it, over all sources.
+    kept_sources: sources with at least one such row.
+    distinct_samples: distinct (source, target) pairs among them.
+    reward_mean: mean reward of samples as drawn in Grow, × 100.
+    reward_low: lower end of its 95 % interval (bootstrap over sources).
+    reward_high: upper end.
+    reward_greedy: mean reward of greedy outputs, × 100.
+    reward_best_t: mean reward of samples at `best_t`, × 100.
+    best_t: the temperature that was best on D_select.
+    bleu: corpus BLEU of beam search; None without references.
+    chrf: corpus chrF of beam search.
+    bleu_signature: sacrebleu's signature of `bleu`.
+    chrf_signature: sacrebleu's signature of `chrf`.
+    train_tokens: target tokens seen in training, from BC's first update on.
+    seconds: of training and evaluating this policy.
+  """
+
+  policy: str
+  split: str
+  seed: int
+  grow_step: int
+  improve_step: int | None
+  loss: str
+  threshold: str
+  kept_samples: int | None
+  kept_sources: int | None
+  distinct_samples: int | None
+  reward_mean: float
+  reward_low: float
+  reward_high: float
+  reward_greedy: float
+  reward_best_t: float
+  best_t: float
+  bleu: float | None
+  chrf: float | None
+  bleu_signature: str
+  chrf_signature: str
+  train_tokens: int
+  seconds: float
+
+
+def bootstrap_interval(
+    per_source: Float[np.ndarray, ' n'],
+    *,
+    num_resamples: int = 1000,
+    coverage: float = 0.95,
+) -> tuple[float, float]:
+  """A percentile bootstrap interval of a mean, over sources.
+
+  Samples of one source are alike, so sources are drawn, not samples (Efron &
+  Tibshirani 1993, ch. 13). The draws are seeded: equal input, equal interval.
+
+  >>> bootstrap_interval(np.array([0.5, 0.5, 0.5]))
+  (0.5, 0.5)
+
+  Args:
+    per_source: float [n], the mean of each source.
+    num_resamples: bootstrap samples.
+    coverage: probability mass inside the interval.
+
+  Returns:
+    Lower and upper end.
+  """
+  rng = np.random.default_rng(12345)
+  n = len(per_source)
+  means = [
+      per_source[rng.integers(0, n, n)].mean() for _ in range(num_resamples)
+  ]
+  tail = (1 - coverage) / 2
+  low, high = np.quantile(means, [tail, 1 - tail])
+  return float(low), float(high)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+  """The rows as `results.csv` holds them; a missing figure is empty."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  names = [field.name for field in dataclasses.fields(Row)]
+  writer.writerow(names)
+  for row in rows:
+    values = [getattr(row, name) for name in names]
+    writer.writerow(
+        [f'{v:.4f}' if isinstance(v, float) else v for v in values]
+    )
+  return text.getvalue()
+
+
+def _count(value: int | None) -> str:
+  return '–' if value is None else f'{value:,}'
+
+
+def _figure(value: float | None) -> str:
+  return '–' if value is None else f'{value:.1f}'
+
+
+def to_table(rows: Sequence[Row]) -> rich.table.Table:
+  """The rows as a table for people."""
+  table = rich.table.Table(
+      title='Rewards × 100, 95 % intervals by bootstrap over sources',
+      box=rich.box.SIMPLE,
+      title_justify='left',
+  )
+  table.add_column('policy', no_wrap=True)
+  table.add_column('split')
+  table.add_column('trained on')
+  for name in ('kept', 'sources', 'reward', '95 %', 'greedy', 'best T', 'BLEU',
+               'chrF', 'time'):
+    table.add_column(name, justify='right', no_wrap=True)
+  for row in rows:
+    table.add_row(
+        row.policy,
+        row.split,
+        row.threshold,
+        _count(row.kept_samples),
+        _count(row.kept_sources),
+        f'{row.reward_mean:.1f}',
+        f'{row.reward_low:.1f}–{row.reward_high:.1f}',
+        f'{row.reward_greedy:.1f}',
+        f'{row.reward_best_t:.1f} (T {row.best_t:g})',
+        _figure(row.bleu),
+        _figure(row.chrf),
+        f'{row.seconds:.0f} s',
+    )
+  return table

@@ -1,0 +1,187 @@
+"""Supervised training: the BC policy, from which the first Grow step samples.
+
+L_NLL(θ) = −E_(x,y)~D Σ_t log π_θ(y_t | y_<t, x) (Gulcehre et al. 2023,
+arXiv:2308.08998, equation 1).
+"""
+
+import dataclasses
+import shutil
+import time
+from typing import Iterator
+
+import numpy as np
+
+from rest_jax.checkpoint import native
+from rest_jax.context import PARAMS, Context
+from rest_jax.data import loader
+from rest_jax.errors import DataError
+from rest_jax.run_directory import Stage
+from rest_jax.training import early_stopping, fit, step
+from rest_jax.types import Params
+
+TrainingRow = tuple[np.ndarray, np.ndarray, float, bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+  """How BC is trained: until its loss on D_select stops falling.
+
+  Attributes:
+    training: optimizer, loss and batch shape.
+    stopping: until when; `max_steps` = 0 keeps the initial parameters.
+    initial_checkpoint_path: parameters to start from; None starts anew.
+  """
+
+  training: early_stopping.Training
+  stopping: early_stopping.Stopping
+  initial_checkpoint_path: str | None = None
+
+
+def original_rows(context: Context, split: str) -> Iterator[TrainingRow]:
+  """The pairs of a data split as training rows of weight 1."""
+  for table in context.sources(split, ('source_tokens', 'target_tokens')):
+    pairs = zip(
+        table['source_tokens'].to_numpy(),
+        table['target_tokens'].to_numpy(),
+        strict=True,
+    )
+    for source, target in pairs:
+      if target is not None:
+        yield source, target, 1.0, True
+
+
+def dev_loss(
+    context: Context,
+    training: early_stopping.Training,
+    batches: loader.TrainingBatches,
+):
+  """A function from parameters to −nll on D_select, in nats a token."""
+  # Measured without smoothing and penalties, so that figures compare.
+  loss = dataclasses.replace(training.loss, label_smoothing=0.0, z_loss=0.0)
+  eval_step = step.make_eval_step(context.policy, loss)
+
+  def evaluate(params: Params) -> float:
+    return -step.evaluate_loss(eval_step, params, batches.once())['nll']
+
+  return evaluate
+
+
+class Reporter:
+  """Shows a training stage's progress, and writes its curves."""
+
+  def __init__(self, context: Context, stage: Stage, total: int, figure: str):
+    """`figure` names what evaluations measure; a loss is stored negated."""
+    self._progress, self._name = context.progress, stage.name
+    self._total, self._figure = total, figure
+    self._tokens, self._began = 0.0, time.monotonic()
+    self._last: dict[str, float] = {}
+
+  def on_step(self, event: fit.StepDone) -> None:
+    """Shows an update."""
+    self._tokens += event.metrics['tokens']
+    rate = self._tokens / (time.monotonic() - self._began)
+    shown = {'loss': event.metrics['loss'], 'tokens/s': rate}
+    self._progress.update(event.step, self._total, **shown, **self._last)
+    if event.step % 10 == 0:
+      self._progress.scalars(
+          self._name,
+          event.step,
+          {f'train/{k}': v for k, v in event.metrics.items()},
+      )
+
+  def on_evaluation(self, evaluation: early_stopping.Evaluation) -> None:
+    """Shows an evaluation."""
+    value = abs(evaluation.value)
+    self._last = {self._figure: value}
+    self._progress.note(
+        f'update {evaluation.step:,}: {self._figure} {value:.4f}'
+    )
+    self._progress.scalars(
+        self._name, evaluation.step, {f'select/{self._figure}': value}
+    )
+
+
+def finish(
+    stage: Stage,
+    outcome: early_stopping.Outcome,
+    began: float,
+    counts: dict[str, int],
+) -> None:
+  """Keeps the best parameters, drops what only training needs, commits."""
+  native.save_params(stage.folder / PARAMS, outcome.params)
+  for temporary in ('checkpoints', 'rows', 'dev_rows'):
+    shutil.rmtree(stage.folder / temporary, ignore_errors=True)
+  last = outcome.history[-1]
+  stage.commit(
+      counts=counts
+      | {
+          'updates': outcome.updates,
+          'best_update': outcome.best.step,
+          'train_tokens': last.train_tokens,
+      },
+      seconds=time.monotonic() - began,
+      extra={
+          'history': [dataclasses.asdict(e) for e in outcome.history],
+      },
+  )
+
+
+def run(context: Context, stage: Stage, settings: Supervised) -> None:
+  """Trains BC on D.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    settings: how.
+
+  Raises:
+    DataError: a split that is needed has no targets, or a row does not fit.
+    NonFiniteError: training diverged.
+  """
+  began = time.monotonic()
+  params = _initial_params(context, settings)
+  if not settings.stopping.max_steps:
+    native.save_params(stage.folder / PARAMS, params)
+    stage.commit(counts={'updates': 0, 'train_tokens': 0}, seconds=0.0)
+    return
+  packing = settings.training.packing
+  rows = loader.write_rows(
+      stage.folder / 'rows', original_rows(context, 'train')
+  )
+  dev = loader.write_rows(
+      stage.folder / 'dev_rows', original_rows(context, 'select')
+  )
+  if not len(dev):
+    raise DataError(
+        'the dev data have no targets, so BC cannot tell when to stop; give'
+        ' DEV_SPLIT a split with references.'
+    )
+  reporter = Reporter(context, stage, settings.stopping.max_steps, 'dev_nll')
+  dev_batches = loader.TrainingBatches(dev, packing, seed=0)
+  batches = loader.TrainingBatches(rows, packing, context.seed)
+  context.progress.note(
+      f'{len(rows):,} pairs, {batches.steps_per_epoch:,} updates an epoch,'
+      f' {100 * batches.padding_share:.1f} % padding'
+  )
+  outcome = early_stopping.train(
+      context.policy,
+      params,
+      settings.training,
+      settings.stopping,
+      batches,
+      dev_loss(context, settings.training, dev_batches),
+      folder=stage.folder / 'checkpoints',
+      seed=context.seed,
+      learning_rate_scale=1.0,
+      where=stage.name,
+      on_step=reporter.on_step,
+      on_evaluation=reporter.on_evaluation,
+  )
+  finish(stage, outcome, began, {'pairs': len(rows)})
+
+
+def _initial_params(context: Context, settings: Supervised) -> Params:
+  path = settings.initial_checkpoint_path
+  if path is None:
+    return context.policy.init(context.seed)
+  return native.restore_initial(path, context.abstract_params())

@@ -1,0 +1,225 @@
+"""Training that stops when a figure no longer improves, and keeps the best.
+
+A killed process goes on from its last checkpoint: batches are a function of
+(seed, step), and what was evaluated so far is saved with the parameters.
+"""
+
+import dataclasses
+from typing import Any, Callable
+
+import jax
+
+from rest_jax import losses
+from rest_jax.checkpoint import native
+from rest_jax.data import loader
+from rest_jax.errors import ConfigurationError
+from rest_jax.policy import Policy
+from rest_jax.training import fit as fit_lib
+from rest_jax.training import optimizer as optimizer_lib
+from rest_jax.training import state as state_lib
+from rest_jax.training import step as step_lib
+from rest_jax.types import Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How a policy is trained, whatever it is trained on.
+
+  Attributes:
+    optimizer: Adafactor or AdamW, with its peak learning rate.
+    loss: the token losses.
+    packing: shape of a batch.
+    num_microbatches: parts that a batch is cut into to save memory.
+  """
+
+  optimizer: optimizer_lib.Optimizer
+  packing: loader.Packing
+  loss: losses.BehavioralCloning = losses.BehavioralCloning()
+  num_microbatches: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopping:
+  """When training ends.
+
+  Attributes:
+    max_steps: updates at most.
+    eval_every: updates between two evaluations (and checkpoints).
+    patience: evaluations in a row without a new best before training ends.
+  """
+
+  max_steps: int
+  eval_every: int
+  patience: int
+
+  def __post_init__(self):
+    for name, least in (('max_steps', 0), ('eval_every', 1), ('patience', 1)):
+      if getattr(self, name) < least:
+        raise ConfigurationError(
+          f'Stopping.{name} = {getattr(self, name)} must be at least {least}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One evaluation during training.
+
+  Attributes:
+    step: updates made.
+    value: the figure that decides, higher is better.
+    train_tokens: target tokens trained on so far.
+  """
+
+  step: int
+  value: float
+  train_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How training ended.
+
+  Attributes:
+    params: parameters of the best evaluation.
+    best: that evaluation.
+    history: all evaluations, that of update 0 first.
+  """
+
+  params: Params
+  best: Evaluation
+  history: tuple[Evaluation, ...]
+
+  @property
+  def updates(self) -> int:
+    """Updates made, those after the best included."""
+    return self.history[-1].step
+
+
+def best_of(history: list[Evaluation]) -> Evaluation:
+  """The first evaluation with the highest value."""
+  return max(history, key=lambda evaluation: evaluation.value)
+
+
+def train(
+  policy: Policy,
+  params: Params,
+  training: Training,
+  stopping: Stopping,
+  batches: loader.TrainingBatches,
+  evaluate: Callable[[Params], float],
+  *,
+  folder: Any,
+  seed: int,
+  learning_rate_scale: float,
+  where: str,
+  on_step: Callable[[fit_lib.StepDone], None],
+  on_evaluation: Callable[[Evaluation], None],
+) -> Outcome:
+  """Trains until `stopping` says so; resumes from `folder`.
+
+  Args:
+    policy: the policy.
+    params: parameters to start from; evaluated as update 0, which is kept if
+      no update is better.
+    training: how.
+    stopping: until when.
+    batches: the data.
+    evaluate: the figure that decides, higher is better.
+    folder: of the checkpoints, emptied of all but the best and the last.
+    seed: of dropout.
+    learning_rate_scale: factor on the optimizer's learning rate.
+    where: name of the stage, for messages.
+    on_step: called after each update.
+    on_evaluation: called after each evaluation.
+
+  Returns:
+    The best parameters and the history.
+
+  Raises:
+    NonFiniteError: loss, gradient or parameters are NaN or infinite.
+    StorageError: a checkpoint cannot be written.
+  """
+  checkpoints = native.Checkpoints(folder)
+  state, history = _resume(policy, params, training.optimizer, checkpoints)
+  tokens = history[-1].train_tokens if history else 0
+
+  def record(state: TrainState) -> None:
+    evaluation = Evaluation(
+      int(state.step), float(evaluate(state.params)), tokens
+    )
+    history.append(evaluation)
+    on_evaluation(evaluation)
+    _save(checkpoints, state, history)
+
+  if not history:
+    record(state)
+  events = fit_lib.fit(
+    state,
+    step_lib.make_train_step(
+      policy,
+      training.optimizer,
+      training.loss,
+      num_microbatches=training.num_microbatches,
+    ),
+    batches.starting_at(int(state.step)),
+    num_steps=stopping.max_steps,
+    checkpoint_every=stopping.eval_every,
+    dropout_key=_dropout_key(policy, seed),
+    learning_rate_scale=learning_rate_scale,
+    where=where,
+  )
+  if not _ended(history, stopping):
+    for event in events:
+      if isinstance(event, fit_lib.StepDone):
+        tokens += int(event.metrics['tokens'])
+        on_step(event)
+      elif event.step > history[-1].step:
+        record(event.state)
+        if _ended(history, stopping):
+          break
+  best = best_of(history)
+  abstract = state_lib.abstract_state(policy, training.optimizer)
+  best_state = checkpoints.restore(best.step, abstract)
+  return Outcome(best_state.params, best, tuple(history))
+
+
+def _dropout_key(policy: Policy, seed: int) -> jax.Array | None:
+  if not policy.config.dropout_rate:
+    return None
+  return jax.random.key(seed)
+
+
+def _ended(history: list[Evaluation], stopping: Stopping) -> bool:
+  last, best = history[-1], best_of(history)
+  waited = sum(evaluation.step > best.step for evaluation in history)
+  return last.step >= stopping.max_steps or waited >= stopping.patience
+
+
+def _resume(
+  policy: Policy,
+  params: Params,
+  optimizer: optimizer_lib.Optimizer,
+  checkpoints: native.Checkpoints,
+) -> tuple[TrainState, list[Evaluation]]:
+  latest = checkpoints.latest()
+  if latest is None:
+    return state_lib.init_state(policy, optimizer, params), []
+  history = [
+    Evaluation(**record) for record in checkpoints.extra(latest)['history']
+  ]
+  abstract = state_lib.abstract_state(policy, optimizer)
+  return checkpoints.restore(latest, abstract), history
+
+
+def _save(
+  checkpoints: native.Checkpoints,
+  state: TrainState,
+  history: list[Evaluation],
+) -> None:
+  """Saves the state, then lets go of all but the best and the last."""
+  step = int(state.step)
+  records = [dataclasses.asdict(evaluation) for evaluation in history]
+  checkpoints.save(step, state, {'history': records})
+  for old in checkpoints.steps():
+    if old not in (step, best_of(history).step):
+      checkpoints.delete(old)
