@@ -8,8 +8,10 @@ numpy arrays on the host; the two never mix in one record.
 from typing import Any
 
 import flax.struct
-import jax
 
+# An array of jax or numpy; or what stands in its place in a tree of the same
+# form: a shape, a sharding, a tracer. So it is not checked in the records.
+Leaf = Any
 Params = Any  # A nested dict of arrays, named as T5X names them.
 
 
@@ -38,12 +40,12 @@ class Batch:
     decoder_segment_ids: int32 [b, t], likewise.
   """
 
-  encoder_input_tokens: jax.Array
-  decoder_input_tokens: jax.Array
-  decoder_target_tokens: jax.Array
-  decoder_loss_weights: jax.Array
-  encoder_segment_ids: jax.Array | None = None
-  decoder_segment_ids: jax.Array | None = None
+  encoder_input_tokens: Leaf
+  decoder_input_tokens: Leaf
+  decoder_target_tokens: Leaf
+  decoder_loss_weights: Leaf
+  encoder_segment_ids: Leaf = None
+  decoder_segment_ids: Leaf = None
 
 
 @flax.struct.dataclass
@@ -57,9 +59,9 @@ class TokenScores:
       vocabulary (for label smoothing).
   """
 
-  log_probs: jax.Array
-  log_normalizers: jax.Array
-  mean_log_probs: jax.Array
+  log_probs: Leaf
+  log_normalizers: Leaf
+  mean_log_probs: Leaf
 
 
 @flax.struct.dataclass
@@ -77,12 +79,12 @@ class DecodeCache:
     step: int32 [], how many tokens each sample has.
   """
 
-  self_keys: tuple[jax.Array, ...]
-  self_values: tuple[jax.Array, ...]
-  cross_keys: tuple[jax.Array, ...]
-  cross_values: tuple[jax.Array, ...]
-  source_mask: jax.Array
-  step: jax.Array
+  self_keys: tuple[Leaf, ...]
+  self_values: tuple[Leaf, ...]
+  cross_keys: tuple[Leaf, ...]
+  cross_values: tuple[Leaf, ...]
+  source_mask: Leaf
+  step: Leaf
 
 
 @flax.struct.dataclass
@@ -99,11 +101,11 @@ class Samples:
     finished: bool [b, n], whether EOS was reached.
   """
 
-  tokens: jax.Array
-  token_log_probs: jax.Array
-  token_sampling_log_probs: jax.Array
-  lengths: jax.Array
-  finished: jax.Array
+  tokens: Leaf
+  token_log_probs: Leaf
+  token_sampling_log_probs: Leaf
+  lengths: Leaf
+  finished: Leaf
 
 
 @flax.struct.dataclass
@@ -116,6 +118,6 @@ class TrainState:
     opt_state: the optax state.
   """
 
-  step: jax.Array
+  step: Leaf
   params: Params
   opt_state: Any
