@@ -23,6 +23,7 @@ Files on disk of a stage: its own files; `stage.json`; until it is committed
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,7 @@ write_json_atomic = storage.write_json_atomic
 _STAGE = 'stage.json'
 _BEGUN = 'begun.json'
 _PARTS = '.parts'
+_DEPTHS = range(1, 6)  # Of a stage's folder below the run directory's.
 _BRANCH_HINT = 'start a new run in another MODEL_DIR'
 
 # Stages whose checksums this process has verified: (folder, fingerprint).
@@ -49,14 +51,12 @@ class RunDirectory:
   """A run's folder (MODEL_DIR), local or in an object store."""
 
   def __init__(self, path: storage.PathLike):
-    """Names the folder; nothing is read or written yet."""
     self.path = epath.Path(path)
 
   def lock(self) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from writing here while the context lasts.
 
-    Reading committed stages, as another run's branch or `status` do, needs no
-    lock.
+    Reading committed stages needs no lock.
 
     Raises:
       LockedError: another process holds it (named with its host).
@@ -65,7 +65,7 @@ class RunDirectory:
     return run_lock.hold(self.path / '.lock')
 
   def stage(self, name: str) -> 'Stage':
-    """The stage of that name, which is also its folder (`grow_1/improve_2`).
+    """The stage of that name and folder, such as `grow_1/improve_2`.
 
     Raises:
       ConfigurationError: the name would lead out of the run directory.
@@ -81,8 +81,8 @@ class RunDirectory:
   def stages(self) -> list['Stage']:
     """All stages that were begun or committed here, sorted by name."""
     names = set()
-    for marker in (_STAGE, _BEGUN):
-      for file in self.path.glob(f'**/{marker}'):
+    for depth, marker in itertools.product(_DEPTHS, (_STAGE, _BEGUN)):
+      for file in self.path.glob('*/' * depth + marker):
         names.add(str(file.parent.relative_to(self.path)))
     return [self.stage(name) for name in sorted(names)]
 
@@ -91,7 +91,6 @@ class Stage:
   """One folder of a run, made once and never changed after its commit."""
 
   def __init__(self, root: epath.Path, name: str):
-    """Use `RunDirectory.stage`."""
     self.name = name
     self.folder = root / name
     self._manifest: dict[str, Any] | None = None

@@ -3,13 +3,30 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax import errors
+from rest_jax import errors, selection
 
 RewardStream = Callable[[], Iterable[Float32[np.ndarray, '_']]]
+
+
+class Schedule(Protocol):
+  """The filters of Improve steps 1 … I, rising."""
+
+  @property
+  def num_steps(self) -> int:
+    """I."""
+
+  def filters(self, rewards: RewardStream) -> list[selection.Selection]:
+    """The filter of each step.
+
+    Args:
+      rewards: gives the rewards of D_g, anew each time it is called: float32
+        arrays, in [0, 1].
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +43,15 @@ class Thresholds:
     """τ_1 … τ_I; the rewards are not looked at."""
     del rewards
     return tuple(float(tau) for tau in self.taus)
+
+  @property
+  def num_steps(self) -> int:
+    """I."""
+    return len(self.taus)
+
+  def filters(self, rewards: RewardStream) -> list[selection.Selection]:
+    """See `Schedule.filters`."""
+    return [selection.Threshold(tau) for tau in self.resolve(rewards)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +71,15 @@ class Quantiles:
         raise errors.ConfigurationError(
           f'Quantiles.levels holds {level!r}: each must be in [0, 1)'
         )
+
+  @property
+  def num_steps(self) -> int:
+    """I."""
+    return len(self.levels)
+
+  def filters(self, rewards: RewardStream) -> list[selection.Selection]:
+    """See `Schedule.filters`."""
+    return [selection.Threshold(tau) for tau in self.resolve(rewards)]
 
   def resolve(self, rewards: RewardStream) -> tuple[float, ...]:
     """Finds the quantiles exactly, in two passes and constant memory.
@@ -88,6 +123,58 @@ class Quantiles:
     return tuple(taus)
 
 
+@dataclasses.dataclass(frozen=True)
+class PerSource:
+  """A bar for each source of its own, from its samples' rewards.
+
+  Attributes:
+    rule: 'percentile' (values in [0, 100]), 'interpolated' (γ in [0, 1]) or
+      'top_k' (samples a source; falling, as fewer is stricter).
+    values: the rule's value in Improve steps 1 … I.
+  """
+
+  rule: Literal['percentile', 'interpolated', 'top_k']
+  values: tuple[float, ...]
+
+  @property
+  def num_steps(self) -> int:
+    """I."""
+    return len(self.values)
+
+  def filters(self, rewards: RewardStream) -> list[selection.Selection]:
+    """See `Schedule.filters`; the rewards are not looked at.
+
+    Raises:
+      ConfigurationError: the values do not get stricter, or one is out of its
+        range.
+    """
+    del rewards
+    sign = -1 if self.rule == 'top_k' else 1
+    for before, after in itertools.pairwise(self.values):
+      if sign * after <= sign * before:
+        raise errors.ConfigurationError(
+          f'PerSource.values = {self.values} must get stricter from step to '
+          f'step for the rule {self.rule!r}'
+        )
+    make = {
+      'percentile': selection.Percentile,
+      'interpolated': selection.Interpolated,
+      'top_k': lambda k: selection.TopK(int(k)),
+    }[self.rule]
+    return [make(value) for value in self.values]
+
+
+def check_filters(
+  filters: Sequence[selection.Selection],
+  mean_reward: float,
+  *,
+  allow_below_mean: bool = False,
+) -> None:
+  """`check_schedule` for those filters that are global thresholds."""
+  taus = [f.tau for f in filters if isinstance(f, selection.Threshold)]
+  check_schedule(taus, mean_reward, allow_below_mean=allow_below_mean)
+
+
 def _bits(values: np.ndarray) -> np.ndarray:
   # Adding 0 turns −0.0, whose bits are not ordered, into 0.0.
   positive = np.ascontiguousarray(values, np.float32) + np.float32(0.0)
@@ -128,5 +215,5 @@ def check_schedule(
     raise errors.ConfigurationError(
       f'tau_1 = {taus[0]:g} is not above V = {mean_reward:g}, the mean reward '
       'of D_g, so it would keep worse rows than the average: raise it, or '
-      'allow it (check_schedule.allow_below_mean = True)'
+      'allow it (Improve.allow_tau_below_mean = True)'
     )

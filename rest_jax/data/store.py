@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils import epath
 
@@ -133,12 +134,18 @@ def samples_table(columns: Mapping[str, Any]) -> pa.Table:
       values = [len(tokens) for tokens in columns['target_tokens']]
     if isinstance(values, str | int | None):
       values = [values] * num_rows
-    arrays.append(pa.array(values, field.type))
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+      arrays.append(values.cast(field.type))
+    else:
+      arrays.append(pa.array(values, field.type))
     if len(arrays[-1]) != num_rows:
       raise ValueError(f'{field.name}: {len(arrays[-1])} of {num_rows} rows')
     if not field.nullable and arrays[-1].null_count:
       raise ValueError(f'{field.name} is needed in every row')
-  return pa.table(arrays, schema=SAMPLES_SCHEMA)
+  table = pa.table(arrays, schema=SAMPLES_SCHEMA)
+  if not set(pc.unique(table['origin']).to_pylist()) <= set(ORIGINS):
+    raise ValueError(f'origin must be one of {ORIGINS}')
+  return table
 
 
 def samples_part(table: pa.Table, row_group_rows=ROW_GROUP_ROWS) -> bytes:
