@@ -26,13 +26,14 @@ class TrainedTokenizer:
   Attributes:
     vocab_size: ids in all.
     byte_fallback: whether unknown characters become bytes.
-    character_coverage: share of all characters that get a piece.
+    character_coverage: share of all characters that get a piece; 0.9995 for
+      Chinese or Japanese, whose characters are many.
     max_sentences: texts trained on, at most.
   """
 
   vocab_size: int = 32000
   byte_fallback: bool = False
-  character_coverage: float = 0.9999
+  character_coverage: float = 1.0
   max_sentences: int = 2_000_000
 
   def make(

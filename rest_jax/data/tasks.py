@@ -1,168 +1,31 @@
-"""Tasks: where parallel text comes from, as gin objects and as seqio tasks.
+"""Corpora as seqio tasks, and seqio tasks that users have registered.
 
-A task of ours gives raw rows; `tokenized` runs them through a seqio task made
-of it, or through one that the user has registered. This is the only file that
-imports seqio and TensorFlow, and only inside functions: that takes 6–14 s.
+`tokenized` runs the raw rows of a corpus through a seqio task made of it, or
+reads one that the user has registered. This is the only file that imports seqio
+and TensorFlow, and only inside functions: that takes 6–14 s.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib
+import itertools
 import os
+import sys
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from etils import epath
 
 from rest_jax import errors
-from rest_jax.data import numerals, splits, text
+from rest_jax.data import splits
+from rest_jax.data.corpora import BitextTask, NumeralsTask, Row, TsvTask
 
-Row = Mapping[str, Any]
 _EOS_ID = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class BitextTask:
-  """Line-aligned text files, plain or '.gz'.
-
-  Attributes:
-    data_dir: folder of the files.
-    source_language: code, e.g. 'de'; it stands for `{lang}` in file names.
-    target_language: code, e.g. 'en'.
-    files: split → file name, e.g. {'train': 'train.{lang}.gz'}.
-    documents: split → file that names the document of every line; may lack
-      splits.
-    monolingual: splits that have sources only.
-    empty: 'error' or 'skip' at an empty line.
-    name: of the seqio task.
-  """
-
-  data_dir: str
-  source_language: str
-  target_language: str
-  files: dict[str, str]
-  documents: dict[str, str] = dataclasses.field(default_factory=dict)
-  monolingual: tuple[str, ...] = ()
-  empty: str = 'error'
-  name: str = 'bitext'
-
-  def rows(
-      self, split: str, counts: collections.Counter | None = None
-  ) -> Iterator[Row]:
-    """Raw rows of a split, as `text.read_aligned` gives them."""
-    source = self._path(split, self.source_language)
-    target = (
-        None
-        if split in self.monolingual
-        else self._path(split, self.target_language)
-    )
-    document = self.documents.get(split)
-    if document is not None:
-      document = epath.Path(self.data_dir) / document
-    return text.read_aligned(
-        source, target, document, empty=self.empty, counts=counts
-    )
-
-  def count(self, split: str) -> int:
-    """Lines of a split, empty ones counted."""
-    return text.count_lines(self._path(split, self.source_language))
-
-  def _path(self, split: str, language: str) -> epath.Path:
-    name = _file_of(self, split)
-    if '{lang}' not in name and split not in self.monolingual:
-      raise errors.ConfigurationError(
-          f'BitextTask.files[{split!r}] = {name!r} names one file for two'
-          " languages: write '{lang}' where they differ, or list the split in"
-          ' BitextTask.monolingual'
-      )
-    return epath.Path(self.data_dir) / name.replace('{lang}', language)
-
-
-@dataclasses.dataclass(frozen=True)
-class TsvTask:
-  """Tab-separated files without header and quoting, plain or '.gz'.
-
-  Attributes:
-    data_dir: folder of the files.
-    source_language: code, e.g. 'zh'.
-    target_language: code, e.g. 'en'.
-    files: split → file name, e.g. {'train': 'train.tsv'}.
-    columns: what stands in each column, as `text.read_tsv` takes it.
-    empty: 'error' or 'skip' at an empty cell.
-    name: of the seqio task.
-  """
-
-  data_dir: str
-  source_language: str
-  target_language: str
-  files: dict[str, str]
-  columns: tuple[str, ...] = ('source', 'target')
-  empty: str = 'error'
-  name: str = 'tsv'
-
-  def rows(
-      self, split: str, counts: collections.Counter | None = None
-  ) -> Iterator[Row]:
-    """Raw rows of a split, as `text.read_tsv` gives them."""
-    path = self._path(split)
-    return text.read_tsv(path, self.columns, empty=self.empty, counts=counts)
-
-  def count(self, split: str) -> int:
-    """Lines of a split, empty ones counted."""
-    return text.count_lines(self._path(split))
-
-  def _path(self, split: str) -> epath.Path:
-    return epath.Path(self.data_dir) / _file_of(self, split)
-
-
-@dataclasses.dataclass(frozen=True)
-class NumeralsTask:
-  """The embedded task: German number expressions → English.
-
-  Attributes:
-    num_train: pairs of 'train', a share of which is wrong.
-    num_grow: sources of 'grow', which have no references.
-    num_dev: pairs of 'dev', all right.
-    num_test: pairs of 'test', all right.
-    wrong_share: probability that a training reference is wrong, in [0, 1].
-    seed: of the draws.
-    name: of the seqio task.
-  """
-
-  num_train: int = 3000
-  num_grow: int = 6000
-  num_dev: int = 600
-  num_test: int = 600
-  wrong_share: float = 0.25
-  seed: int = 0
-  name: str = 'numerals'
-
-  source_language = 'de'
-  target_language = 'en'
-
-  def rows(
-      self, split: str, counts: collections.Counter | None = None
-  ) -> Iterator[Row]:
-    """Raw rows of a split; the domain is the kind of expression."""
-    del counts  # Nothing is skipped.
-    wrong_share = self.wrong_share if split == 'train' else 0.0
-    generated = numerals.generate(
-        split, self.count(split), self.seed, wrong_share
-    )
-    for number, row in enumerate(generated):
-      yield {
-          'id': number,
-          'source': row['source'],
-          'target': None if split == 'grow' else row['target'],
-          'document': '',
-          'domain': row['domain'],
-      }
-
-  def count(self, split: str) -> int:
-    """Rows of a split."""
-    return getattr(self, f'num_{split}', 0)
+# Rows that pass into and out of TensorFlow at a time; one by one costs twice
+# the time.
+_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,15 +53,6 @@ class SeqioTask:
 Task = BitextTask | TsvTask | NumeralsTask | SeqioTask
 
 
-def _file_of(task: BitextTask | TsvTask, split: str) -> str:
-  if split not in task.files:
-    raise errors.ConfigurationError(
-        f'{type(task).__name__}.files has no split {split!r}, only'
-        f' {sorted(task.files)}: add it or name another in Data'
-    )
-  return task.files[split]
-
-
 def import_seqio():
   """seqio, with TensorFlow kept quiet and off the accelerators.
 
@@ -209,7 +63,7 @@ def import_seqio():
   # GPU's memory from jax.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_stderr():
       warnings.simplefilter('ignore')
       import seqio
       import tensorflow as tf
@@ -223,6 +77,30 @@ def import_seqio():
     except RuntimeError:
       break  # TensorFlow has started already, on what it was given then.
   return seqio
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+  """Holds back what libraries write to stderr, and shows it after an error.
+
+  TensorFlow's C++ logs at import, before any of its settings is read.
+  """
+  if 'tensorflow' in sys.modules:
+    yield
+    return
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as held:
+    os.dup2(held.fileno(), 2)
+    try:
+      yield
+    except BaseException:
+      held.seek(0)
+      os.write(kept, held.read())
+      raise
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
 
 
 def find_seqio_task(task: SeqioTask):
@@ -295,19 +173,8 @@ def tokenized(
     dataset = seqio.get_mixture_or_task(name).get_dataset(
         sequence_length=None, split=part.split, shuffle=False
     )
-    for row in dataset.as_numpy_iterator():
-      has_target = bool(row['targets_pretokenized'])
-      yield {
-          'source_id': int(row['id']),
-          'doc_id': row['document'].decode(),
-          'domain': row['domain'].decode(),
-          'source': row['inputs_pretokenized'].decode(),
-          'target': (
-              row['targets_pretokenized'].decode() if has_target else None
-          ),
-          'source_tokens': row['inputs'].tolist(),
-          'target_tokens': row['targets'].tolist() if has_target else None,
-      }
+    for chunk in dataset.ragged_batch(_CHUNK):
+      yield from _unpacked(chunk)
   except Exception:
     # TensorFlow wraps what the rows raised; the first error is the cause.
     if failures:
@@ -317,34 +184,72 @@ def tokenized(
     seqio.TaskRegistry.remove(name)
 
 
+def _unpacked(chunk) -> Iterator[Row]:
+  """Rows of a ragged batch of TensorFlow's."""
+  texts = {
+      key: [value.decode() for value in chunk[key].numpy()]
+      for key in (
+          'inputs_pretokenized', 'targets_pretokenized', 'document', 'domain'
+      )
+  }
+  for id_, document, domain, source, target, inputs, targets in zip(
+      chunk['id'].numpy().tolist(),
+      texts['document'],
+      texts['domain'],
+      texts['inputs_pretokenized'],
+      texts['targets_pretokenized'],
+      chunk['inputs'].to_list(),
+      chunk['targets'].to_list(),
+      strict=True,
+  ):
+    yield {
+        'source_id': id_,
+        'doc_id': document,
+        'domain': domain,
+        'source': source,
+        'target': target or None,
+        'source_tokens': inputs,
+        'target_tokens': targets if target else None,
+    }
+
+
+def _chunks(task, part, counts) -> Iterator[dict[str, np.ndarray]]:
+  """Raw rows of a slice in columns, for TensorFlow."""
+  rows = (row for row in task.rows(part.split, counts) if row['id'] in part)
+  while chunk := list(itertools.islice(rows, _CHUNK)):
+    columns = {
+        name: np.array([(row[key] or '').encode() for row in chunk], object)
+        for name, key in (
+            ('inputs', 'source'),
+            ('targets', 'target'),
+            ('document', 'document'),
+            ('domain', 'domain'),
+        )
+    }
+    yield {'id': np.array([row['id'] for row in chunk], np.int64), **columns}
+
+
 def _register(seqio, task, part, model_file, counts, failures) -> str:
   """Makes a seqio task of ours: rows → tokenise → append EOS."""
   import tensorflow as tf
 
   signature = {
-      key: tf.TensorSpec((), tf.int64 if key == 'id' else tf.string)
+      key: tf.TensorSpec((None,), tf.int64 if key == 'id' else tf.string)
       for key in ('id', 'inputs', 'targets', 'document', 'domain')
   }
 
-  def rows() -> Iterator[Row]:
+  def chunks() -> Iterator[dict[str, np.ndarray]]:
     try:
-      for row in task.rows(part.split, counts):
-        if row['id'] not in part:
-          continue
-        yield {
-            'id': row['id'],
-            'inputs': row['source'],
-            'targets': row['target'] or '',
-            'document': row['document'],
-            'domain': row['domain'],
-        }
+      yield from _chunks(task, part, counts)
     except Exception as error:
       failures.append(error)
       raise
 
   def dataset(split: str, shuffle_files: bool, seed: int | None = None):
     del split, shuffle_files, seed
-    return tf.data.Dataset.from_generator(rows, output_signature=signature)
+    return tf.data.Dataset.from_generator(
+        chunks, output_signature=signature
+    ).unbatch()
 
   vocabulary = (
       seqio.ByteVocabulary()
@@ -358,8 +263,10 @@ def _register(seqio, task, part, model_file, counts, failures) -> str:
   seqio.TaskRegistry.add(
       name,
       source=seqio.FunctionDataSource(dataset, splits=[part.split]),
-      preprocessors=[seqio.preprocessors.tokenize,
-                     seqio.preprocessors.append_eos],
+      preprocessors=[
+          seqio.preprocessors.tokenize,
+          seqio.preprocessors.append_eos,
+      ],
       output_features={'inputs': feature, 'targets': feature},
   )
   return name

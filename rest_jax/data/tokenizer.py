@@ -145,7 +145,7 @@ def train_sentencepiece(
     vocab_size: int,
     *,
     byte_fallback: bool = False,
-    character_coverage: float = 0.9999,
+    character_coverage: float = 1.0,
     max_sentences: int = 2_000_000,
 ) -> SentencePieceTokenizer:
   """Trains a unigram SentencePiece model and writes it.
