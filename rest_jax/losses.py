@@ -19,7 +19,7 @@ Normalization = Literal['tokens', 'sequences']
 
 
 def negative_log_likelihood(
-    log_probs: Float[Array, '*shape'],
+  log_probs: Float[Array, '*shape'],
 ) -> Float[Array, '*shape']:
   """ℓ_t = −log π_θ(y_t | y_<t, x), the behavioural cloning (BC) loss.
 
@@ -37,9 +37,9 @@ def negative_log_likelihood(
 
 
 def label_smoothing(
-    token_losses: Float[Array, '*shape'],
-    mean_log_probs: Float[Array, '*shape'],
-    epsilon: float,
+  token_losses: Float[Array, '*shape'],
+  mean_log_probs: Float[Array, '*shape'],
+  epsilon: float,
 ) -> Float[Array, '*shape']:
   """(1 − ε) ℓ_t + ε · (−1/|V| Σ_v log π_θ(v | y_<t, x)).
 
@@ -59,7 +59,7 @@ def label_smoothing(
 
 
 def z_loss(
-    log_normalizers: Float[Array, '*shape'], coefficient: float
+  log_normalizers: Float[Array, '*shape'], coefficient: float
 ) -> Float[Array, '*shape']:
   """The penalty c · (log Z_t)², which keeps the normaliser near 1.
 
@@ -76,7 +76,7 @@ def z_loss(
 
 
 def loss_normalizer(
-    batch: types.Batch, normalization: Normalization
+  batch: types.Batch, normalization: Normalization
 ) -> Float[Array, '']:
   """What the weighted sum of token losses is divided by.
 
@@ -125,22 +125,22 @@ class BehavioralCloning:
   def __post_init__(self):
     if not 0.0 <= self.label_smoothing < 1.0:
       raise errors.ConfigurationError(
-          f'BehavioralCloning.label_smoothing = {self.label_smoothing}: must '
-          'be in [0, 1).'
+        f'BehavioralCloning.label_smoothing = {self.label_smoothing}: must '
+        'be in [0, 1).'
       )
     if not 0.0 <= self.z_loss < float('inf'):
       raise errors.ConfigurationError(
-          f'BehavioralCloning.z_loss = {self.z_loss}: must be at least 0 '
-          '(T5X uses 1e-4).'
+        f'BehavioralCloning.z_loss = {self.z_loss}: must be at least 0 '
+        '(T5X uses 1e-4).'
       )
     if self.normalization not in ('tokens', 'sequences'):
       raise errors.ConfigurationError(
-          f'BehavioralCloning.normalization = {self.normalization!r}: must be '
-          "'tokens' or 'sequences'."
+        f'BehavioralCloning.normalization = {self.normalization!r}: must be '
+        "'tokens' or 'sequences'."
       )
 
   def __call__(
-      self, scores: types.TokenScores, batch: types.Batch
+    self, scores: types.TokenScores, batch: types.Batch
   ) -> jax.Array:
     """Returns the loss of each target token, unweighted.
 
@@ -155,7 +155,7 @@ class BehavioralCloning:
     losses = negative_log_likelihood(scores.log_probs)
     if self.label_smoothing:
       losses = label_smoothing(
-          losses, scores.mean_log_probs, self.label_smoothing
+        losses, scores.mean_log_probs, self.label_smoothing
       )
     if self.z_loss:
       losses = losses + z_loss(scores.log_normalizers, self.z_loss)

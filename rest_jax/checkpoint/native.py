@@ -7,8 +7,6 @@ caller wants to remember. A folder without it is what a killed process left
 behind, and is not a checkpoint.
 """
 
-import hashlib
-import json
 import os
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rest_jax import errors
+from rest_jax import errors, storage
 
 _INDEX = 'checkpoint.json'
 _STATE = 'state'
@@ -26,7 +24,7 @@ _FORMAT = 1
 _NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
 
 Tree = Any
-PathLike = str | os.PathLike[str]
+PathLike = storage.PathLike
 
 
 class Checkpoints:
@@ -45,9 +43,9 @@ class Checkpoints:
     if not self._folder.is_dir():
       return []
     return sorted(
-        int(path.name)
-        for path in self._folder.iterdir()
-        if path.name.isdecimal() and (path / _INDEX).exists()
+      int(path.name)
+      for path in self._folder.iterdir()
+      if path.name.isdecimal() and (path / _INDEX).exists()
     )
 
   def latest(self) -> int | None:
@@ -98,7 +96,7 @@ class Checkpoints:
 
 
 def save_params(
-    folder: PathLike, params: Tree, extra: dict[str, Any] | None = None
+  folder: PathLike, params: Tree, extra: dict[str, Any] | None = None
 ):
   """Saves a policy's parameters, as float32.
 
@@ -150,8 +148,8 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
     step = checkpoints.latest()
     if step is None:
       raise errors.ConfigurationError(
-          f"INITIAL_CHECKPOINT_PATH = '{path}' holds no checkpoint of "
-          f'rest_jax (no {_INDEX} in it): give the folder of one.'
+        f"INITIAL_CHECKPOINT_PATH = '{path}' holds no checkpoint of "
+        f'rest_jax (no {_INDEX} in it): give the folder of one.'
       )
     folder = checkpoints.path(step)
   if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
@@ -167,20 +165,20 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
       checkpointer.save(folder / _STATE, args=ocp.args.PyTreeSave(tree))
     if jax.process_index() == 0:
       index = {
-          'format': _FORMAT,
-          'arrays': _describe(tree),
-          'files': _checksums(folder / _STATE),
-          'extra': extra or {},
+        'format': _FORMAT,
+        'arrays': _describe(tree),
+        'files': _checksums(folder / _STATE),
+        'extra': extra or {},
       }
-      _write_index(folder, json.dumps(index, indent=1, sort_keys=True))
+      storage.write_json_atomic(folder / _INDEX, index)
   except (OSError, ValueError) as error:
     if isinstance(error, ValueError) and not any(
-        sign in str(error) for sign in _NO_SPACE
+      sign in str(error) for sign in _NO_SPACE
     ):
       raise
     raise errors.StorageError(
-        f'Cannot write the checkpoint {folder} ({_first_line(error)}): free '
-        'space there or choose another MODEL_DIR.'
+      f'Cannot write the checkpoint {folder} ({_first_line(error)}): free '
+      'space there or choose another MODEL_DIR.'
     ) from error
 
 
@@ -188,29 +186,30 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
   index = _read_index(folder)
   wanted = _describe(abstract)
   stored = {
-      name: value
-      for name, value in index['arrays'].items()
-      if name.startswith(prefix)
+    name: value
+    for name, value in index['arrays'].items()
+    if name.startswith(prefix)
   }
   _check_names(folder, wanted, stored)
   _check_files(folder, index['files'])
   restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     return checkpointer.restore(
-        folder / _STATE,
-        args=ocp.args.PyTreeRestore(
-            abstract, restore_args=restore_args, partial_restore=bool(prefix)
-        ),
+      folder / _STATE,
+      args=ocp.args.PyTreeRestore(
+        abstract, restore_args=restore_args, partial_restore=bool(prefix)
+      ),
     )
 
 
 def _describe(tree: Tree) -> dict[str, list]:
   """Name → [shape, dtype] of every array of a tree."""
   return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): [
-          list(leaf.shape), np.dtype(leaf.dtype).name
-      ]
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path, simple=True, separator='/'): [
+      list(leaf.shape),
+      np.dtype(leaf.dtype).name,
+    ]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
@@ -219,69 +218,60 @@ def _check_names(folder: epath.Path, wanted: dict, stored: dict):
   problems = [f'{name} is missing' for name in wanted if name not in stored]
   problems += [f'{name} is unknown' for name in stored if name not in wanted]
   problems += [
-      f'{name} has shape {tuple(stored[name][0])}, not {tuple(shape)}'
-      for name, (shape, _) in wanted.items()
-      if name in stored and stored[name][0] != shape
+    f'{name} has shape {tuple(stored[name][0])}, not {tuple(shape)}'
+    for name, (shape, _) in wanted.items()
+    if name in stored and stored[name][0] != shape
   ]
   if problems:
     shown = '; '.join(problems[:6])
     more = f'; and {len(problems) - 6} more' if len(problems) > 6 else ''
     raise errors.ConfigurationError(
-        f'The checkpoint {folder} is not of this model or optimiser: '
-        f'{shown}{more}. Bind the settings it was trained with (model size, '
-        'vocabulary, optimiser), or give another checkpoint.'
+      f'The checkpoint {folder} is not of this model or optimiser: '
+      f'{shown}{more}. Bind the settings it was trained with (model size, '
+      'vocabulary, optimiser), or give another checkpoint.'
     )
 
 
 def _read_index(folder: epath.Path) -> dict[str, Any]:
   path = folder / _INDEX
   try:
-    index = json.loads(path.read_text())
+    index = storage.read_json(path)
     if index['format'] != _FORMAT:
       raise ValueError(f'format {index["format"]} instead of {_FORMAT}')
     return {key: index[key] for key in ('arrays', 'files', 'extra')}
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (
+    errors.CorruptStateError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+  ) as error:
     raise errors.CorruptStateError(
-        f'There is no readable checkpoint in {folder} ({_first_line(error)}): '
-        'delete it and start again from the one before.'
+      f'There is no readable checkpoint in {folder} ({_first_line(error)}): '
+      'delete it and start again from the one before.'
     ) from error
 
 
 def _checksums(folder: epath.Path) -> dict[str, list]:
   return {
-      os.path.relpath(path, folder): [path.stat().length, _sha256(path)]
-      for path in sorted(folder.rglob('*'))
-      if path.is_file()
+    os.path.relpath(path, folder): storage.checksum(path)
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
   }
 
 
 def _check_files(folder: epath.Path, files: dict[str, list]):
-  for name, (size, digest) in files.items():
+  for name, expected in files.items():
     path = folder / _STATE / name
     try:
-      intact = path.stat().length == size and _sha256(path) == digest
+      intact = list(storage.checksum(path)) == expected
     except OSError:
       intact = False
     if not intact:
       raise errors.CorruptStateError(
-          f'{path} is missing or was altered since the checkpoint was saved: '
-          f'delete {folder} and start again from the one before.'
+        f'{path} is missing or was altered since the checkpoint was saved: '
+        f'delete {folder} and start again from the one before.'
       )
-
-
-def _sha256(path: epath.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _write_index(folder: epath.Path, text: str):
-  temporary = folder / f'{_INDEX}.tmp'
-  with temporary.open('w') as file:
-    file.write(text)
-    file.flush()
-    if hasattr(file, 'fileno'):
-      os.fsync(file.fileno())
-  temporary.rename(folder / _INDEX)
 
 
 def _clear(folder: epath.Path):

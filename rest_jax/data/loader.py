@@ -21,7 +21,7 @@ Packing = packing_lib.Packing
 TrainingRows = training_rows.TrainingRows
 write_rows = training_rows.write_rows
 
-Mixture = float | Literal['union']
+Mixture = float | int | Literal['union']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class TrainingBatches:
   def __post_init__(self):
     if self.packing.rows_per_batch % self.process_count:
       raise errors.ConfigurationError(
-          f'Packing.rows_per_batch = {self.packing.rows_per_batch} does not '
-          f'divide over {self.process_count} hosts: choose a multiple.'
+        f'Packing.rows_per_batch = {self.packing.rows_per_batch} does not '
+        f'divide over {self.process_count} hosts: choose a multiple.'
       )
     assert self._plans  # Made now, so that its errors come now.
 
@@ -70,7 +70,7 @@ class TrainingBatches:
       return (self._plan(np.arange(len(self.rows)), 'any'),)
     if isinstance(self.mixture, str) or not 0 <= self.mixture <= 1:
       raise errors.ConfigurationError(
-          f"mixture = {self.mixture!r}: must be 'union' or a number in [0, 1]."
+        f"mixture = {self.mixture!r}: must be 'union' or a number in [0, 1]."
       )
     is_original = np.asarray(self.rows.is_original)
     plans = []
@@ -83,14 +83,14 @@ class TrainingBatches:
   def _plan(self, numbers: np.ndarray, kind: str) -> packing_lib.Plan:
     if not numbers.size:
       raise errors.ConfigurationError(
-          f'mixture = {self.mixture!r} asks for {kind} rows, but there are '
-          "none: use mixture = 'union', or change the filter."
+        f'mixture = {self.mixture!r} asks for {kind} rows, but there are '
+        "none: use mixture = 'union', or change the filter."
       )
     plan = packing_lib.plan_packing(
-        self.rows.source_lengths[numbers],
-        self.rows.target_lengths[numbers],
-        self.packing,
-        self.seed,
+      self.rows.source_lengths[numbers],
+      self.rows.target_lengths[numbers],
+      self.packing,
+      self.seed,
     )
     return packing_lib.Plan(numbers[plan.pairs], plan.offsets)
 
@@ -102,8 +102,8 @@ class TrainingBatches:
     # λ counts pairs; a packed row holds more of them where they are shorter.
     wanted = (self.mixture, 1.0 - self.mixture)
     shares = [
-        share * len(plan) / len(plan.pairs)
-        for share, plan in zip(wanted, self._plans, strict=True)
+      share * len(plan) / len(plan.pairs)
+      for share, plan in zip(wanted, self._plans, strict=True)
     ]
     return tuple(share / sum(shares) for share in shares)
 
@@ -115,16 +115,16 @@ class TrainingBatches:
       # their epochs; hashed ones do not.
       state = np.random.SeedSequence([self.seed, number]).generate_state(1)
       parts.append(
-          grain.MapDataset.source(_PackedRows(plan))
-          .shuffle(seed=int(state[0]))
-          .repeat()
+        grain.MapDataset.source(_PackedRows(plan))
+        .shuffle(seed=int(state[0]))
+        .repeat()
       )
     mixed = parts[0]
     if len(parts) > 1:
       mixed = grain.MapDataset.mix(parts, weights=self._row_shares)
     return mixed[self.process_index :: self.process_count].batch(
-        self.packing.rows_per_batch // self.process_count,
-        batch_fn=functools.partial(assemble, self.rows, self.packing),
+      self.packing.rows_per_batch // self.process_count,
+      batch_fn=functools.partial(assemble, self.rows, self.packing),
     )
 
   def __getitem__(self, step: int) -> types.Batch:
@@ -159,8 +159,8 @@ class TrainingBatches:
     full = 0.0
     for plan, share in zip(self._plans, self._row_shares, strict=True):
       tokens = (
-          self.rows.source_lengths[plan.pairs].sum()
-          + self.rows.target_lengths[plan.pairs].sum()
+        self.rows.source_lengths[plan.pairs].sum()
+        + self.rows.target_lengths[plan.pairs].sum()
       )
       full += share * float(tokens) / (len(plan) * room)
     return 1.0 - full
@@ -175,18 +175,18 @@ class TrainingBatches:
 
 
 def batches(
-    rows: training_rows.TrainingRows,
-    packing: packing_lib.Packing,
-    seed: int,
-    start_step: int = 0,
-    *,
-    mixture: Mixture = 'union',
-    process_index: int = 0,
-    process_count: int = 1,
+  rows: training_rows.TrainingRows,
+  packing: packing_lib.Packing,
+  seed: int,
+  start_step: int = 0,
+  *,
+  mixture: Mixture = 'union',
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[types.Batch]:
   """Yields batches from a step on, without end; see `TrainingBatches`."""
   return TrainingBatches(
-      rows, packing, seed, mixture, process_index, process_count
+    rows, packing, seed, mixture, process_index, process_count
   ).starting_at(start_step)
 
 
@@ -207,9 +207,9 @@ class _PackedRows:
 
 
 def assemble(
-    rows: training_rows.TrainingRows,
-    packing: packing_lib.Packing,
-    packed: Sequence[np.ndarray],
+  rows: training_rows.TrainingRows,
+  packing: packing_lib.Packing,
+  packed: Sequence[np.ndarray],
 ) -> types.Batch:
   """Lays pairs out as the worked example of `types.Batch` shows.
 
@@ -233,19 +233,19 @@ def assemble(
   # Shifted right by one inside each pair; its first input is 0.
   later = target.within > 0
   inputs[target.row[later], target.column[later]] = rows.target_tokens[
-      target.token[later] - 1
+    target.token[later] - 1
   ]
   return types.Batch(
-      encoder_input_tokens=source.lay(
-          source_shape, rows.source_tokens[source.token]
-      ),
-      decoder_input_tokens=inputs,
-      decoder_target_tokens=targets,
-      decoder_loss_weights=target.lay(
-          target_shape, rows.weights[pairs][target.pair], np.float32
-      ),
-      encoder_segment_ids=source.lay(source_shape, number[source.pair]),
-      decoder_segment_ids=target.lay(target_shape, number[target.pair]),
+    encoder_input_tokens=source.lay(
+      source_shape, rows.source_tokens[source.token]
+    ),
+    decoder_input_tokens=inputs,
+    decoder_target_tokens=targets,
+    decoder_loss_weights=target.lay(
+      target_shape, rows.weights[pairs][target.pair], np.float32
+    ),
+    encoder_segment_ids=source.lay(source_shape, number[source.pair]),
+    decoder_segment_ids=target.lay(target_shape, number[target.pair]),
   )
 
 

@@ -32,7 +32,7 @@ class Packing:
       value = getattr(self, field.name)
       if value < 1:
         raise errors.ConfigurationError(
-            f'Packing.{field.name} = {value}: must be at least 1.'
+          f'Packing.{field.name} = {value}: must be at least 1.'
         )
 
   @property
@@ -66,10 +66,10 @@ _WINDOWS_AT_ONCE = 256
 
 
 def plan_packing(
-    source_lengths: np.ndarray,
-    target_lengths: np.ndarray,
-    packing: Packing,
-    seed: int,
+  source_lengths: np.ndarray,
+  target_lengths: np.ndarray,
+  packing: Packing,
+  seed: int,
 ) -> Plan:
   """Packs every pair exactly once, on both sides at the same time.
 
@@ -99,8 +99,8 @@ def plan_packing(
   if not count:
     return Plan(np.zeros(0, np.int64), np.zeros(1, np.int64))
   fill = max(
-      source_lengths.mean() / packing.source_length,
-      target_lengths.mean() / packing.target_length,
+    source_lengths.mean() / packing.source_length,
+    target_lengths.mean() / packing.target_length,
   )
   # About 64 rows a window, so that its last, half empty row hardly counts.
   window = int(np.clip(64 / fill, 64, 4096))
@@ -110,7 +110,7 @@ def plan_packing(
   for start in range(0, count, per_group):
     group = order[start : start + per_group]
     packed, group_sizes = _pack_windows(
-        group, source_lengths, target_lengths, packing, window
+      group, source_lengths, target_lengths, packing, window
     )
     pairs.append(packed)
     sizes.append(group_sizes)
@@ -123,9 +123,9 @@ def _check_fit(lengths: np.ndarray, room: int, side: str):
   if wrong.size:
     row = int(wrong[0])
     raise errors.DataError(
-        f'Training row {row} has {int(lengths[row])} {side} tokens, but '
-        f'Packing.{side}_length = {room} ({wrong.size} such rows): raise '
-        f'Packing.{side}_length, or lower the task\'s max_{side}_length.'
+      f'Training row {row} has {int(lengths[row])} {side} tokens, but '
+      f'Packing.{side}_length = {room} ({wrong.size} such rows): raise '
+      f"Packing.{side}_length, or lower the task's max_{side}_length."
     )
 
 
@@ -151,11 +151,11 @@ def _pack_windows(group, source_lengths, target_lengths, packing, window):
   source = np.where(real, source_lengths[padded], 0).astype(np.int32)
   target = np.where(real, target_lengths[padded], 0).astype(np.int32)
   size = np.maximum(
-      source / packing.source_length, target / packing.target_length
+    source / packing.source_length, target / packing.target_length
   )
   by_size = np.argsort(-size, axis=1, kind='stable')
   padded, source, target = (
-      np.take_along_axis(x, by_size, axis=1) for x in (padded, source, target)
+    np.take_along_axis(x, by_size, axis=1) for x in (padded, source, target)
   )
   row_of = _best_fit(source, target, packing)
   row_of += np.arange(windows)[:, None] * window
@@ -180,15 +180,15 @@ def _best_fit(source, target, packing) -> np.ndarray:
     open_rows = slice(0, int(used.max()) + 1)
     s, t = source[:, j], target[:, j]
     fits = (source_room[:, open_rows] >= s[:, None]) & (
-        target_room[:, open_rows] >= t[:, None]
+      target_room[:, open_rows] >= t[:, None]
     )
     # Empty rows have the greatest slack, and the first of them is taken.
     chosen = np.where(fits, slack[:, open_rows], np.float32(4.0)).argmin(axis=1)
     source_room[each, chosen] -= s
     target_room[each, chosen] -= t
     slack[each, chosen] = (
-        source_room[each, chosen] / packing.source_length
-        + target_room[each, chosen] / packing.target_length
+      source_room[each, chosen] / packing.source_length
+      + target_room[each, chosen] / packing.target_length
     )
     used = np.maximum(used, chosen + (s > 0))
     row_of[:, j] = chosen

@@ -4,22 +4,21 @@ A random row of Parquet costs milliseconds; so a stage first writes the rows
 that its selection kept here, in order, and training reads them at random.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rest_jax import errors
+from rest_jax import errors, storage
 
 _ARRAYS = {
-    'source_tokens': np.int32,
-    'target_tokens': np.int32,
-    'source_offsets': np.int64,
-    'target_offsets': np.int64,
-    'weights': np.float32,
-    'is_original': np.bool_,
+  'source_tokens': np.int32,
+  'target_tokens': np.int32,
+  'source_offsets': np.int64,
+  'target_offsets': np.int64,
+  'weights': np.float32,
+  'is_original': np.bool_,
 }
 _INDEX = 'rows.json'
 
@@ -49,17 +48,17 @@ class TrainingRows:
     """
     folder = pathlib.Path(folder)
     try:
-      index = json.loads((folder / _INDEX).read_text())
+      index = storage.read_json(folder / _INDEX)
       for name, dtype in _ARRAYS.items():
         array = _open_array(folder / f'{name}.npy')
         if array.dtype != dtype or len(array) != index['lengths'][name]:
           raise ValueError(f'{name}.npy has another length or type')
         setattr(self, name, array)
       self.dropped = index['dropped']
-    except (OSError, ValueError, KeyError) as error:
+    except (errors.CorruptStateError, OSError, ValueError, KeyError) as error:
       raise errors.CorruptStateError(
-          f'Training rows in {folder} cannot be read ({error}): delete the '
-          'folder and start again, which writes them anew.'
+        f'Training rows in {folder} cannot be read ({error}): delete the '
+        'folder and start again, which writes them anew.'
       ) from error
 
   def __len__(self) -> int:
@@ -79,16 +78,16 @@ class TrainingRows:
     """Returns source tokens, target tokens, weight and is_original of a row."""
     source, target = self.source_offsets, self.target_offsets
     return (
-        self.source_tokens[source[index] : source[index + 1]],
-        self.target_tokens[target[index] : target[index + 1]],
-        float(self.weights[index]),
-        bool(self.is_original[index]),
+      self.source_tokens[source[index] : source[index + 1]],
+      self.target_tokens[target[index] : target[index + 1]],
+      float(self.weights[index]),
+      bool(self.is_original[index]),
     )
 
 
 def write_rows(
-    folder: str | os.PathLike[str],
-    rows: Iterable[tuple[Sequence[int], Sequence[int], float, bool]],
+  folder: str | os.PathLike[str],
+  rows: Iterable[tuple[Sequence[int], Sequence[int], float, bool]],
 ) -> TrainingRows:
   """Writes training rows in constant memory; rows of weight 0 are dropped.
 
@@ -113,8 +112,8 @@ def write_rows(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _INDEX).unlink(missing_ok=True)
     files = {
-        name: _ArrayFile(folder / f'{name}.npy', dtype)
-        for name, dtype in _ARRAYS.items()
+      name: _ArrayFile(folder / f'{name}.npy', dtype)
+      for name, dtype in _ARRAYS.items()
     }
     try:
       dropped = _write_all(files, rows)
@@ -124,14 +123,16 @@ def write_rows(
     lengths = {name: file.length for name, file in files.items()}
     if not lengths['weights']:
       raise errors.DataError(
-          f'No training row is left for {folder} ({dropped} had weight 0): '
-          'lower the threshold, or grow more samples.'
+        f'No training row is left for {folder} ({dropped} had weight 0): '
+        'lower the threshold, or grow more samples.'
       )
-    _write_index(folder, {'lengths': lengths, 'dropped': dropped})
+    storage.write_json_atomic(
+      folder / _INDEX, {'lengths': lengths, 'dropped': dropped}
+    )
   except OSError as error:
     raise errors.StorageError(
-        f'Cannot write training rows to {folder} ({error}): free space there '
-        'or choose another MODEL_DIR.'
+      f'Cannot write training rows to {folder} ({error}): free space there '
+      'or choose another MODEL_DIR.'
     ) from error
   return TrainingRows(folder)
 
@@ -145,8 +146,8 @@ def _write_all(files, rows) -> int:
   for number, (source, target, weight, is_original) in enumerate(rows):
     if not np.isfinite(weight):
       raise errors.DataError(
-          f'Training row {number} has weight {weight}: it must be finite; '
-          'look at the selection or loss that gave it.'
+        f'Training row {number} has weight {weight}: it must be finite; '
+        'look at the selection or loss that gave it.'
       )
     if weight == 0:
       dropped += 1
@@ -154,8 +155,8 @@ def _write_all(files, rows) -> int:
     for side, tokens in (('source', source), ('target', target)):
       if not len(tokens) or min(tokens) < 1:
         raise errors.DataError(
-            f'Training row {number} has {side} tokens {list(tokens)[:8]}: '
-            'they must be at least one, and none of them padding (0).'
+          f'Training row {number} has {side} tokens {list(tokens)[:8]}: '
+          'they must be at least one, and none of them padding (0).'
         )
       files[f'{side}_tokens'].append(tokens)
       ends[side] += len(tokens)
@@ -180,12 +181,12 @@ class _ArrayFile:
   def _write_header(self):
     self._file.seek(0)
     np.lib.format.write_array_header_1_0(
-        self._file,
-        {
-            'descr': np.lib.format.dtype_to_descr(self._dtype),
-            'fortran_order': False,
-            'shape': (self.length,),
-        },
+      self._file,
+      {
+        'descr': np.lib.format.dtype_to_descr(self._dtype),
+        'fortran_order': False,
+        'shape': (self.length,),
+      },
     )
 
   def append(self, values: Sequence):
@@ -208,12 +209,3 @@ class _ArrayFile:
 
 def _open_array(path: pathlib.Path) -> np.ndarray:
   return np.load(path, mmap_mode='r', allow_pickle=False)
-
-
-def _write_index(folder: pathlib.Path, index: dict[str, object]):
-  temporary = folder / f'{_INDEX}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    json.dump(index, file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, folder / _INDEX)

@@ -42,15 +42,15 @@ Event = StepDone | CheckpointDue
 
 
 def fit(
-    state: types.TrainState,
-    train_step: Callable[..., tuple[types.TrainState, dict[str, jax.Array]]],
-    batches: Iterator[types.Batch],
-    *,
-    num_steps: int,
-    checkpoint_every: int,
-    dropout_key: jax.Array | None = None,
-    learning_rate_scale: float = 1.0,
-    where: str = 'training',
+  state: types.TrainState,
+  train_step: Callable[..., tuple[types.TrainState, dict[str, jax.Array]]],
+  batches: Iterator[types.Batch],
+  *,
+  num_steps: int,
+  checkpoint_every: int,
+  dropout_key: jax.Array | None = None,
+  learning_rate_scale: float = 1.0,
+  where: str = 'training',
 ) -> Iterator[Event]:
   """Trains from `state.step` to `num_steps`, yielding every event.
 
@@ -80,8 +80,8 @@ def fit(
   """
   if num_steps < 0 or checkpoint_every < 1:
     raise errors.ConfigurationError(
-        f'num_steps = {num_steps} must be at least 0 and checkpoint_every = '
-        f'{checkpoint_every} at least 1, in {where}.'
+      f'num_steps = {num_steps} must be at least 0 and checkpoint_every = '
+      f'{checkpoint_every} at least 1, in {where}.'
     )
   step = int(state.step)
   if step >= num_steps:
@@ -90,7 +90,7 @@ def fit(
   pending = None
   while step < num_steps:
     state, metrics = train_step(
-        state, next(batches), dropout_key, learning_rate_scale
+      state, next(batches), dropout_key, learning_rate_scale
     )
     step += 1
     if pending is not None:
@@ -106,9 +106,9 @@ def _step_done(step: int, metrics: dict[str, jax.Array], where: str):
   values = {name: float(x) for name, x in jax.device_get(metrics).items()}
   if not values['finite']:
     raise errors.NonFiniteError(
-        f'{where}, update {step}: loss {values["loss"]}, gradient norm '
-        f'{values["grad_norm"]}, parameter norm {values["param_norm"]}. Lower '
-        'Optimizer.learning_rate or set Optimizer.clip_norm, then start '
-        'again; the last checkpoint is kept.'
+      f'{where}, update {step}: loss {values["loss"]}, gradient norm '
+      f'{values["grad_norm"]}, parameter norm {values["param_norm"]}. Lower '
+      'Optimizer.learning_rate or set Optimizer.clip_norm, then start '
+      'again; the last checkpoint is kept.'
     )
   return StepDone(step, values)

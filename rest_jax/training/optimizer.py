@@ -77,25 +77,25 @@ class Optimizer:
     self._check('eps', self.eps > 0, 'greater than 0')
     if self.schedule in ('linear', 'cosine'):
       self._check(
-          'decay_steps',
-          self.decay_steps > self.warmup_steps,
-          f'set, and greater than warmup_steps, for schedule {self.schedule!r}',
+        'decay_steps',
+        self.decay_steps > self.warmup_steps,
+        f'set, and greater than warmup_steps, for schedule {self.schedule!r}',
       )
     if self.schedule == 'rsqrt':
       self._check(
-          'warmup_steps', self.warmup_steps > 0, "greater than 0 for 'rsqrt'"
+        'warmup_steps', self.warmup_steps > 0, "greater than 0 for 'rsqrt'"
       )
 
   def _check(self, field: str, holds: bool, rule: str):
     value = getattr(self, field)
     if not holds or (isinstance(value, float) and not math.isfinite(value)):
       raise errors.ConfigurationError(
-          f'Optimizer.{field} = {value!r}: must be {rule}.'
+        f'Optimizer.{field} = {value!r}: must be {rule}.'
       )
 
   def _check_choice(self, field: str, choices: tuple[str, ...]):
     self._check(
-        field, getattr(self, field) in choices, f'one of {", ".join(choices)}'
+      field, getattr(self, field) in choices, f'one of {", ".join(choices)}'
     )
 
   def learning_rate_at(self, step: int | jax.Array) -> jax.Array:
@@ -120,7 +120,7 @@ class Optimizer:
     if not warmup:
       return after
     return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, warmup), after], [warmup]
+      [optax.linear_schedule(0.0, peak, warmup), after], [warmup]
     )
 
   @functools.cached_property
@@ -133,18 +133,18 @@ class Optimizer:
       chain.append(optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps))
     else:
       chain.append(
-          optax.scale_by_factored_rms(
-              factored=self.factored,
-              decay_rate=self.decay_rate,
-              min_dim_size_to_factor=self.min_dim_size_to_factor,
-          )
+        optax.scale_by_factored_rms(
+          factored=self.factored,
+          decay_rate=self.decay_rate,
+          min_dim_size_to_factor=self.min_dim_size_to_factor,
+        )
       )
       chain.append(optax.clip_by_block_rms(1.0))
       if self.multiply_by_parameter_scale:
         chain.append(optax.scale_by_param_block_rms())
     if self.weight_decay:
       chain.append(
-          optax.add_decayed_weights(self.weight_decay, mask=_is_matrix)
+        optax.add_decayed_weights(self.weight_decay, mask=_is_matrix)
       )
     return optax.chain(*chain)
 

@@ -15,7 +15,7 @@ from rest_jax.training import optimizer as optimizer_lib
 
 @functools.lru_cache(maxsize=16)
 def state_shardings(
-    policy, optimizer: optimizer_lib.Optimizer
+  policy, optimizer: optimizer_lib.Optimizer
 ) -> types.TrainState:
   """The sharding of every array of the training state.
 
@@ -31,7 +31,7 @@ def state_shardings(
     A `TrainState` of `jax.sharding.NamedSharding`.
   """
   replicated = jax.sharding.NamedSharding(
-      policy.mesh, jax.sharding.PartitionSpec()
+    policy.mesh, jax.sharding.PartitionSpec()
   )
   params = policy.abstract_params()
   shardings = policy.param_shardings()
@@ -40,20 +40,20 @@ def state_shardings(
     return sharding if leaf.shape == param.shape else replicated
 
   opt_state = optax.tree_map_params(
-      optimizer.direction,
-      of_param,
-      jax.eval_shape(optimizer.direction.init, params),
-      params,
-      shardings,
-      transform_non_params=lambda _: replicated,
+    optimizer.direction,
+    of_param,
+    jax.eval_shape(optimizer.direction.init, params),
+    params,
+    shardings,
+    transform_non_params=lambda _: replicated,
   )
   return types.TrainState(
-      step=replicated, params=shardings, opt_state=opt_state
+    step=replicated, params=shardings, opt_state=opt_state
   )
 
 
 def abstract_state(
-    policy, optimizer: optimizer_lib.Optimizer
+  policy, optimizer: optimizer_lib.Optimizer
 ) -> types.TrainState:
   """Shapes, dtypes and shardings of the training state, to restore one into.
 
@@ -65,19 +65,19 @@ def abstract_state(
     A `TrainState` of `jax.ShapeDtypeStruct` with shardings.
   """
   shapes = jax.eval_shape(
-      lambda params: _initial(optimizer, params), policy.abstract_params()
+    lambda params: _initial(optimizer, params), policy.abstract_params()
   )
   return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      shapes,
-      state_shardings(policy, optimizer),
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    state_shardings(policy, optimizer),
   )
 
 
 def init_state(
-    policy, optimizer: optimizer_lib.Optimizer, params: types.Params
+  policy, optimizer: optimizer_lib.Optimizer, params: types.Params
 ) -> types.TrainState:
   """A fresh state at step 0, from the parameters of the policy before.
 
@@ -98,14 +98,14 @@ def init_state(
 @functools.lru_cache(maxsize=16)
 def _jitted_init(policy, optimizer):
   return jax.jit(
-      functools.partial(_initial, optimizer),
-      out_shardings=state_shardings(policy, optimizer),
+    functools.partial(_initial, optimizer),
+    out_shardings=state_shardings(policy, optimizer),
   )
 
 
 def _initial(optimizer, params) -> types.TrainState:
   return types.TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=jax.tree.map(jnp.copy, params),
-      opt_state=optimizer.direction.init(params),
+    step=jnp.zeros((), jnp.int32),
+    params=jax.tree.map(jnp.copy, params),
+    opt_state=optimizer.direction.init(params),
   )

@@ -5,7 +5,7 @@ over all microbatches and hosts first, Σ_t w_t ∇ℓ_t / Σ w. So the update d
 not depend on how a batch is cut.
 
 A policy is anything hashable with `score(params, batch, dropout_key)`,
-`abstract_params()`, `param_shardings()`, `mesh` and `layout.rules`.
+`abstract_params()`, `param_shardings()`, `mesh` and `placement`.
 """
 
 import dataclasses
@@ -44,15 +44,15 @@ class TrainStep:
   def __post_init__(self):
     if self.num_microbatches < 1:
       raise errors.ConfigurationError(
-          f'num_microbatches = {self.num_microbatches}: must be at least 1.'
+        f'num_microbatches = {self.num_microbatches}: must be at least 1.'
       )
 
   def __call__(
-      self,
-      state: types.TrainState,
-      batch: types.Batch,
-      dropout_key: jax.Array | None = None,
-      learning_rate_scale: float | jax.Array = 1.0,
+    self,
+    state: types.TrainState,
+    batch: types.Batch,
+    dropout_key: jax.Array | None = None,
+    learning_rate_scale: float | jax.Array = 1.0,
   ) -> tuple[types.TrainState, Metrics]:
     """Makes one update.
 
@@ -78,12 +78,12 @@ class TrainStep:
     return self.jitted(state, batch, dropout_key, scale)
 
   def _check_rows(self, rows: int):
-    shards = self.policy.mesh.shape.get('data', 1)
+    shards = self.policy.placement.num_shards('batch')
     if rows % (self.num_microbatches * shards):
       raise errors.ConfigurationError(
-          f'A batch of {rows} rows does not divide into num_microbatches = '
-          f"{self.num_microbatches} parts over {shards} 'data' devices: set "
-          "rows_per_batch to a multiple of their product."
+        f'A batch of {rows} rows does not divide into num_microbatches = '
+        f"{self.num_microbatches} parts over {shards} 'data' devices: set "
+        'rows_per_batch to a multiple of their product.'
       )
 
   @functools.cached_property
@@ -92,12 +92,10 @@ class TrainStep:
     state = state_lib.state_shardings(self.policy, self.optimizer)
     replicated = state.step
     return jax.jit(
-        self._update,
-        in_shardings=(
-            state, batch_sharding(self.policy), replicated, replicated
-        ),
-        out_shardings=(state, replicated),
-        donate_argnums=0,
+      self._update,
+      in_shardings=(state, batch_sharding(self.policy), replicated, replicated),
+      out_shardings=(state, replicated),
+      donate_argnums=0,
     )
 
   def _update(self, state, batch, dropout_key, scale):
@@ -108,24 +106,22 @@ class TrainStep:
     normalizer = jnp.where(sums['normalizer'] > 0, sums['normalizer'], 1.0)
     grads = jax.tree.map(lambda g: g / normalizer, grads)
     directions, opt_state = self.optimizer.direction.update(
-        grads, state.opt_state, state.params
+      grads, state.opt_state, state.params
     )
     rate = self.optimizer.learning_rate_at(state.step) * scale
     params = jax.tree.map(
-        lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions
+      lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions
     )
     metrics = mean_metrics(sums)
     metrics['grad_norm'] = optax.global_norm(grads)
     metrics['param_norm'] = optax.global_norm(params)
     metrics['learning_rate'] = rate
     metrics['finite'] = jnp.isfinite(
-        metrics['loss'] + metrics['grad_norm'] + metrics['param_norm']
+      metrics['loss'] + metrics['grad_norm'] + metrics['param_norm']
     )
     return (
-        types.TrainState(
-            step=state.step + 1, params=params, opt_state=opt_state
-        ),
-        metrics,
+      types.TrainState(step=state.step + 1, params=params, opt_state=opt_state),
+      metrics,
     )
 
   def _gradient(self, params, batch, dropout_key):
@@ -136,7 +132,7 @@ class TrainStep:
       if key is not None:
         key = jax.random.fold_in(key, index)
       return jax.grad(
-          lambda p: _sums(self.policy, self.loss, p, part, key), has_aux=True
+        lambda p: _sums(self.policy, self.loss, p, part, key), has_aux=True
       )(params)
 
     count = self.num_microbatches
@@ -144,8 +140,8 @@ class TrainStep:
       return of_part(0, batch)
     parts = jax.tree.map(lambda x: _split_rows(x, count), batch)
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(of_part, 0, jax.tree.map(lambda x: x[0], parts)),
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(of_part, 0, jax.tree.map(lambda x: x[0], parts)),
     )
 
     def add_part(total, indexed):
@@ -183,22 +179,20 @@ class EvalStep:
   def jitted(self):
     """`(params, batch) -> sums`, compiled once a batch shape."""
     return jax.jit(
-        lambda params, batch: _sums(
-            self.policy, self.loss, params, batch, None
-        )[1],
-        in_shardings=(
-            self.policy.param_shardings(), batch_sharding(self.policy)
-        ),
+      lambda params, batch: _sums(self.policy, self.loss, params, batch, None)[
+        1
+      ],
+      in_shardings=(self.policy.param_shardings(), batch_sharding(self.policy)),
     )
 
 
 @functools.lru_cache(maxsize=16)
 def make_train_step(
-    policy,
-    optimizer: optimizer_lib.Optimizer,
-    loss: losses_lib.BehavioralCloning,
-    *,
-    num_microbatches: int = 1,
+  policy,
+  optimizer: optimizer_lib.Optimizer,
+  loss: losses_lib.BehavioralCloning,
+  *,
+  num_microbatches: int = 1,
 ) -> TrainStep:
   """The train step of these settings, always the same one: compiled once."""
   return TrainStep(policy, optimizer, loss, num_microbatches)
@@ -211,7 +205,7 @@ def make_eval_step(policy, loss: losses_lib.BehavioralCloning) -> EvalStep:
 
 
 def evaluate_loss(
-    eval_step: EvalStep, params: types.Params, batches: Iterable[types.Batch]
+  eval_step: EvalStep, params: types.Params, batches: Iterable[types.Batch]
 ) -> dict[str, float]:
   """The exact mean loss over batches: sums first, one division.
 
@@ -232,28 +226,29 @@ def evaluate_loss(
     sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
   if sums is None or not float(sums['normalizer']):
     raise errors.DataError(
-        'There is no target token to evaluate the loss on: the split is empty '
-        'or all its weights are 0.'
+      'There is no target token to evaluate the loss on: the split is empty '
+      'or all its weights are 0.'
     )
   return {name: float(x) for name, x in mean_metrics(sums).items()}
 
 
 def mean_metrics(sums: Metrics) -> Metrics:
   """Turns sums of `EvalStep` into `loss`, `nll`, `tokens`, `weight_sum`."""
+
   def divide(x, y):
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
   return {
-      'loss': divide(sums['loss_sum'], sums['normalizer']),
-      'nll': divide(sums['nll_sum'], sums['weight_sum']),
-      'tokens': sums['tokens'],
-      'weight_sum': sums['weight_sum'],
+    'loss': divide(sums['loss_sum'], sums['normalizer']),
+    'nll': divide(sums['nll_sum'], sums['weight_sum']),
+    'tokens': sums['tokens'],
+    'weight_sum': sums['weight_sum'],
   }
 
 
 def batch_sharding(policy) -> jax.sharding.NamedSharding:
   """Where a batch's arrays [rows, length] lie: rows over the data axis."""
-  return policy.layout.rules.sharding(policy.mesh, 'batch', 'length')
+  return policy.placement.sharding('batch', 'length')
 
 
 def put_batch(policy, batch: types.Batch) -> types.Batch:
@@ -272,16 +267,16 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   leaves = jax.tree.leaves(batch)
   if all(isinstance(leaf, jax.Array) for leaf in leaves):
     return batch
-  shards = policy.mesh.shape.get('data', 1)
+  shards = policy.placement.num_shards('batch')
   rows = leaves[0].shape[0] * jax.process_count()
   if rows % shards:
     raise errors.ConfigurationError(
-        f"A batch of {rows} rows does not divide over {shards} 'data' devices: "
-        'set rows_per_batch to a multiple of that.'
+      f"A batch of {rows} rows does not divide over {shards} 'data' devices: "
+      'set rows_per_batch to a multiple of that.'
     )
   sharding = batch_sharding(policy)
   return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
 
 
@@ -295,11 +290,11 @@ def _sums(policy, loss, params, batch, dropout_key):
   nll = losses_lib.negative_log_likelihood(scores.log_probs)
   loss_sum = jnp.sum(weights * token_losses)
   return loss_sum, {
-      'loss_sum': loss_sum,
-      'nll_sum': jnp.sum(jnp.abs(weights) * jnp.where(counts, nll, 0.0)),
-      'normalizer': losses_lib.loss_normalizer(batch, loss.normalization),
-      'weight_sum': losses_lib.loss_normalizer(batch, 'tokens'),
-      'tokens': losses_lib.count_tokens(batch),
+    'loss_sum': loss_sum,
+    'nll_sum': jnp.sum(jnp.abs(weights) * jnp.where(counts, nll, 0.0)),
+    'normalizer': losses_lib.loss_normalizer(batch, loss.normalization),
+    'weight_sum': losses_lib.loss_normalizer(batch, 'tokens'),
+    'tokens': losses_lib.count_tokens(batch),
   }
 
 
