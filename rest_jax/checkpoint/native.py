@@ -7,7 +7,6 @@ caller wants to remember. A folder without it is what a killed process left
 behind, and is not a checkpoint.
 """
 
-import os
 from typing import Any
 
 import jax
@@ -252,12 +251,16 @@ def _read_index(folder: epath.Path) -> dict[str, Any]:
     ) from error
 
 
-def _checksums(folder: epath.Path) -> dict[str, list]:
-  return {
-    os.path.relpath(path, folder): storage.checksum(path)
-    for path in sorted(folder.rglob('*'))
-    if path.is_file()
-  }
+def _checksums(folder: epath.Path, prefix: str = '') -> dict[str, list]:
+  """Path relative to the folder → [size, SHA-256] of all files in it."""
+  files = {}
+  for path in sorted(folder.iterdir()):
+    name = prefix + path.name
+    if path.is_dir():
+      files |= _checksums(path, f'{name}/')
+    else:
+      files[name] = list(storage.checksum(path))
+  return files
 
 
 def _check_files(folder: epath.Path, files: dict[str, list]):
