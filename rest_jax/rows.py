@@ -55,6 +55,19 @@ class Rows:
     """Whether a row is a reference; the others are samples."""
     return self.origin == REFERENCE
 
+  @functools.cached_property
+  def samples_by_text(self) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all samples, equal texts of a source together, and those texts.
+
+    Policy rows stand before imported ones, else rows in their order. (int64
+    [n] both; a text is a number that is equal where source and text are.)
+    """
+    samples = np.flatnonzero(~self.is_reference)
+    texts = np.int64(self.text_ids.max(initial=0)) + 1
+    keys = self.source_of_row[samples] * texts + self.text_ids[samples]
+    order = np.lexsort((self.origin[samples], keys))
+    return samples[order], keys[order]
+
   def count(self, mask: Bool[np.ndarray, 'm']) -> Int64[np.ndarray, 'k']:
     """How many rows of each source a mask holds."""
     rows = self.source_of_row[mask]
@@ -69,15 +82,13 @@ def first_occurrences(
   References neither count nor are dropped; of a sample of the policy and an
   imported one with the same text, the policy's stays.
   """
-  samples = np.flatnonzero(alive & ~rows.is_reference)
-  texts = np.int64(rows.text_ids.max(initial=0)) + 1
-  keys = rows.source_of_row[samples] * texts + rows.text_ids[samples]
-  order = np.lexsort((rows.origin[samples], keys))
-  keys = keys[order]
-  first = np.ones(len(keys), bool)
-  first[1:] = keys[1:] != keys[:-1]
+  samples, texts = rows.samples_by_text
+  there = alive[samples]
+  samples, texts = samples[there], texts[there]
+  first = np.ones(len(samples), bool)
+  first[1:] = texts[1:] != texts[:-1]
   distinct = alive & rows.is_reference
-  distinct[samples[order[first]]] = True
+  distinct[samples[first]] = True
   return distinct
 
 
