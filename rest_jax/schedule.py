@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,12 +13,19 @@ from rest_jax import errors, selection
 RewardStream = Callable[[], Iterable[Float32[np.ndarray, '_']]]
 
 
+@runtime_checkable
 class Schedule(Protocol):
   """The filters of Improve steps 1 … I, rising."""
 
   @property
   def num_steps(self) -> int:
     """I."""
+
+  def first(self, steps: int) -> 'Schedule':
+    """The schedule of the first `steps` Improve steps alone."""
+
+  def label(self, step: int) -> str:
+    """What step `step` (from 1) keeps, for people."""
 
   def filters(self, rewards: RewardStream) -> list[selection.Selection]:
     """The filter of each step.
@@ -49,6 +56,14 @@ class Thresholds:
     """I."""
     return len(self.taus)
 
+  def first(self, steps: int) -> 'Thresholds':
+    """See `Schedule.first`."""
+    return Thresholds(self.taus[:steps])
+
+  def label(self, step: int) -> str:
+    """See `Schedule.label`."""
+    return f'R > {self.taus[step - 1]:g}'
+
   def filters(self, rewards: RewardStream) -> list[selection.Selection]:
     """See `Schedule.filters`."""
     return [selection.Threshold(tau) for tau in self.resolve(rewards)]
@@ -77,6 +92,14 @@ class Quantiles:
     """I."""
     return len(self.levels)
 
+  def first(self, steps: int) -> 'Quantiles':
+    """See `Schedule.first`."""
+    return Quantiles(self.levels[:steps])
+
+  def label(self, step: int) -> str:
+    """See `Schedule.label`."""
+    return f'R > quantile {self.levels[step - 1]:g}'
+
   def filters(self, rewards: RewardStream) -> list[selection.Selection]:
     """See `Schedule.filters`."""
     return [selection.Threshold(tau) for tau in self.resolve(rewards)]
@@ -92,6 +115,7 @@ class Quantiles:
 
     Raises:
       DataError: there is no reward at all.
+      ConfigurationError: a quantile is 1, which no reward exceeds.
     """
     if not self.levels:
       return ()
@@ -120,6 +144,13 @@ class Quantiles:
       low = np.searchsorted(np.cumsum(lower[int(b)]), rest, side='right')
       word = np.asarray([(int(b) << 16) | int(low)], np.uint32)
       taus.append(float(word.view(np.float32)[0]))
+    for level, tau in zip(self.levels, taus, strict=True):
+      if tau >= 1.0:
+        raise errors.ConfigurationError(
+          f'Quantiles.levels holds {level:g}, but so many rewards are '
+          f'{tau:g} that no row exceeds that quantile: give lower levels, or '
+          'Thresholds'
+        )
     return tuple(taus)
 
 
@@ -140,6 +171,14 @@ class PerSource:
   def num_steps(self) -> int:
     """I."""
     return len(self.values)
+
+  def first(self, steps: int) -> 'PerSource':
+    """See `Schedule.first`."""
+    return PerSource(self.rule, self.values[:steps])
+
+  def label(self, step: int) -> str:
+    """See `Schedule.label`."""
+    return f'{self.rule} {self.values[step - 1]:g} a source'
 
   def filters(self, rewards: RewardStream) -> list[selection.Selection]:
     """See `Schedule.filters`; the rewards are not looked at.

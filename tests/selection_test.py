@@ -8,6 +8,9 @@ import pytest
 from rest_jax import errors, rows, selection
 from rest_jax.selection import (
   Cap,
+
+# A machine that is busy with other things makes examples slowly.
+LOAD = [hypothesis.HealthCheck.too_slow]
   Deduplicate,
   Interpolated,
   Percentile,
@@ -313,7 +316,7 @@ level = st.floats(0.0, 0.99)
 
 
 @hypothesis.given(stores, level, level)
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=LOAD)
 def test_a_higher_bar_keeps_a_subset(scored, one, other):
   low, high = sorted((one, other))
   for rule in (
@@ -329,7 +332,7 @@ def test_a_higher_bar_keeps_a_subset(scored, one, other):
 
 
 @hypothesis.given(stores, st.floats(0, 100), st.floats(0, 1))
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=LOAD)
 def test_per_source_rules_are_those_of_a_plain_loop(scored, p, gamma):
   def bars(sample):
     if not sample:
@@ -378,7 +381,7 @@ def near_bar(scored, i, p, gamma):
 
 
 @hypothesis.given(stores, st.integers(1, 4))
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=LOAD)
 def test_every_source_with_a_sample_keeps_one_and_no_more_than_k(scored, k):
   finished = scored.count(scored.finished & ~scored.is_reference)
   for rule in (TopK(k), Cap(k), Cap(k, by='reward')):
@@ -388,7 +391,7 @@ def test_every_source_with_a_sample_keeps_one_and_no_more_than_k(scored, k):
 
 
 @hypothesis.given(stores)
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50, deadline=None, suppress_health_check=LOAD)
 def test_sources_do_not_see_each_other(scored):
   rules = (Percentile(70.0), Cap(2, seed=3))
   whole = selection.select(rules, scored)

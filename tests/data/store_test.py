@@ -11,6 +11,9 @@ import pytest
 from rest_jax import errors
 from rest_jax.data import scored, store
 
+# A machine that is busy with other things makes examples slowly.
+LOAD = [hypothesis.HealthCheck.too_slow]
+
 
 def samples(counts, *, first_id=0, reference=True):
   """A table of sources with so many samples each, every text different."""
@@ -75,7 +78,7 @@ def test_columns_can_be_chosen(folders):
   counts=st.lists(st.integers(0, 9), min_size=1, max_size=20),
   rows=st.integers(1, 12),
 )
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=LOAD)
 def test_row_groups_hold_whole_sources_and_no_more_than_asked(counts, rows):
   table = samples(counts)
   data = store.samples_part(table, row_group_rows=rows)
@@ -359,7 +362,9 @@ def naive_repetitions(tokens):
 @hypothesis.given(
   st.lists(st.lists(st.integers(2, 4), max_size=14), min_size=1, max_size=6)
 )
-@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.settings(
+  max_examples=100, deadline=None, suppress_health_check=LOAD
+)
 def test_repetitions_are_those_of_a_plain_count(targets):
   targets = [[*tokens, 1] if tokens else [] for tokens in targets]
   table = pa.table({'target_tokens': pa.array(targets, pa.list_(pa.int32()))})
