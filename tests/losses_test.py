@@ -33,9 +33,7 @@ def scores_of(probabilities: list[float]) -> types.TokenScores:
 
 def test_bc_is_minus_log_probability():
   values = losses.negative_log_likelihood(jnp.log(jnp.array([0.5, 0.25, 1.0])))
-  np.testing.assert_allclose(
-    values, [math.log(2), math.log(4), 0.0], rtol=1e-6
-  )
+  np.testing.assert_allclose(values, [math.log(2), math.log(4), 0.0], rtol=1e-6)
 
 
 def test_label_smoothing_is_cross_entropy_to_smoothed_targets():
@@ -76,9 +74,9 @@ def test_smoothing_is_least_where_the_policy_equals_the_targets(p, epsilon):
   def smoothed(probability):
     scores = scores_of([probability])
     return float(
-      losses.label_smoothing(
-        -scores.log_probs, scores.mean_log_probs, epsilon
-      )[0, 0]
+      losses.label_smoothing(-scores.log_probs, scores.mean_log_probs, epsilon)[
+        0, 0
+      ]
     )
 
   best = min(1 - epsilon / 2, 1 - 1e-6)
@@ -96,5 +94,7 @@ def test_smoothing_is_least_where_the_policy_equals_the_targets(p, epsilon):
 )
 def test_settings_out_of_range_name_the_binding(setting):
   (name,) = setting
-  with pytest.raises(errors.ConfigurationError, match=f'BehavioralCloning.{name}'):
+  with pytest.raises(
+    errors.ConfigurationError, match=f'BehavioralCloning.{name}'
+  ):
     losses.BehavioralCloning(**setting)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -109,16 +110,10 @@ class TrainingBatches:
 
   @functools.cached_property
   def _dataset(self) -> grain.MapDataset:
-    parts = []
-    for number, plan in enumerate(self._plans):
-      # grain adds the epoch to the seed, so neighbouring seeds would share
-      # their epochs; hashed ones do not.
-      state = np.random.SeedSequence([self.seed, number]).generate_state(1)
-      parts.append(
-        grain.MapDataset.source(_PackedRows(plan))
-        .shuffle(seed=int(state[0]))
-        .repeat()
-      )
+    parts = [
+      grain.MapDataset.source(_ShuffledRows(plan, (self.seed, number)))
+      for number, plan in enumerate(self._plans)
+    ]
     mixed = parts[0]
     if len(parts) > 1:
       mixed = grain.MapDataset.mix(parts, weights=self._row_shares)
@@ -138,11 +133,11 @@ class TrainingBatches:
   def once(self) -> Iterator[types.Batch]:
     """Yields every row once, in a fixed order; the last batch is padded."""
     everything = self._plan(np.arange(len(self.rows)), 'any')
-    packed = _PackedRows(everything)
     share = self.packing.rows_per_batch // self.process_count
-    for start in range(0, len(packed), self.packing.rows_per_batch):
+    for start in range(0, len(everything), self.packing.rows_per_batch):
       mine = start + self.process_index * share
-      chosen = [packed[i] for i in range(mine, mine + share) if i < len(packed)]
+      last = min(mine + share, len(everything))
+      chosen = [everything.row(i) for i in range(mine, last)]
       chosen += [np.zeros(0, np.int64)] * (share - len(chosen))
       yield assemble(self.rows, self.packing, chosen)
 
@@ -190,20 +185,33 @@ def batches(
   ).starting_at(start_step)
 
 
-class _PackedRows:
-  """Numbers of the pairs of each packed row, a source for grain."""
+class _ShuffledRows:
+  """Numbers of the pairs of each packed row, in a new order each epoch.
 
-  def __init__(self, plan: packing_lib.Plan):
+  A source for grain, without end. It shuffles by itself, since grain's index
+  shuffle takes milliseconds a row where there are few rows.
+  """
+
+  def __init__(self, plan: packing_lib.Plan, seed: tuple[int, ...]):
     self._plan = plan
+    self._seed = seed
+    # A batch may straddle two epochs.
+    self._order = functools.lru_cache(maxsize=2)(self._new_order)
+
+  def _new_order(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((*self._seed, epoch)).permutation(
+      len(self._plan)
+    )
 
   def __len__(self) -> int:
-    return len(self._plan)
+    return sys.maxsize
 
   def __getitem__(self, index: int) -> np.ndarray:
-    return self._plan.row(index % len(self))
+    epoch, place = divmod(index, len(self._plan))
+    return self._plan.row(int(self._order(epoch)[place]))
 
   def __repr__(self) -> str:
-    return f'_PackedRows(length={len(self)})'
+    return f'_ShuffledRows({len(self._plan)} rows, seed={self._seed})'
 
 
 def assemble(

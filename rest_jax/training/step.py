@@ -113,8 +113,8 @@ class TrainStep:
       lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions
     )
     metrics = mean_metrics(sums)
-    metrics['grad_norm'] = optax.global_norm(grads)
-    metrics['param_norm'] = optax.global_norm(params)
+    metrics['grad_norm'] = optax.tree.norm(grads)
+    metrics['param_norm'] = optax.tree.norm(params)
     metrics['learning_rate'] = rate
     metrics['finite'] = jnp.isfinite(
       metrics['loss'] + metrics['grad_norm'] + metrics['param_norm']

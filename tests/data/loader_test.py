@@ -156,7 +156,9 @@ def test_epoch_of_a_mixture_takes_every_grown_row(rows):
   assert not fewer >= set(range(60))
 
 
-@pytest.mark.parametrize(('share', 'pool'), [(1, range(60)), (0, range(60, 80))])
+@pytest.mark.parametrize(
+  ('share', 'pool'), [(1, range(60)), (0, range(60, 80))]
+)
 def test_extreme_mixtures_leave_the_other_rows_out(rows, share, pool):
   data = TrainingBatches(rows, Packing(24, 24, 4), 0, mixture=share)
   pairs = [p for i in range(data.steps_per_epoch) for p in pairs_in(data[i])]
