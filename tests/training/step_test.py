@@ -242,14 +242,10 @@ def test_the_state_lies_where_it_should():
   policy = Policy(CONFIG, sharding.Layout(data=4, model=2))
   state = state_lib.init_state(policy, ADAMW, policy.init(0))
   wanted = state_lib.abstract_state(policy, ADAMW)
-  jax.tree.map(
-    lambda x, a: (
-      x.sharding.is_equivalent_to(a.sharding, x.ndim)
-      or pytest.fail(f'{x.sharding} is not {a.sharding}')
-    ),
-    state,
-    wanted,
-  )
+  for leaf, expected in zip(
+    jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True
+  ):
+    assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
   split = [
     leaf
     for leaf in jax.tree.leaves(state.opt_state)
