@@ -283,6 +283,64 @@ def test_writes_are_all_or_nothing_under_sigkill(tmp_path):
     assert len(set(data)) == 1
 
 
+KILLED_EVERYWHERE = """
+import os, pathlib, signal, sys
+from rest_jax import run_directory
+
+def make(path):
+  run = run_directory.RunDirectory(path)
+  with run.lock():
+    stage = run.stage('grow_1/samples')
+    stage.begin({'n': 8}, {})
+    if not stage.committed:
+      for number in range(3):
+        name = f'part-{number:05d}.parquet'
+        if stage.part(name) is None:
+          stage.write_part(name, f'rows of {number}'.encode(), {'rows': 1})
+      stage.commit({'rows': 3}, 1.0)
+    stage.verify()
+    return stage.fingerprint, sorted(os.listdir(stage.folder))
+
+def die_at(moment, function):
+  count = 0
+  def wrapped(*args):
+    nonlocal count
+    count += 1
+    if count == moment:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args)
+  return wrapped
+
+root = pathlib.Path(sys.argv[1])
+expected = make(root / 'undisturbed')
+deaths = 0
+for call in ('replace', 'fsync', 'remove'):
+  for moment in range(1, 18):
+    path = root / f'{call}-{moment}'
+    child = os.fork()
+    if not child:
+      setattr(os, call, die_at(moment, getattr(os, call)))
+      make(path)
+      os._exit(0)
+    deaths += os.waitpid(child, 0)[1] == signal.SIGKILL
+    run_directory._verified.clear()
+    assert make(path)[0] == expected[0], (call, moment)
+print(deaths)
+"""
+
+
+def test_killed_at_any_write_a_stage_ends_as_if_undisturbed(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED_EVERYWHERE, str(tmp_path)],
+    check=True,
+    stdout=subprocess.PIPE,
+  )
+  # Eight files are written: begun.json, three parts with sidecars, stage.json.
+  # Each is renamed once, and forced to disk with its folder; what is left over
+  # is removed after the commit.
+  assert int(done.stdout) >= 8 + 2 * 8
+
+
 HOLDER = """
 import sys
 from rest_jax import run_directory

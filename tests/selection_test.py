@@ -8,9 +8,6 @@ import pytest
 from rest_jax import errors, rows, selection
 from rest_jax.selection import (
   Cap,
-
-# A machine that is busy with other things makes examples slowly.
-LOAD = [hypothesis.HealthCheck.too_slow]
   Deduplicate,
   Interpolated,
   Percentile,
@@ -20,6 +17,9 @@ LOAD = [hypothesis.HealthCheck.too_slow]
   Unfiltered,
   Valid,
 )
+
+# A machine that is busy with other things makes examples slowly.
+LOAD = [hypothesis.HealthCheck.too_slow]
 
 P, R, I = rows.POLICY, rows.REFERENCE, rows.IMPORTED
 
@@ -316,7 +316,9 @@ level = st.floats(0.0, 0.99)
 
 
 @hypothesis.given(stores, level, level)
-@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=LOAD)
+@hypothesis.settings(
+  max_examples=150, deadline=None, suppress_health_check=LOAD
+)
 def test_a_higher_bar_keeps_a_subset(scored, one, other):
   low, high = sorted((one, other))
   for rule in (
@@ -332,7 +334,9 @@ def test_a_higher_bar_keeps_a_subset(scored, one, other):
 
 
 @hypothesis.given(stores, st.floats(0, 100), st.floats(0, 1))
-@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=LOAD)
+@hypothesis.settings(
+  max_examples=150, deadline=None, suppress_health_check=LOAD
+)
 def test_per_source_rules_are_those_of_a_plain_loop(scored, p, gamma):
   def bars(sample):
     if not sample:
@@ -381,7 +385,9 @@ def near_bar(scored, i, p, gamma):
 
 
 @hypothesis.given(stores, st.integers(1, 4))
-@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=LOAD)
+@hypothesis.settings(
+  max_examples=100, deadline=None, suppress_health_check=LOAD
+)
 def test_every_source_with_a_sample_keeps_one_and_no_more_than_k(scored, k):
   finished = scored.count(scored.finished & ~scored.is_reference)
   for rule in (TopK(k), Cap(k), Cap(k, by='reward')):
