@@ -43,20 +43,20 @@ class BitextTask:
   name: str = 'bitext'
 
   def rows(
-      self, split: str, counts: collections.Counter | None = None
+    self, split: str, counts: collections.Counter | None = None
   ) -> Iterator[Row]:
     """Raw rows of a split, as `text.read_aligned` gives them."""
     source = self._path(split, self.source_language)
     target = (
-        None
-        if split in self.monolingual
-        else self._path(split, self.target_language)
+      None
+      if split in self.monolingual
+      else self._path(split, self.target_language)
     )
     document = self.documents.get(split)
     if document is not None:
       document = epath.Path(self.data_dir) / document
     return text.read_aligned(
-        source, target, document, empty=self.empty, counts=counts
+      source, target, document, empty=self.empty, counts=counts
     )
 
   def count(self, split: str) -> int:
@@ -67,9 +67,9 @@ class BitextTask:
     name = _file_of(self, split)
     if '{lang}' not in name and split not in self.monolingual:
       raise errors.ConfigurationError(
-          f'BitextTask.files[{split!r}] = {name!r} names one file for two'
-          " languages: write '{lang}' where they differ, or list the split in"
-          ' BitextTask.monolingual'
+        f'BitextTask.files[{split!r}] = {name!r} names one file for two'
+        " languages: write '{lang}' where they differ, or list the split in"
+        ' BitextTask.monolingual'
       )
     return epath.Path(self.data_dir) / name.replace('{lang}', language)
 
@@ -97,7 +97,7 @@ class TsvTask:
   name: str = 'tsv'
 
   def rows(
-      self, split: str, counts: collections.Counter | None = None
+    self, split: str, counts: collections.Counter | None = None
   ) -> Iterator[Row]:
     """Raw rows of a split, as `text.read_tsv` gives them."""
     path = self._path(split)
@@ -137,21 +137,21 @@ class NumeralsTask:
   target_language = 'en'
 
   def rows(
-      self, split: str, counts: collections.Counter | None = None
+    self, split: str, counts: collections.Counter | None = None
   ) -> Iterator[Row]:
     """Raw rows of a split; the domain is the kind of expression."""
     del counts  # Nothing is skipped.
     wrong_share = self.wrong_share if split == 'train' else 0.0
     generated = numerals.generate(
-        split, self.count(split), self.seed, wrong_share
+      split, self.count(split), self.seed, wrong_share
     )
     for number, row in enumerate(generated):
       yield {
-          'id': number,
-          'source': row['source'],
-          'target': None if split == 'grow' else row['target'],
-          'document': '',
-          'domain': row['domain'],
+        'id': number,
+        'source': row['source'],
+        'target': None if split == 'grow' else row['target'],
+        'document': '',
+        'domain': row['domain'],
       }
 
   def count(self, split: str) -> int:
@@ -162,7 +162,7 @@ class NumeralsTask:
 def _file_of(task: BitextTask | TsvTask, split: str) -> str:
   if split not in task.files:
     raise errors.ConfigurationError(
-        f'{type(task).__name__}.files has no split {split!r}, only'
-        f' {sorted(task.files)}: add it or name another in Data'
+      f'{type(task).__name__}.files has no split {split!r}, only'
+      f' {sorted(task.files)}: add it or name another in Data'
     )
   return task.files[split]

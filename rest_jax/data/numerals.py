@@ -22,18 +22,18 @@ import num2words
 from rest_jax import errors
 
 MONTHS = (
-    ('Januar', 'January'),
-    ('Februar', 'February'),
-    ('März', 'March'),
-    ('April', 'April'),
-    ('Mai', 'May'),
-    ('Juni', 'June'),
-    ('Juli', 'July'),
-    ('August', 'August'),
-    ('September', 'September'),
-    ('Oktober', 'October'),
-    ('November', 'November'),
-    ('Dezember', 'December'),
+  ('Januar', 'January'),
+  ('Februar', 'February'),
+  ('März', 'March'),
+  ('April', 'April'),
+  ('Mai', 'May'),
+  ('Juni', 'June'),
+  ('Juli', 'July'),
+  ('August', 'August'),
+  ('September', 'September'),
+  ('Oktober', 'October'),
+  ('November', 'November'),
+  ('Dezember', 'December'),
 )
 # No 29 February: then every (day, month, year) drawn is a date.
 DAYS_IN_MONTH = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -41,14 +41,14 @@ MAX_CARDINAL = 999_999
 
 # How often a kind is drawn, in percent.
 KINDS = {
-    'cardinal': 26,
-    'ordinal': 10,
-    'decimal': 10,
-    'year': 10,
-    'price': 14,
-    'time': 10,
-    'clock': 6,
-    'date': 14,
+  'cardinal': 26,
+  'ordinal': 10,
+  'decimal': 10,
+  'year': 10,
+  'price': 14,
+  'time': 10,
+  'clock': 6,
+  'date': 14,
 }
 # The share of all expressions that belongs to a split, in percent.
 SPLITS = {'train': 30, 'grow': 50, 'dev': 10, 'test': 10}
@@ -142,42 +142,42 @@ def _plural(number: int, noun: str) -> str:
 
 
 _GERMAN: dict[str, Callable[..., str]] = {
-    'cardinal': lambda n: words(n, 'de'),
-    'ordinal': lambda n: f'der {words(n, "de", "ordinal")}',
-    'decimal': lambda n, *digits: _digits(n, digits, 'de'),
-    'year': lambda y: f'im Jahr {words(y, "de", "year")}',
-    'price': lambda e, c: f'{_one(e)} Euro und {_one(c)} Cent',
-    'time': lambda h, m: (
-        f'um {_one(h)} Uhr {words(m, "de") if m else ""}'.rstrip()
-    ),
-    'clock': _german_clock,
-    'date': lambda d, m, y: (
-        f'der {words(d, "de", "ordinal")} {MONTHS[m - 1][0]}'
-        f' {words(y, "de", "year")}'
-    ),
+  'cardinal': lambda n: words(n, 'de'),
+  'ordinal': lambda n: f'der {words(n, "de", "ordinal")}',
+  'decimal': lambda n, *digits: _digits(n, digits, 'de'),
+  'year': lambda y: f'im Jahr {words(y, "de", "year")}',
+  'price': lambda e, c: f'{_one(e)} Euro und {_one(c)} Cent',
+  'time': lambda h, m: (
+    f'um {_one(h)} Uhr {words(m, "de") if m else ""}'.rstrip()
+  ),
+  'clock': _german_clock,
+  'date': lambda d, m, y: (
+    f'der {words(d, "de", "ordinal")} {MONTHS[m - 1][0]}'
+    f' {words(y, "de", "year")}'
+  ),
 }
 
 _ENGLISH: dict[str, Callable[..., str]] = {
-    'cardinal': lambda n: words(n, 'en'),
-    'ordinal': lambda n: f'the {words(n, "en", "ordinal")}',
-    'decimal': lambda n, *digits: _digits(n, digits, 'en'),
-    'year': lambda y: f'in the year {words(y, "en", "year")}',
-    'price': lambda e, c: (
-        f'{words(e, "en")} {_plural(e, "euro")} and'
-        f' {words(c, "en")} {_plural(c, "cent")}'
-    ),
-    'time': _english_time,
-    'clock': _english_clock,
-    'date': lambda d, m, y: (
-        f'the {words(d, "en", "ordinal")} of {MONTHS[m - 1][1]}'
-        f' {words(y, "en", "year")}'
-    ),
+  'cardinal': lambda n: words(n, 'en'),
+  'ordinal': lambda n: f'the {words(n, "en", "ordinal")}',
+  'decimal': lambda n, *digits: _digits(n, digits, 'en'),
+  'year': lambda y: f'in the year {words(y, "en", "year")}',
+  'price': lambda e, c: (
+    f'{words(e, "en")} {_plural(e, "euro")} and'
+    f' {words(c, "en")} {_plural(c, "cent")}'
+  ),
+  'time': _english_time,
+  'clock': _english_clock,
+  'date': lambda d, m, y: (
+    f'the {words(d, "en", "ordinal")} of {MONTHS[m - 1][1]}'
+    f' {words(y, "en", "year")}'
+  ),
 }
 
 
-def _draw_below(rng: random.Random, max_digits: int) -> int:
-  """A number whose count of digits is uniform, so that short ones occur."""
-  return rng.randrange(10 ** rng.randint(1, max_digits))
+def _draw_number(rng: random.Random, *num_digits: int) -> int:
+  """A number below 10^d, d drawn from `num_digits`: short ones are frequent."""
+  return rng.randrange(10 ** rng.choice(num_digits))
 
 
 def _draw_year(rng: random.Random) -> int:
@@ -192,17 +192,17 @@ def _draw_date(rng: random.Random) -> tuple[int, int, int]:
 
 
 _DRAW: dict[str, Callable[[random.Random], tuple[int, ...]]] = {
-    'cardinal': lambda r: (_draw_below(r, 6),),
-    'ordinal': lambda r: (r.randint(1, 9999),),
-    'decimal': lambda r: (
-        _draw_below(r, 3),
-        *(r.randrange(10) for _ in range(r.randint(1, 3))),
-    ),
-    'year': lambda r: (_draw_year(r),),
-    'price': lambda r: (_draw_below(r, 4), r.randint(1, 99)),
-    'time': lambda r: (r.randint(13, 23), r.randrange(60)),
-    'clock': lambda r: (r.randrange(12), r.randrange(60)),
-    'date': _draw_date,
+  'cardinal': lambda r: (_draw_number(r, 2, 3, 4, 5, 6, 6),),
+  'ordinal': lambda r: (1 + _draw_number(r, 2, 3, 4),),
+  'decimal': lambda r: (
+    _draw_number(r, 1, 2, 3),
+    *(r.randrange(10) for _ in range(r.randint(1, 3))),
+  ),
+  'year': lambda r: (_draw_year(r),),
+  'price': lambda r: (_draw_number(r, 2, 3, 4), r.randint(1, 99)),
+  'time': lambda r: (r.randint(13, 23), r.randrange(60)),
+  'clock': lambda r: (r.randrange(12), r.randrange(60)),
+  'date': _draw_date,
 }
 
 
@@ -260,11 +260,11 @@ def _drop_word(rng: random.Random, e: Expression) -> str:
 
 
 def _change_form(rng: random.Random, e: Expression) -> str:
-  """Another expression with the same numbers: a cardinal for an ordinal …"""
+  """Another form of the numbers, such as a cardinal for an ordinal."""
   del rng
   if e.kind == 'clock':  # 'halb acht' is half past seven, not half past eight
     return render_english(
-        dataclasses.replace(e, parts=((e.parts[0] + 1) % 12, e.parts[1]))
+      dataclasses.replace(e, parts=((e.parts[0] + 1) % 12, e.parts[1]))
     )
   if e.kind in ('price', 'date', 'decimal', 'time'):
     return words(e.parts[0], 'en')
@@ -274,9 +274,7 @@ def _change_form(rng: random.Random, e: Expression) -> str:
 
 def _render_if_possible(e: Expression) -> str:
   """The English of an expression that a fault may have made impossible."""
-  if e.kind == 'date' and not (
-      1 <= e.parts[1] <= 12 and 1 <= e.parts[0] <= 31
-  ):
+  if e.kind == 'date' and not (1 <= e.parts[1] <= 12 and 1 <= e.parts[0] <= 31):
     return ''
   if e.kind in ('time', 'clock') and (e.parts[0] > 23 or e.parts[1] > 59):
     return ''
@@ -301,7 +299,7 @@ def corrupt(rng: random.Random, expression: Expression) -> str:
 
 
 def generate(
-    split: str, num_rows: int, seed: int, wrong_share: float = 0.0
+  split: str, num_rows: int, seed: int, wrong_share: float = 0.0
 ) -> Iterator[dict[str, object]]:
   """Rows of a split, all of another source, the same for the same arguments.
 
@@ -320,11 +318,11 @@ def generate(
   """
   if split not in SPLITS:
     raise errors.ConfigurationError(
-        f'NumeralsTask has no split {split!r}: use one of {list(SPLITS)}'
+      f'NumeralsTask has no split {split!r}: use one of {list(SPLITS)}'
     )
   if not 0 <= wrong_share <= 1:
     raise errors.ConfigurationError(
-        f'wrong_share = {wrong_share} is no probability: use 0 to 1'
+      f'wrong_share = {wrong_share} is no probability: use 0 to 1'
     )
   rng = random.Random(f'numerals {seed} {split}')
   seen: set[str] = set()
@@ -336,8 +334,8 @@ def generate(
       redraws += 1
       if redraws > _MAX_REDRAWS:
         raise errors.DataError(
-            f'the numerals split {split!r} has no more than {len(seen)}'
-            f' different sources, not {num_rows}: ask for fewer rows'
+          f'the numerals split {split!r} has no more than {len(seen)}'
+          f' different sources, not {num_rows}: ask for fewer rows'
         )
       continue
     redraws = 0
@@ -346,11 +344,11 @@ def generate(
     fault_rng = random.Random(rng.getrandbits(64))
     wrong = fault_rng.random() < wrong_share
     target = (
-        corrupt(fault_rng, expression) if wrong else render_english(expression)
+      corrupt(fault_rng, expression) if wrong else render_english(expression)
     )
     yield {
-        'source': source,
-        'target': target,
-        'domain': expression.kind,
-        'wrong': wrong,
+      'source': source,
+      'target': target,
+      'domain': expression.kind,
+      'wrong': wrong,
     }

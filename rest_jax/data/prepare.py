@@ -37,16 +37,16 @@ class TrainedTokenizer:
   max_sentences: int = 2_000_000
 
   def make(
-      self, folder: epath.Path, texts: Iterable[str]
+    self, folder: epath.Path, texts: Iterable[str]
   ) -> tokenizer_lib.Tokenizer:
     """Trains it and writes it into a folder."""
     return tokenizer_lib.train_sentencepiece(
-        texts,
-        folder / tokenizer_lib.MODEL_FILE,
-        self.vocab_size,
-        byte_fallback=self.byte_fallback,
-        character_coverage=self.character_coverage,
-        max_sentences=self.max_sentences,
+      texts,
+      folder / tokenizer_lib.MODEL_FILE,
+      self.vocab_size,
+      byte_fallback=self.byte_fallback,
+      character_coverage=self.character_coverage,
+      max_sentences=self.max_sentences,
     )
 
 
@@ -61,7 +61,7 @@ class GivenTokenizer:
   path: str
 
   def make(
-      self, folder: epath.Path, texts: Iterable[str]
+    self, folder: epath.Path, texts: Iterable[str]
   ) -> tokenizer_lib.Tokenizer:
     """Copies it into a folder."""
     del texts
@@ -75,7 +75,7 @@ class Bytes:
   """UTF-8 bytes, as ByT5 has them."""
 
   def make(
-      self, folder: epath.Path, texts: Iterable[str]
+    self, folder: epath.Path, texts: Iterable[str]
   ) -> tokenizer_lib.Tokenizer:
     """Writes a note of it into a folder."""
     del texts
@@ -120,10 +120,10 @@ class Data:
     return f'{self.task.source_language}-{self.task.target_language}'
 
   def prepare(
-      self,
-      folder: epath.PathLike,
-      writer: Writer,
-      advance: Callable[[int], None] = lambda rows: None,
+    self,
+    folder: epath.PathLike,
+    writer: Writer,
+    advance: Callable[[int], None] = lambda rows: None,
   ) -> dict[str, Any]:
     """Writes `train`, `grow`, `select`, `report`, `test` and the tokenizer.
 
@@ -156,9 +156,9 @@ class Data:
     if self.test:
       run.write('test', self.test)
     return {
-        'language_pair': self.language_pair,
-        'tokenizer': {'size': made.size, 'fingerprint': made.fingerprint},
-        'splits': {name: dict(counts) for name, counts in run.report.items()},
+      'language_pair': self.language_pair,
+      'tokenizer': {'size': made.size, 'fingerprint': made.fingerprint},
+      'splits': {name: dict(counts) for name, counts in run.report.items()},
     }
 
   def part(self, expression: str) -> splits.Slice:
@@ -168,19 +168,18 @@ class Data:
   def _check(self) -> None:
     if self.over_long not in OVER_LONG_POLICIES:
       raise errors.ConfigurationError(
-          f'Data.over_long = {self.over_long!r}: use one of'
-          f' {OVER_LONG_POLICIES}'
+        f'Data.over_long = {self.over_long!r}: use one of {OVER_LONG_POLICIES}'
       )
     for name in ('max_source_length', 'max_target_length'):
       if getattr(self, name) < 2:
         raise errors.ConfigurationError(
-            f'Data.{name} = {getattr(self, name)}: a token and EOS need 2'
+          f'Data.{name} = {getattr(self, name)}: a token and EOS need 2'
         )
     if isinstance(self.task, tasks.SeqioTask) != (self.tokenizer is None):
       raise errors.ConfigurationError(
-          f'Data.tokenizer = {self.tokenizer!r} with a'
-          f' {type(self.task).__name__}: a SeqioTask brings its own (None), any'
-          ' other task needs one'
+        f'Data.tokenizer = {self.tokenizer!r} with a'
+        f' {type(self.task).__name__}: a SeqioTask brings its own (None), any'
+        ' other task needs one'
       )
 
   def _make_tokenizer(self, folder: epath.Path) -> tokenizer_lib.Tokenizer:
@@ -190,11 +189,11 @@ class Data:
       return made
     part = self.part(self.train)
     texts = (
-        side
-        for row in self.task.rows(part.split)
-        if row['id'] in part
-        for side in (row['source'], row['target'])
-        if side is not None
+      side
+      for row in self.task.rows(part.split)
+      if row['id'] in part
+      for side in (row['source'], row['target'])
+      if side is not None
     )
     return self.tokenizer.make(folder, texts)
 
@@ -214,9 +213,9 @@ def _task_tokenizer(task: tasks.SeqioTask) -> tokenizer_lib.Tokenizer:
   if type(vocabulary).__name__ == 'ByteVocabulary':
     return tokenizer_lib.ByteTokenizer()
   raise errors.ConfigurationError(
-      f'seqio task {task.mixture_or_task_name!r} has a'
-      f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'
-      ' ByteVocabulary'
+    f'seqio task {task.mixture_or_task_name!r} has a'
+    f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'
+    ' ByteVocabulary'
   )
 
 
@@ -232,11 +231,11 @@ class _Run:
     self.report: dict[str, collections.Counter] = {}
 
   def write(
-      self,
-      purpose: str,
-      expression: str,
-      needs_target: bool = False,
-      held_out: frozenset[str] = frozenset(),
+    self,
+    purpose: str,
+    expression: str,
+    needs_target: bool = False,
+    held_out: frozenset[str] = frozenset(),
   ) -> None:
     """Streams the rows of one purpose into its folder."""
     counts = self.report.setdefault(purpose, collections.Counter())
@@ -246,8 +245,8 @@ class _Run:
       for row in rows:
         if needs_target and row['target'] is None:
           raise errors.DataError(
-              f'{purpose} split {expression!r}, row {row["source_id"]}: no'
-              ' target, and supervised training needs one'
+            f'{purpose} split {expression!r}, row {row["source_id"]}: no'
+            ' target, and supervised training needs one'
           )
         if row['source'] in held_out:
           counts['in_dev'] += 1
@@ -268,23 +267,25 @@ class _Run:
     self.report['dev'] = before
     for purpose, wanted in (('select', True), ('report', False)):
       counts = self.report[purpose] = collections.Counter()
-      part = [r for r, k in zip(rows, keys) if (k in selected) == wanted]
+      part = [
+        r for r, k in zip(rows, keys, strict=True) if (k in selected) == wanted
+      ]
       self._writer(
-          self._folder / purpose,
-          (self._counted(row, counts) for row in part),
+        self._folder / purpose,
+        (self._counted(row, counts) for row in part),
       )
     return frozenset(row['source'] for row in rows)
 
   def _rows(
-      self, expression: str, counts: collections.Counter
+    self, expression: str, counts: collections.Counter
   ) -> Iterator[dict[str, Any]]:
-    """Rows of a split that fit the lengths, by the policy for those that don't."""
+    """Rows of a split that fit the lengths, by the policy for longer ones."""
     model_file = self._folder / tokenizer_lib.MODEL_FILE
     rows = tasks.tokenized(
-        self._data.task,
-        self._data.part(expression),
-        str(model_file) if model_file.exists() else None,
-        counts,
+      self._data.task,
+      self._data.part(expression),
+      str(model_file) if model_file.exists() else None,
+      counts,
     )
     for number, row in enumerate(rows, 1):
       if number % 1000 == 0:
@@ -294,7 +295,7 @@ class _Run:
         yield fitted
 
   def _fitted(
-      self, row: Mapping[str, Any], counts: collections.Counter
+    self, row: Mapping[str, Any], counts: collections.Counter
   ) -> dict[str, Any] | None:
     """The row, truncated where it must be, or None where it is skipped."""
     row = dict(row, language_pair=self._data.language_pair)
@@ -303,11 +304,11 @@ class _Run:
       counts['empty'] += 1
       return None
     limits = {
-        'source_tokens': self._data.max_source_length,
-        'target_tokens': self._data.max_target_length,
+      'source_tokens': self._data.max_source_length,
+      'target_tokens': self._data.max_target_length,
     }
     over_long = [
-        key for key, limit in limits.items() if len(row[key] or ()) > limit
+      key for key, limit in limits.items() if len(row[key] or ()) > limit
     ]
     if not over_long:
       return row
@@ -319,7 +320,7 @@ class _Run:
     return row
 
   def _counted(
-      self, row: Mapping[str, Any], counts: collections.Counter
+    self, row: Mapping[str, Any], counts: collections.Counter
   ) -> Mapping[str, Any]:
     counts['rows'] += 1
     counts['source_tokens'] += len(row['source_tokens'])
@@ -328,9 +329,9 @@ class _Run:
       counts['unknown_tokens'] += sum(i == tokenizer_lib.UNK_ID for i in ids)
       if ids and max(ids) >= self._tokenizer.size:
         raise errors.DataError(
-            f'row {row["source_id"]}: the id {max(ids)} is beyond the'
-            f" tokenizer's {self._tokenizer.size}: a task's extra ids cannot"
-            ' be used'
+          f'row {row["source_id"]}: the id {max(ids)} is beyond the'
+          f" tokenizer's {self._tokenizer.size}: a task's extra ids cannot"
+          ' be used'
         )
     if row['target'] is not None:
       counts['with_target'] += 1
@@ -343,10 +344,8 @@ class _Run:
       raise errors.DataError(_no_rows(purpose, expression, counts))
 
 
-def _no_rows(
-    purpose: str, expression: str, counts: collections.Counter
-) -> str:
+def _no_rows(purpose: str, expression: str, counts: collections.Counter) -> str:
   return (
-      f'{purpose} split {expression!r} has no rows left ({counts["over_long"]}'
-      f' over long, {counts["empty"]} empty): widen the split or the lengths'
+    f'{purpose} split {expression!r} has no rows left ({counts["over_long"]}'
+    f' over long, {counts["empty"]} empty): widen the split or the lengths'
   )

@@ -49,8 +49,8 @@ def parse(expression: str, count: Callable[[str], int]) -> Slice:
   match = _EXPRESSION.fullmatch(expression)
   if match is None:
     raise errors.ConfigurationError(
-        f"split {expression!r} cannot be read: write 'train', 'train[:50%]',"
-        " 'train[50%:]' or 'train[1000:2000]'"
+      f"split {expression!r} cannot be read: write 'train', 'train[:50%]',"
+      " 'train[50%:]' or 'train[1000:2000]'"
     )
   split, *bounds = match.groups()
   total = count(split) if any(b and b[-1] == '%' for b in bounds) else 0
@@ -63,14 +63,14 @@ def parse(expression: str, count: Callable[[str], int]) -> Slice:
     percent = int(bound[:-1])
     if percent > 100:
       raise errors.ConfigurationError(
-          f'split {expression!r}: {bound} is more than the whole'
+        f'split {expression!r}: {bound} is more than the whole'
       )
     return total * percent // 100
 
   low, high = row(bounds[0]) or 0, row(bounds[1])
   if high is not None and low >= high:
     raise errors.ConfigurationError(
-        f'split {expression!r} holds no row ({low} ≤ row < {high}): widen it'
+      f'split {expression!r} holds no row ({low} ≤ row < {high}): widen it'
     )
   return Slice(split, low, high)
 
@@ -94,8 +94,8 @@ def cut_in_two(keys: Iterable[str]) -> set[str]:
   sizes = collections.Counter(keys)
   if len(sizes) < 2:
     raise errors.DataError(
-        f'the dev split has {len(sizes)} different documents or sources: it'
-        ' needs at least two, one for D_select and one for D_report'
+      f'the dev split has {len(sizes)} different documents or sources: it'
+      ' needs at least two, one for D_select and one for D_report'
     )
   halves: tuple[set[str], set[str]] = (set(), set())
   rows = [0, 0]

@@ -69,7 +69,7 @@ def import_seqio():
       import tensorflow as tf
   except ImportError as error:
     raise errors.ConfigurationError(
-        f'the data stage needs seqio ({error}): pip install seqio'
+      f'the data stage needs seqio ({error}): pip install seqio'
     ) from error
   for kind in ('GPU', 'TPU'):
     try:
@@ -116,35 +116,35 @@ def find_seqio_task(task: SeqioTask):
       importlib.import_module(task.mixture_or_task_module)
     except ImportError as error:
       raise errors.ConfigurationError(
-          f'MIXTURE_OR_TASK_MODULE {task.mixture_or_task_module!r} cannot be'
-          f' imported ({error}): put its folder on PYTHONPATH'
+        f'MIXTURE_OR_TASK_MODULE {task.mixture_or_task_module!r} cannot be'
+        f' imported ({error}): put its folder on PYTHONPATH'
       ) from error
   name = task.mixture_or_task_name
   try:
     found = seqio.get_mixture_or_task(name)
   except ValueError as error:
     raise errors.ConfigurationError(
-        f'MIXTURE_OR_TASK_NAME {name!r} is not registered with seqio: name the'
-        ' module that registers it in MIXTURE_OR_TASK_MODULE'
+      f'MIXTURE_OR_TASK_NAME {name!r} is not registered with seqio: name the'
+      ' module that registers it in MIXTURE_OR_TASK_MODULE'
     ) from error
   features = found.output_features
   if not {'inputs', 'targets'} <= set(features):
     raise errors.ConfigurationError(
-        f"seqio task {name!r} has the features {sorted(features)}: it needs"
-        " 'inputs' and 'targets'"
+      f'seqio task {name!r} has the features {sorted(features)}: it needs'
+      " 'inputs' and 'targets'"
     )
   if features['inputs'].vocabulary != features['targets'].vocabulary:
     raise errors.ConfigurationError(
-        f'seqio task {name!r} has two vocabularies: T5 shares one'
+      f'seqio task {name!r} has two vocabularies: T5 shares one'
     )
   return found
 
 
 def tokenized(
-    task: Task,
-    part: splits.Slice,
-    model_file: str | None = None,
-    counts: collections.Counter | None = None,
+  task: Task,
+  part: splits.Slice,
+  model_file: str | None = None,
+  counts: collections.Counter | None = None,
 ) -> Iterator[Row]:
   """Tokenised rows of a slice of a split, through seqio.
 
@@ -171,7 +171,7 @@ def tokenized(
   name = _register(seqio, task, part, model_file, counts, failures)
   try:
     dataset = seqio.get_mixture_or_task(name).get_dataset(
-        sequence_length=None, split=part.split, shuffle=False
+      sequence_length=None, split=part.split, shuffle=False
     )
     for chunk in dataset.ragged_batch(_CHUNK):
       yield from _unpacked(chunk)
@@ -187,29 +187,32 @@ def tokenized(
 def _unpacked(chunk) -> Iterator[Row]:
   """Rows of a ragged batch of TensorFlow's."""
   texts = {
-      key: [value.decode() for value in chunk[key].numpy()]
-      for key in (
-          'inputs_pretokenized', 'targets_pretokenized', 'document', 'domain'
-      )
+    key: [value.decode() for value in chunk[key].numpy()]
+    for key in (
+      'inputs_pretokenized',
+      'targets_pretokenized',
+      'document',
+      'domain',
+    )
   }
   for id_, document, domain, source, target, inputs, targets in zip(
-      chunk['id'].numpy().tolist(),
-      texts['document'],
-      texts['domain'],
-      texts['inputs_pretokenized'],
-      texts['targets_pretokenized'],
-      chunk['inputs'].to_list(),
-      chunk['targets'].to_list(),
-      strict=True,
+    chunk['id'].numpy().tolist(),
+    texts['document'],
+    texts['domain'],
+    texts['inputs_pretokenized'],
+    texts['targets_pretokenized'],
+    chunk['inputs'].to_list(),
+    chunk['targets'].to_list(),
+    strict=True,
   ):
     yield {
-        'source_id': id_,
-        'doc_id': document,
-        'domain': domain,
-        'source': source,
-        'target': target or None,
-        'source_tokens': inputs,
-        'target_tokens': targets if target else None,
+      'source_id': id_,
+      'doc_id': document,
+      'domain': domain,
+      'source': source,
+      'target': target or None,
+      'source_tokens': inputs,
+      'target_tokens': targets if target else None,
     }
 
 
@@ -218,13 +221,13 @@ def _chunks(task, part, counts) -> Iterator[dict[str, np.ndarray]]:
   rows = (row for row in task.rows(part.split, counts) if row['id'] in part)
   while chunk := list(itertools.islice(rows, _CHUNK)):
     columns = {
-        name: np.array([(row[key] or '').encode() for row in chunk], object)
-        for name, key in (
-            ('inputs', 'source'),
-            ('targets', 'target'),
-            ('document', 'document'),
-            ('domain', 'domain'),
-        )
+      name: np.array([(row[key] or '').encode() for row in chunk], object)
+      for name, key in (
+        ('inputs', 'source'),
+        ('targets', 'target'),
+        ('document', 'document'),
+        ('domain', 'domain'),
+      )
     }
     yield {'id': np.array([row['id'] for row in chunk], np.int64), **columns}
 
@@ -234,8 +237,8 @@ def _register(seqio, task, part, model_file, counts, failures) -> str:
   import tensorflow as tf
 
   signature = {
-      key: tf.TensorSpec((None,), tf.int64 if key == 'id' else tf.string)
-      for key in ('id', 'inputs', 'targets', 'document', 'domain')
+    key: tf.TensorSpec((None,), tf.int64 if key == 'id' else tf.string)
+    for key in ('id', 'inputs', 'targets', 'document', 'domain')
   }
 
   def chunks() -> Iterator[dict[str, np.ndarray]]:
@@ -248,26 +251,26 @@ def _register(seqio, task, part, model_file, counts, failures) -> str:
   def dataset(split: str, shuffle_files: bool, seed: int | None = None):
     del split, shuffle_files, seed
     return tf.data.Dataset.from_generator(
-        chunks, output_signature=signature
+      chunks, output_signature=signature
     ).unbatch()
 
   vocabulary = (
-      seqio.ByteVocabulary()
-      if model_file is None
-      else seqio.SentencePieceVocabulary(model_file)
+    seqio.ByteVocabulary()
+    if model_file is None
+    else seqio.SentencePieceVocabulary(model_file)
   )
   feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
   name = f'rest_jax_{task.name}'
   if name in seqio.TaskRegistry.names():  # A reader that was not used up.
     seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(
-      name,
-      source=seqio.FunctionDataSource(dataset, splits=[part.split]),
-      preprocessors=[
-          seqio.preprocessors.tokenize,
-          seqio.preprocessors.append_eos,
-      ],
-      output_features={'inputs': feature, 'targets': feature},
+    name,
+    source=seqio.FunctionDataSource(dataset, splits=[part.split]),
+    preprocessors=[
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos,
+    ],
+    output_features={'inputs': feature, 'targets': feature},
   )
   return name
 
@@ -289,27 +292,25 @@ def _registered_rows(task: SeqioTask, part: splits.Slice) -> Iterator[Row]:
         written = written.decode()
       # An empty side has its EOS alone.
       given = len(tokens) > 1
-      sides[side] = (
-          written or vocabulary.decode(tokens[:-1]) if given else None
-      )
+      sides[side] = written or vocabulary.decode(tokens[:-1]) if given else None
       sides[f'{side}_tokens'] = tokens if given else None
     yield {
-        'source_id': number,
-        'doc_id': row.get('doc_id', b'').decode(),
-        'domain': row.get('domain', b'').decode(),
-        **sides,
+      'source_id': number,
+      'doc_id': row.get('doc_id', b'').decode(),
+      'domain': row.get('domain', b'').decode(),
+      **sides,
     }
 
 
 def _registered_dataset(task: SeqioTask, found, split: str) -> Iterable[Row]:
   try:
     return found.get_dataset(
-        sequence_length=None, split=split, shuffle=False, seed=task.seed
+      sequence_length=None, split=split, shuffle=False, seed=task.seed
     ).as_numpy_iterator()
   except (ValueError, KeyError) as error:
     raise errors.ConfigurationError(
-        f'seqio task {task.mixture_or_task_name!r} cannot give the split'
-        f' {split!r} ({error}): it has {sorted(found.splits)}'
+      f'seqio task {task.mixture_or_task_name!r} cannot give the split'
+      f' {split!r} ({error}): it has {sorted(found.splits)}'
     ) from error
 
 
@@ -319,3 +320,35 @@ def _with_eos(tokens: Iterable[int]) -> list[int]:
   while tokens and tokens[-1] == _EOS_ID:
     tokens.pop()
   return [*tokens, _EOS_ID]
+
+
+def read_tfds(
+  name: str, split: str, source: str, target: str
+) -> Iterator[tuple[str, str]]:
+  """Pairs of a TensorFlow data set, which is downloaded where it is missing.
+
+  Args:
+    name: such as 'wmt19_translate/zh-en'.
+    split: such as 'train'.
+    source: name of the source's feature.
+    target: name of the target's feature.
+
+  Yields:
+    (source, target).
+
+  Raises:
+    DataError: it cannot be downloaded or prepared.
+  """
+  import_seqio()
+  import tensorflow_datasets as tfds
+
+  try:
+    dataset = tfds.load(name, split=split, shuffle_files=False)
+  except Exception as error:  # tfds raises errors of many libraries.
+    raise errors.DataError(
+      f'TFDS {name} cannot be prepared ({" ".join(str(error).split())}):'
+      ' fetch on a connected machine, or use the parts that the mtdata recipe'
+      ' wmt22-zhen names'
+    ) from error
+  for row in tfds.as_numpy(dataset):
+    yield row[source].decode(), row[target].decode()

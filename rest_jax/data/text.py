@@ -1,6 +1,6 @@
 """Reads parallel and monolingual text, one sentence a line, strictly.
 
-Lines end at '\\n' and nowhere else: Python's universal newlines and
+Lines end at LF and nowhere else: Python's universal newlines and
 `splitlines` also cut at U+2028, U+0085, VT or a lone CR, and so misalign
 corpora. Everything is streamed; '.gz' is unpacked on the way.
 """
@@ -22,7 +22,7 @@ COLUMNS = ('source', 'target', 'document', 'domain', '')
 
 
 def read_lines(path: epath.PathLike) -> Iterator[str]:
-  """Lines of a UTF-8 file, without their '\\n' (or '\\r\\n').
+  """Lines of a UTF-8 file, without their LF (or CR LF).
 
   Args:
     path: a file; where it ends in '.gz' it is unpacked.
@@ -42,23 +42,23 @@ def read_lines(path: epath.PathLike) -> Iterator[str]:
           text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
         except UnicodeDecodeError as error:
           raise errors.DataError(
-              f'{path}:{number}: byte {error.start + 1} of the line'
-              f' (0x{line[error.start]:02x}) is no UTF-8: convert the file,'
-              ' e.g. with iconv'
+            f'{path}:{number}: byte {error.start + 1} of the line'
+            f' (0x{line[error.start]:02x}) is no UTF-8: convert the file,'
+            ' e.g. with iconv'
           ) from error
         yield text.removesuffix('\n').removesuffix('\r')
   except FileNotFoundError as error:
     raise errors.DataError(
-        f'{path}: no such file: check data_dir and the names of the files'
+      f'{path}: no such file: check data_dir and the names of the files'
     ) from error
   except (OSError, EOFError, zlib.error) as error:
     raise errors.DataError(
-        f'{path}: cannot be read ({error}): fetch or copy it again'
+      f'{path}: cannot be read ({error}): fetch or copy it again'
     ) from error
 
 
 def _binary_lines(path: epath.Path, raw: BinaryIO) -> Iterator[bytes]:
-  """Lines of a plain or gzip file; a binary file is cut at b'\\n' alone."""
+  """Lines of a plain or gzip file; a binary file is cut at LF alone."""
   if path.name.endswith('.gz'):
     with gzip.GzipFile(fileobj=raw) as unpacked:
       yield from io.BufferedReader(unpacked)
@@ -72,12 +72,12 @@ def count_lines(path: epath.PathLike) -> int:
 
 
 def read_aligned(
-    source_path: epath.PathLike,
-    target_path: epath.PathLike | None = None,
-    document_path: epath.PathLike | None = None,
-    *,
-    empty: str = 'error',
-    counts: collections.Counter | None = None,
+  source_path: epath.PathLike,
+  target_path: epath.PathLike | None = None,
+  document_path: epath.PathLike | None = None,
+  *,
+  empty: str = 'error',
+  counts: collections.Counter | None = None,
 ) -> Iterator[dict[str, object]]:
   """Rows of line-aligned files.
 
@@ -118,11 +118,11 @@ def read_aligned(
 
 
 def read_tsv(
-    path: epath.PathLike,
-    columns: Sequence[str] = ('source', 'target'),
-    *,
-    empty: str = 'error',
-    counts: collections.Counter | None = None,
+  path: epath.PathLike,
+  columns: Sequence[str] = ('source', 'target'),
+  *,
+  empty: str = 'error',
+  counts: collections.Counter | None = None,
 ) -> Iterator[dict[str, object]]:
   """Rows of a tab-separated file without header and without quoting.
 
@@ -143,13 +143,13 @@ def read_tsv(
   _check_policy(empty)
   named = [column for column in columns if column]
   if (
-      'source' not in named
-      or set(named) - set(COLUMNS)
-      or len(set(named)) < len(named)
+    'source' not in named
+    or set(named) - set(COLUMNS)
+    or len(set(named)) < len(named)
   ):
     raise errors.ConfigurationError(
-        f'columns {tuple(columns)} must hold "source" and may hold each of'
-        f' {COLUMNS[1:-1]} once, "" for a column to ignore'
+      f'columns {tuple(columns)} must hold "source" and may hold each of'
+      f' {COLUMNS[1:-1]} once, "" for a column to ignore'
     )
   path = epath.Path(path)
   number = -1
@@ -157,19 +157,19 @@ def read_tsv(
     cells = line.split('\t')
     if len(cells) != len(columns):
       raise errors.DataError(
-          f'{path}:{number + 1}: {len(cells)} columns where {len(columns)}'
-          f' {tuple(columns)} are declared: mend the line or `columns`'
+        f'{path}:{number + 1}: {len(cells)} columns where {len(columns)}'
+        f' {tuple(columns)} are declared: mend the line or `columns`'
       )
-    cell = dict(zip(columns, cells))
+    cell = dict(zip(columns, cells, strict=True))
     texts = [cell[name] for name in ('source', 'target') if name in cell]
     if _is_skipped(texts, [path, path], number, empty, counts):
       continue
     yield _row(
-        number,
-        cell['source'],
-        cell.get('target'),
-        cell.get('document', ''),
-        cell.get('domain', ''),
+      number,
+      cell['source'],
+      cell.get('target'),
+      cell.get('document', ''),
+      cell.get('domain', ''),
     )
   if number < 0:
     raise errors.DataError(f'{path}: no lines in it: check the path')
@@ -178,26 +178,27 @@ def read_tsv(
 def _check_policy(empty: str) -> None:
   if empty not in EMPTY_POLICIES:
     raise errors.ConfigurationError(
-        f'empty = {empty!r} is no policy for empty lines: use one of'
-        f' {EMPTY_POLICIES}'
+      f'empty = {empty!r} is no policy for empty lines: use one of'
+      f' {EMPTY_POLICIES}'
     )
 
 
 def _is_skipped(
-    texts: Sequence[str],
-    paths: Sequence[epath.Path],
-    number: int,
-    empty: str,
-    counts: collections.Counter | None,
+  texts: Sequence[str],
+  paths: Sequence[epath.Path],
+  number: int,
+  empty: str,
+  counts: collections.Counter | None,
 ) -> bool:
   """Whether a pair is left out for an empty side; an error by policy."""
-  for text, path in zip(texts, paths):
+  # There may be a further path, of the documents.
+  for text, path in zip(texts, paths, strict=False):
     if text.strip():
       continue
     if empty == 'error':
       raise errors.DataError(
-          f"{path}:{number + 1}: an empty line: mend it, or set empty = 'skip'"
-          ' to leave such pairs out'
+        f"{path}:{number + 1}: an empty line: mend it, or set empty = 'skip'"
+        ' to leave such pairs out'
       )
     if counts is not None:
       counts['empty'] += 1
@@ -208,22 +209,22 @@ def _is_skipped(
 def _lengths_differ(paths: Sequence[epath.Path]) -> str:
   lengths = ', '.join(f'{path}: {count_lines(path)}' for path in paths)
   return (
-      f'line counts differ ({lengths}): lines must correspond one to one; cut'
-      " the files at '\\n' alone"
+    f'line counts differ ({lengths}): lines must correspond one to one; cut'
+    " the files at '\\n' alone"
   )
 
 
 def _row(
-    number: int,
-    source: str,
-    target: str | None,
-    document: str = '',
-    domain: str = '',
+  number: int,
+  source: str,
+  target: str | None,
+  document: str = '',
+  domain: str = '',
 ) -> dict[str, object]:
   return {
-      'id': number,
-      'source': source,
-      'target': target,
-      'document': document,
-      'domain': domain,
+    'id': number,
+    'source': source,
+    'target': target,
+    'document': document,
+    'domain': domain,
   }

@@ -64,19 +64,19 @@ class SentencePieceTokenizer:
     try:
       self._model = path.read_bytes()
       self._processor = sentencepiece.SentencePieceProcessor(
-          model_proto=self._model
+        model_proto=self._model
       )
     except (OSError, RuntimeError) as error:
       raise errors.DataError(
-          f'{path}: cannot be read as a SentencePiece model'
-          f' ({str(error).strip() or "no such file"}): check the path'
+        f'{path}: cannot be read as a SentencePiece model'
+        f' ({str(error).strip() or "no such file"}): check the path'
       ) from error
     p = self._processor
     special = (p.pad_id(), p.eos_id(), p.unk_id())
     if special != (PAD_ID, EOS_ID, UNK_ID):
       raise errors.ConfigurationError(
-          f'{path}: pad, EOS and unk have the ids {special}, T5 needs (0, 1,'
-          ' 2): train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1'
+        f'{path}: pad, EOS and unk have the ids {special}, T5 needs (0, 1,'
+        ' 2): train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1'
       )
 
   @property
@@ -95,7 +95,7 @@ class SentencePieceTokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     return self._processor.decode(
-        [i for i in _until_eos(ids) if PAD_ID < i < self.size]
+      [i for i in _until_eos(ids) if PAD_ID < i < self.size]
     )
 
   def save(self, folder: epath.PathLike) -> None:
@@ -135,18 +135,18 @@ def load_tokenizer(folder: epath.PathLike) -> Tokenizer:
   if (folder / BYTES_FILE).exists():
     return ByteTokenizer()
   raise errors.DataError(
-      f'{folder}: neither {MODEL_FILE} nor {BYTES_FILE}: run the data stage'
+    f'{folder}: neither {MODEL_FILE} nor {BYTES_FILE}: run the data stage'
   )
 
 
 def train_sentencepiece(
-    texts: Iterable[str],
-    path: epath.PathLike,
-    vocab_size: int,
-    *,
-    byte_fallback: bool = False,
-    character_coverage: float = 1.0,
-    max_sentences: int = 2_000_000,
+  texts: Iterable[str],
+  path: epath.PathLike,
+  vocab_size: int,
+  *,
+  byte_fallback: bool = False,
+  character_coverage: float = 1.0,
+  max_sentences: int = 2_000_000,
 ) -> SentencePieceTokenizer:
   """Trains a unigram SentencePiece model and writes it.
 
@@ -173,32 +173,32 @@ def train_sentencepiece(
   sentences = _choose(texts, max_sentences)
   if not sentences:
     raise errors.DataError(
-        f'{path}: there is no text to train this tokenizer on: check the'
-        ' training split'
+      f'{path}: there is no text to train this tokenizer on: check the'
+      ' training split'
     )
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=model,
-        model_type='unigram',
-        vocab_size=vocab_size,
-        pad_id=PAD_ID,
-        eos_id=EOS_ID,
-        unk_id=UNK_ID,
-        bos_id=-1,
-        byte_fallback=byte_fallback,
-        character_coverage=character_coverage,
-        max_sentence_length=16384,
-        num_threads=1,
-        minloglevel=2,
+      sentence_iterator=iter(sentences),
+      model_writer=model,
+      model_type='unigram',
+      vocab_size=vocab_size,
+      pad_id=PAD_ID,
+      eos_id=EOS_ID,
+      unk_id=UNK_ID,
+      bos_id=-1,
+      byte_fallback=byte_fallback,
+      character_coverage=character_coverage,
+      max_sentence_length=16384,
+      num_threads=1,
+      minloglevel=2,
     )
   except RuntimeError as error:
     # Drops sentencepiece's source file and condition.
     reason = str(error).strip().rpartition('] ')[2]
     raise errors.ConfigurationError(
-        f'vocab_size = {vocab_size} does not fit the {len(sentences)} training'
-        f' texts: {reason}'
+      f'vocab_size = {vocab_size} does not fit the {len(sentences)} training'
+      f' texts: {reason}'
     ) from error
   path = epath.Path(path)
   storage.write_atomic(path, model.getvalue())
@@ -220,4 +220,3 @@ def _choose(texts: Iterable[str], most: int) -> list[str]:
 def _until_eos(ids: Sequence[int]) -> list[int]:
   ids = [int(i) for i in ids]
   return ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids
-

@@ -1,8 +1,8 @@
 """What every reward model is, and the one place where scores turn to rewards.
 
-A reward model gives raw scores on a scale of its own (chrF 0–100, MetricX 25–0,
-…). They are stored as they are; `to_unit_interval` turns them to rewards R(x, y)
-in [0, 1], higher is better, which is all that the algorithm ever sees.
+A reward model gives raw scores on a scale of its own (chrF 0–100, MetricX
+25–0, …). They are stored as they are; `to_unit_interval` turns them to rewards
+R(x, y) in [0, 1], higher is better, which is all that the algorithm ever sees.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ class RewardInfo:
     # A name becomes a folder's.
     if not self.name or set(self.name) & set('/\\ \t\n') or self.name[0] == '.':
       raise errors.ConfigurationError(
-          f'RewardInfo.name {self.name!r} cannot name a folder: use letters,'
-          ' digits, _, -, . and +'
+        f'RewardInfo.name {self.name!r} cannot name a folder: use letters,'
+        ' digits, _, -, . and +'
       )
     if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
       raise errors.ConfigurationError(
-          f'reward {self.name!r}: its range [{self.low}, {self.high}] must be'
-          ' finite, with low < high'
+        f'reward {self.name!r}: its range [{self.low}, {self.high}] must be'
+        ' finite, with low < high'
       )
 
 
@@ -61,10 +61,10 @@ class RewardModel(Protocol):
     """Name, version, range and direction of the scores."""
 
   def score(
-      self,
-      sources: Sequence[str],
-      candidates: Sequence[str],
-      references: Sequence[str] | None = None,
+    self,
+    sources: Sequence[str],
+    candidates: Sequence[str],
+    references: Sequence[str] | None = None,
   ) -> Float32[np.ndarray, ' n']:
     """Scores n candidates.
 
@@ -82,7 +82,7 @@ class RewardModel(Protocol):
 
 
 def check_references(
-    info: RewardInfo, references: Sequence[str] | None
+  info: RewardInfo, references: Sequence[str] | None
 ) -> Sequence[str]:
   """References for a metric that needs them.
 
@@ -91,17 +91,17 @@ def check_references(
   """
   if references is None:
     raise errors.RewardError(
-        f'reward {info.name!r} needs references and these rows have none: use'
-        ' a reference-free reward or sources with targets'
+      f'reward {info.name!r} needs references and these rows have none: use'
+      ' a reference-free reward or sources with targets'
     )
   return references
 
 
 def check_scores(
-    scores: Float[np.ndarray, '...'],
-    info: RewardInfo,
-    num_rows: int,
-    first_row: int = 0,
+  scores: Float[np.ndarray, '...'],
+  info: RewardInfo,
+  num_rows: int,
+  first_row: int = 0,
 ) -> Float32[np.ndarray, ' n']:
   """Scores as float32, after making sure that they are what `info` promises.
 
@@ -121,8 +121,8 @@ def check_scores(
   scores = np.asarray(scores)
   if scores.shape != (num_rows,):
     raise errors.RewardError(
-        f'reward {info.name!r} gave scores of shape {scores.shape} for'
-        f' {num_rows} rows from row {first_row}: it must give one a row'
+      f'reward {info.name!r} gave scores of shape {scores.shape} for'
+      f' {num_rows} rows from row {first_row}: it must give one a row'
     )
   scores = scores.astype(np.float32)
   # Written so that NaN counts as outside.
@@ -131,15 +131,15 @@ def check_scores(
   if not inside.all():
     at = int(np.flatnonzero(~inside)[0])
     raise errors.RewardError(
-        f'reward {info.name!r} gave {scores[at]} for row {first_row + at}:'
-        f' scores must lie in [{info.low}, {info.high}]; mend the metric or its'
-        ' declared range'
+      f'reward {info.name!r} gave {scores[at]} for row {first_row + at}:'
+      f' scores must lie in [{info.low}, {info.high}]; mend the metric or its'
+      ' declared range'
     )
   return np.clip(scores, np.float32(info.low), np.float32(info.high))
 
 
 def to_unit_interval(
-    scores: Float[np.ndarray, ' n'], info: RewardInfo
+  scores: Float[np.ndarray, ' n'], info: RewardInfo
 ) -> Float32[np.ndarray, ' n']:
   """Raw scores → rewards in [0, 1], higher is better.
 

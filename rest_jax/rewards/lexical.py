@@ -8,6 +8,7 @@ import atexit
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -34,10 +35,10 @@ class _Lexical:
     raise AssertionError('every metric below has its own')
 
   def score(
-      self,
-      sources: Sequence[str],
-      candidates: Sequence[str],
-      references: Sequence[str] | None = None,
+    self,
+    sources: Sequence[str],
+    candidates: Sequence[str],
+    references: Sequence[str] | None = None,
   ) -> Float32[np.ndarray, ' n']:
     """Scores n candidates against a reference each; sources are ignored.
 
@@ -52,18 +53,20 @@ class _Lexical:
     references = base.check_references(self.info, references)
     if len(candidates) != len(references):
       raise errors.RewardError(
-          f'reward {self.info.name!r} was given {len(candidates)} candidates and'
-          f' {len(references)} references: give one reference a candidate'
+        f'reward {self.info.name!r} was given {len(candidates)} candidates'
+        f' and {len(references)} references: give one reference a candidate'
       )
     workers = self.num_workers or os.cpu_count() or 1
-    chunks = [
-        (self, list(candidates[i : i + _CHUNK]), list(references[i : i + _CHUNK]))
-        for i in range(0, len(candidates), _CHUNK)
-    ]
-    if workers == 1 or len(chunks) == 1:
-      scores = [_score_chunk(*chunk) for chunk in chunks]
-    else:
-      scores = list(_pool(workers).map(_score_chunk, *zip(*chunks)))
+    parts = [slice(i, i + _CHUNK) for i in range(0, len(candidates), _CHUNK)]
+    # Lists, because views of other containers may not travel to a worker.
+    chunks = (
+      itertools.repeat(self, len(parts)),
+      [list(candidates[part]) for part in parts],
+      [list(references[part]) for part in parts],
+    )
+    parallel = workers > 1 and len(parts) > 1
+    run = _pool(workers).map if parallel else map
+    scores = list(run(_score_chunk, *chunks))
     return np.concatenate([np.zeros(0, np.float32), *scores])
 
 
@@ -131,15 +134,15 @@ class SentenceTer(_Lexical):
 
 
 def _info(
-    name: str, settings: str, higher_is_better: bool = True
+  name: str, settings: str, higher_is_better: bool = True
 ) -> base.RewardInfo:
   return base.RewardInfo(
-      name=name,
-      version=f'sacrebleu-{_VERSION}-{settings}',
-      low=0.0,
-      high=100.0,
-      higher_is_better=higher_is_better,
-      needs_reference=True,
+    name=name,
+    version=f'sacrebleu-{_VERSION}-{settings}',
+    low=0.0,
+    high=100.0,
+    higher_is_better=higher_is_better,
+    needs_reference=True,
   )
 
 
@@ -151,20 +154,20 @@ def _metric(model: _Lexical):
   # sacrebleu raises what its tokenizers' packages raise.
   except (ImportError, RuntimeError, ValueError, AssertionError) as error:
     raise errors.RewardError(
-        f'reward {model.info.name!r}: sacrebleu cannot be set up'
-        f' ({" ".join(str(error).split())}): install what it asks for'
+      f'reward {model.info.name!r}: sacrebleu cannot be set up'
+      f' ({" ".join(str(error).split())}): install what it asks for'
     ) from error
 
 
 def _score_chunk(
-    model: _Lexical, candidates: list[str], references: list[str]
+  model: _Lexical, candidates: list[str], references: list[str]
 ) -> np.ndarray:
   """Scores of a chunk, in whichever process this is."""
   metric = _metric(model)
   # The samples of a source stand together, so its n-grams are counted once.
   scores = np.zeros(len(candidates), np.float32)
   for i, (candidate, reference) in enumerate(
-      zip(candidates, references, strict=True)
+    zip(candidates, references, strict=True)
   ):
     scores[i] = metric.sentence_score(candidate, [reference]).score
   # A TER can exceed 100, and a perfect score can exceed it by rounding.
@@ -175,7 +178,7 @@ def _score_chunk(
 def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
   """The workers, kept alive; jax has threads, so they are never forked."""
   pool = concurrent.futures.ProcessPoolExecutor(
-      workers, mp_context=multiprocessing.get_context('forkserver')
+    workers, mp_context=multiprocessing.get_context('forkserver')
   )
   atexit.register(pool.shutdown, cancel_futures=True)
   return pool

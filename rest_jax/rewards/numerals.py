@@ -8,6 +8,7 @@ reference, and the policy can outgrow the references it was trained on.
 import difflib
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,22 +26,22 @@ class NumeralValue:
   With v the numbers in the source, v̂ those read out of the candidate:
 
     1                      the candidate is the right translation;
-    0.75 + 0.2 · sim       v̂ = v, but another form (a missing 'and', a cardinal
+    0.6 + 0.3 · sim        v̂ = v, but another form (a missing 'and', a cardinal
                            for an ordinal); sim in [0, 1) compares the words
                            with the right translation's;
-    0.75 · agreement²      v̂ ≠ v; agreement in [0, 1): share of equal digits;
+    0.5 · agreement²       v̂ ≠ v; agreement in [0, 1): share of equal digits;
     0                      no number expression.
 
-  So no wrong value reaches a reward of 0.75.
+  So no wrong value reaches a reward of 0.5.
   """
 
   info = base.RewardInfo(name='numeral_value', version='1', low=0.0, high=1.0)
 
   def score(
-      self,
-      sources: Sequence[str],
-      candidates: Sequence[str],
-      references: Sequence[str] | None = None,
+    self,
+    sources: Sequence[str],
+    candidates: Sequence[str],
+    references: Sequence[str] | None = None,
   ) -> Float32[np.ndarray, ' n']:
     """Scores n candidates; references are ignored.
 
@@ -54,11 +55,11 @@ class NumeralValue:
     del references
     if len(sources) != len(candidates):
       raise errors.RewardError(
-          f'numeral_value was given {len(sources)} sources and'
-          f' {len(candidates)} candidates: give one candidate a source'
+        f'numeral_value was given {len(sources)} sources and'
+        f' {len(candidates)} candidates: give one candidate a source'
       )
     return np.fromiter(
-        map(_reward, sources, candidates), np.float32, count=len(sources)
+      map(_reward, sources, candidates), np.float32, count=len(sources)
     )
 
 
@@ -72,10 +73,10 @@ def _reward(source: str, candidate: str) -> float:
     return 0.0
   if read.parts == expression.parts:
     similarity = difflib.SequenceMatcher(
-        None, candidate.split(), right.split(), autojunk=False
+      None, candidate.split(), right.split(), autojunk=False
     ).ratio()
-    return 0.75 + 0.2 * similarity
-  return 0.75 * _agreement(read.parts, expression.parts) ** 2
+    return 0.6 + 0.3 * similarity
+  return 0.5 * _agreement(read.parts, expression.parts) ** 2
 
 
 def _agreement(a: tuple[int, ...], b: tuple[int, ...]) -> float:
@@ -85,7 +86,7 @@ def _agreement(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     width = max(len(x), len(y))
     total += width
     if x and y:  # A number that is missing agrees in no digit.
-      equal += sum(p == q for p, q in zip(x.zfill(width), y.zfill(width)))
+      equal += sum(map(operator.eq, x.zfill(width), y.zfill(width)))
   return equal / total
 
 
@@ -94,8 +95,8 @@ def _read_source(source: str) -> tuple[Expression, str]:
   expression = parse_german(source)
   if expression is None:
     raise errors.RewardError(
-        f'numeral_value cannot read a number in the source {source!r}: it is'
-        ' made for NumeralsTask, set another reward'
+      f'numeral_value cannot read a number in the source {source!r}: it is'
+      ' made for NumeralsTask, set another reward'
     )
   return expression, numerals.render_english(expression)
 
@@ -105,10 +106,10 @@ def _read_source(source: str) -> tuple[Expression, str]:
 _EN_SMALL = {numerals.words(n, 'en'): n for n in range(20)}
 _EN_TENS = {numerals.words(n, 'en'): n for n in range(20, 100, 10)}
 _EN_ORDINALS = {
-    numerals.words(n, 'en', 'ordinal'): numerals.words(n, 'en')
-    for n in (*range(20), *range(20, 100, 10))
+  numerals.words(n, 'en', 'ordinal'): numerals.words(n, 'en')
+  for n in (*range(20), *range(20, 100, 10))
 } | {'hundredth': 'hundred', 'thousandth': 'thousand'}
-_EN_MONTHS = {name.lower(): i + 1 for i, (_, name) in enumerate(numerals.MONTHS)}
+_EN_MONTHS = {name.lower(): i for i, (_, name) in enumerate(numerals.MONTHS, 1)}
 _EN_NAMED_MINUTES = {('a', 'quarter'): 15, ('quarter',): 15, ('half',): 30}
 
 
@@ -223,9 +224,9 @@ def _english_hour(tokens: list[str]) -> Expression | None:
 
 
 def _clock(
-    hour: int | None, minute: int | None, before: bool
+  hour: int | None, minute: int | None, before: bool
 ) -> Expression | None:
-  """A time on a dial of twelve hours, `minute` minutes before or past `hour`."""
+  """A time on a dial of twelve hours, `minute` before or past `hour`."""
   if hour is None or minute is None or not 1 <= hour <= 12 or minute > 59:
     return None
   minutes = (hour * 60 + (-minute if before else minute)) % 720
@@ -239,7 +240,7 @@ def _english_price(tokens: list[str]) -> Expression | None:
   if tokens[-1] not in ('cent', 'cents'):
     return None
   return _made(
-      'price', _cardinal(tokens[:at]), _below_hundred(tokens[at + 1 : -1])
+    'price', _cardinal(tokens[:at]), _below_hundred(tokens[at + 1 : -1])
   )
 
 
@@ -269,9 +270,9 @@ def _english_date(tokens: list[str]) -> Expression | None:
 
 _DE_CARDINALS = {numerals.words(n, 'de'): n for n in range(100)} | {'ein': 1}
 _DE_ORDINALS = {
-    numerals.words(n, 'de', 'ordinal'): n for n in range(1, 100)
+  numerals.words(n, 'de', 'ordinal'): n for n in range(1, 100)
 } | {'ste': 0}
-_DE_MONTHS = {name: i + 1 for i, (name, _) in enumerate(numerals.MONTHS)}
+_DE_MONTHS = {name: i for i, (name, _) in enumerate(numerals.MONTHS, 1)}
 
 
 def parse_german(text: str) -> Expression | None:
@@ -297,10 +298,10 @@ def parse_german(text: str) -> Expression | None:
       return _made('decimal', _german_number(integer), *read)
     case ['der', day, month, year]:
       return _made(
-          'date',
-          _german_number(day, _DE_ORDINALS),
-          _DE_MONTHS.get(month),
-          _german_number(year),
+        'date',
+        _german_number(day, _DE_ORDINALS),
+        _DE_MONTHS.get(month),
+        _german_number(year),
       )
     case ['der', number]:
       return _made('ordinal', _german_number(number, _DE_ORDINALS))
@@ -310,7 +311,7 @@ def parse_german(text: str) -> Expression | None:
 
 
 def _german_number(
-    text: str, last: dict[str, int] = _DE_CARDINALS
+  text: str, last: dict[str, int] = _DE_CARDINALS
 ) -> int | None:
   """Reads a German number word; `last` reads what follows the hundreds."""
   value = 0
