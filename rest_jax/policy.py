@@ -4,10 +4,10 @@ import dataclasses
 import functools
 
 import jax
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from rest_jax.decoding.beam import Beams, beam_search
 from rest_jax.decoding.loop import sample
@@ -37,7 +37,7 @@ class Policy:
   """
 
   config: T5Config
-  layout: Layout = Layout()
+  layout: Layout = dataclasses.field(default_factory=Layout)
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -311,21 +311,38 @@ def _beam_search(
 def score_tokens(
   logits: Float[Array, 'b t v'], targets: Int[Array, 'b t']
 ) -> TokenScores:
-  """Returns what losses need of float32 logits, see `TokenScores`.
-
-  The target's logit is a sum under a mask, which the compiler fuses with the
-  others: no one-hot array is stored, and a split vocabulary needs no gather.
-  """
+  """Returns what losses need of float32 logits, see `TokenScores`."""
   log_normalizers = jax.nn.logsumexp(logits, axis=-1)
-  ids = jnp.arange(logits.shape[-1])
-  chosen = jnp.sum(
-    jnp.where(targets[..., None] == ids[None, None, :], logits, 0.0), axis=-1
-  )
   return TokenScores(
-    log_probs=chosen - log_normalizers,
+    log_probs=_pick(logits, targets) - log_normalizers,
     log_normalizers=log_normalizers,
     mean_log_probs=jnp.mean(logits, axis=-1) - log_normalizers,
   )
+
+
+@jax.custom_vjp
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns each target's logit.
+
+  A gather whose gradient is a comparison, fused with the others of the logits:
+  neither a one-hot array nor a scatter.
+  """
+  return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _pick_forward(logits, targets):
+  # The logits are saved for their shape alone.
+  return _pick(logits, targets), (logits, targets)
+
+
+def _pick_backward(saved, gradient):
+  logits, targets = saved
+  ids = jnp.arange(logits.shape[-1])
+  hit = targets[..., None] == ids[None, None, :]
+  return jnp.where(hit, gradient[..., None], 0.0), None
+
+
+_pick.defvjp(_pick_forward, _pick_backward)
 
 
 def sample_keys(

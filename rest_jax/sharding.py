@@ -8,16 +8,17 @@ an error here, where Flax's own helpers would silently replicate the array.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rest_jax.errors import ConfigurationError
 
 MESH_AXES = ('data', 'model')
 
-MeshAxes = str | tuple[str, ...] | None
+MeshAxes = str | Sequence[str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class AxisRules:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if isinstance(value, list):  # gin has no tuples of one
+      if isinstance(value, list):  # as gin gives them
         object.__setattr__(self, field.name, value := tuple(value))
       for name in _names(value):
         if name not in MESH_AXES:

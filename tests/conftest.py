@@ -11,7 +11,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ).strip()
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 # Shapes and dtypes in annotations are checked here and nowhere else.
 jaxtyping.install_import_hook('rest_jax', 'beartype.beartype')

@@ -1,0 +1,1 @@
+"""Sampling and search; know neither the model nor the tokenizer."""

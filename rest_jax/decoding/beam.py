@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from rest_jax.decoding.loop import DecodeStep
 from rest_jax.types import DecodeCache

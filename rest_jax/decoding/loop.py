@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from flax import struct
 import jax
-from jaxtyping import Array, Key
 import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Key
 
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.types import Samples
@@ -23,6 +23,7 @@ class _State:
     step: int32 [], tokens drawn so far.
     tokens: int32 [b, n], the last token of each sample.
     finished: bool [b, n], whether it has ended with EOS.
+    lengths: int32 [b, n], its tokens, EOS counted.
     outputs: int32, float32, float32 [t, b, n], tokens and both of their
       log-probabilities; time first, so that a step writes one block.
     cache: the model's.
@@ -31,6 +32,7 @@ class _State:
   step: jax.Array
   tokens: jax.Array
   finished: jax.Array
+  lengths: jax.Array
   outputs: tuple[jax.Array, jax.Array, jax.Array]
   cache: Any
 
@@ -72,7 +74,8 @@ def sample(
       for output, x in zip(state.outputs, kept, strict=True)
     )
     finished = state.finished | (kept[0] == eos_id)
-    return _State(state.step + 1, kept[0], finished, outputs, cache)
+    lengths = state.lengths + ~state.finished
+    return _State(state.step + 1, kept[0], finished, lengths, outputs, cache)
 
   def goes_on(state: _State) -> jax.Array:
     return (state.step < max_decode_len) & ~jnp.all(state.finished)
@@ -82,6 +85,7 @@ def sample(
     step=jnp.zeros((), jnp.int32),
     tokens=jnp.zeros(shape, jnp.int32),
     finished=jnp.zeros(shape, bool),
+    lengths=jnp.zeros(shape, jnp.int32),
     outputs=(zeros.astype(jnp.int32), zeros, zeros),
     cache=cache,
   )
@@ -93,7 +97,7 @@ def sample(
     tokens=tokens,
     token_log_probs=log_probs,
     token_sampling_log_probs=sampling_log_probs,
-    lengths=jnp.sum(tokens > 0, axis=-1, dtype=jnp.int32),
+    lengths=end.lengths,
     finished=end.finished,
   )
 

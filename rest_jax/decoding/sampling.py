@@ -10,8 +10,8 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from rest_jax.errors import ConfigurationError
 
@@ -135,7 +135,7 @@ def _mask(logits: jax.Array, num_tokens: int | None) -> jax.Array:
 
 
 def _take_best(logits: jax.Array, num_tokens: int | None):
-  """argmax in two levels: a plain one costs far more than max on a CPU."""
+  """Argmax in two levels: a plain one costs far more than max on a CPU."""
   blocks = _as_blocks(_mask(logits, num_tokens))
   best = jnp.max(blocks, axis=-1)
   block = jnp.argmax(best, axis=-1, keepdims=True).astype(jnp.int32)
@@ -151,9 +151,7 @@ def _as_blocks(scores: jax.Array) -> jax.Array:
   size = 128 if vocab > 2048 else 16
   padding = -vocab % size
   if padding:
-    scores = jnp.pad(
-      scores, ((0, 0), (0, padding)), constant_values=-jnp.inf
-    )
+    scores = jnp.pad(scores, ((0, 0), (0, padding)), constant_values=-jnp.inf)
   return scores.reshape(scores.shape[0], -1, size)
 
 
@@ -179,9 +177,7 @@ def _invert(weights: jax.Array, target: jax.Array):
   index = jnp.sum(sums <= target, axis=-1, keepdims=True)
   # Rounding may carry the target past the last sum: never to a weight of 0.
   positions = jnp.arange(weights.shape[-1])[None, :]
-  last = jnp.max(
-    jnp.where(weights > 0, positions, 0), axis=-1, keepdims=True
-  )
+  last = jnp.max(jnp.where(weights > 0, positions, 0), axis=-1, keepdims=True)
   index = jnp.minimum(index, last).astype(jnp.int32)
   before = jnp.take_along_axis(sums - weights, index, axis=-1)
   return index[:, 0], before

@@ -1,9 +1,9 @@
 """Multi-head attention, over whole sequences and one cached token at a time."""
 
-from flax import linen as nn
 import jax
-from jaxtyping import Array, Bool, Float, Int
 import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import ATTENTION_INIT, Dense, dropout
@@ -31,9 +31,7 @@ class Attention(nn.Module):
       return ATTENTION_INIT(*args) / jnp.sqrt(cfg.head_dim)
 
     def project(init):
-      return Dense(
-        cfg.emb_dim, joined, ('embed', 'joined_kv'), init, cfg.dtype
-      )
+      return Dense(cfg.emb_dim, joined, ('embed', 'joined_kv'), init, cfg.dtype)
 
     self.query = project(query_init)
     self.key = project(ATTENTION_INIT)

@@ -1,6 +1,7 @@
 """The shape of a T5 policy."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from rest_jax.errors import ConfigurationError
 
@@ -44,7 +45,7 @@ class T5Config:
   num_decoder_layers: int = 6
   head_dim: int = 64
   mlp_dim: int = 2048
-  mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+  mlp_activations: Sequence[str] = ('gelu', 'linear')
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   dtype: str = 'float32'

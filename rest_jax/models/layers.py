@@ -4,17 +4,17 @@ Each parameter declares its logical axes once, where it is made; `AxesOf` boxes
 carry them out of `init` and are removed right after it.
 """
 
-from collections.abc import Callable
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-import jax
 from jaxtyping import Array, Float, Int
-import jax.numpy as jnp
 
 from rest_jax.models import relative_position
 from rest_jax.sharding import Placement
@@ -24,9 +24,7 @@ Initializer = Callable[..., jax.Array]
 # Factors folded into the initialisers instead of the attention logits are
 # T5's own; under Adafactor the two are equivalent.
 ATTENTION_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
-DENSE_INIT = nn.initializers.variance_scaling(
-  1.0, 'fan_in', 'truncated_normal'
-)
+DENSE_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 RELPOS_INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 EMBEDDING_INIT = nn.initializers.normal(stddev=1.0)
 
@@ -76,6 +74,39 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
   return x * (keep / jnp.float32(1.0 - rate)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def matmul(
+  x: Float[Array, '... i'], kernel: Float[Array, 'i o']
+) -> Float[Array, '... o']:
+  """Returns x · kernel, with a backward pass that a CPU runs well.
+
+  XLA's CPU compiler transposes the left operand of the kernel's gradient, and
+  fuses what makes that operand into the transposition, computing it again in
+  strided order: 140 ms instead of 4 for the gradient of 3,072 × 4,096 logits.
+  So the operands are written first, and the narrower one stands on the left.
+  """
+  return jnp.dot(x, kernel)
+
+
+def _matmul_forward(x, kernel):
+  return jnp.dot(x, kernel), (x, kernel)
+
+
+def _matmul_backward(saved, gradient):
+  x, kernel = saved
+  x, gradient = jax.lax.optimization_barrier((x, gradient))
+  rows = tuple(range(x.ndim - 1))
+  contract = ((rows, rows), ((), ()))
+  if x.shape[-1] <= gradient.shape[-1]:
+    kernel_gradient = jax.lax.dot_general(x, gradient, contract)
+  else:
+    kernel_gradient = jax.lax.dot_general(gradient, x, contract).T
+  return jnp.dot(gradient, kernel.T), kernel_gradient
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Dense(nn.Module):
   """A linear map without bias, its kernel a matrix.
 
@@ -99,7 +130,7 @@ class Dense(nn.Module):
     )
 
   def __call__(self, x: Float[Array, '... i']) -> Float[Array, '... o']:
-    return jnp.dot(x.astype(self.dtype), self.kernel.astype(self.dtype))
+    return matmul(x.astype(self.dtype), self.kernel.astype(self.dtype))
 
 
 class Embed(nn.Module):
@@ -127,9 +158,8 @@ class Embed(nn.Module):
 
   def attend(self, x: Float[Array, '... e']) -> Float[Array, '... v']:
     """Returns float32 products with every embedding, scaled as T5 ties them."""
-    return jnp.dot(
-      x.astype(jnp.float32) / math.sqrt(self.features), self.embedding.T
-    )
+    x = x.astype(jnp.float32) / math.sqrt(self.features)
+    return matmul(x, self.embedding.T)
 
 
 class RMSNorm(nn.Module):

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from jaxtyping import Int
 import numpy as np
+from jaxtyping import Int
 
 
 def buckets(
-  offsets: Iterable[int],
+  offsets: Iterable[int] | np.ndarray,
   *,
   bidirectional: bool,
   num_buckets: int,
@@ -32,7 +32,7 @@ def buckets(
     num_buckets: of both directions together.
     max_distance: the first distance that surely falls into the last bucket.
   """
-  offsets = np.asarray(list(offsets), np.int32)
+  offsets = np.asarray(offsets, np.int32)
   first = 0
   if bidirectional:
     num_buckets //= 2

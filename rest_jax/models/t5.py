@@ -7,10 +7,10 @@ training; `start_cache` and `decode_step`, one token of every sample at a time.
 Dropout acts where the network is applied with a key named `dropout`.
 """
 
-from flax import linen as nn
 import jax
-from jaxtyping import Array, Bool, Float, Int
 import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
 from rest_jax.models.attention import Attention
 from rest_jax.models.config import T5Config
@@ -18,8 +18,8 @@ from rest_jax.models.layers import (
   Dense,
   Embed,
   Mlp,
-  RMSNorm,
   RelativePositionBias,
+  RMSNorm,
   dropout,
 )
 from rest_jax.sharding import Placement
@@ -150,9 +150,7 @@ class Decoder(nn.Module):
     self.decoder_norm = _norm(cfg)
     if not cfg.logits_via_embedding:
       # float32 whatever the activations are, as T5X has it, for stability.
-      self.logits_dense = Dense(
-        cfg.emb_dim, cfg.vocab_size, ('embed', 'vocab')
-      )
+      self.logits_dense = Dense(cfg.emb_dim, cfg.vocab_size, ('embed', 'vocab'))
 
   def __call__(self, x, encoded, mask, cross_mask):
     rate = self.config.dropout_rate
