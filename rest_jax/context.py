@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from typing import Iterator, Mapping, Sequence
 
 from etils import epath
@@ -9,7 +10,7 @@ import jax
 import pyarrow as pa
 
 from rest_jax.checkpoint import native
-from rest_jax.data import store
+from rest_jax.data import prepare, store
 from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
@@ -42,6 +43,32 @@ class Context:
   seed: int
   progress: Progress
   _params: tuple[str, Params] | None = None
+
+  def prepare_data(self, stage: Stage, data: prepare.Data) -> None:
+    """Reads, numbers and tokenises the run's data into `stage`."""
+    began, rows = time.monotonic(), 0
+
+    def advance(more: int) -> None:
+      nonlocal rows
+      rows += more
+      self.progress.update(rows, rows)
+
+    # What a killed process left; the data stage is made in one go.
+    for child in stage.folder.iterdir():
+      if child.is_dir():
+        child.rmtree()
+    report = data.prepare(stage.folder, store.write_sources, advance)
+    counts = {
+        name: split.get('rows', 0) for name, split in report['splits'].items()
+    }
+    self.progress.note(
+        ', '.join(f'{name} {rows:,}' for name, rows in counts.items())
+    )
+    for name, split in report['splits'].items():
+      for problem in ('over_long', 'empty', 'in_dev'):
+        if split.get(problem):
+          self.progress.note(f'{name}: {split[problem]:,} rows {problem}')
+    stage.commit(counts, time.monotonic() - began, extra=report)
 
   def stage(self, name: str) -> Stage:
     """The stage of that name, here or in the run it is taken from."""

@@ -149,7 +149,6 @@ def run(
     *,
     policy_name: str,
     grow_step: int,
-    with_references: bool,
 ) -> None:
   """Samples from a policy for all of Grow's sources, part by part.
 
@@ -159,7 +158,6 @@ def run(
     settings: how.
     policy_name: stage of the policy, e.g. 'supervised'.
     grow_step: g, from 1.
-    with_references: whether the references of D are rows too.
 
   Raises:
     StorageError: a part cannot be written; earlier ones stay.
@@ -189,14 +187,14 @@ def run(
           context, settings, params, sources, grow_step, advance
       )
       info = _describe(table)
-      if with_references and same_split:
+      if same_split:
         table = _by_source([table, reference_rows(sources, grow_step)])
         info['references'] = table.num_rows - info['samples']
       stage.write_part(name, store.samples_part(table), info)
     infos.append(info)
     done += sources.num_rows
     context.progress.update(done, total)
-  if with_references and not same_split:
+  if not same_split:
     _write_references(context, stage, settings, grow_step, infos)
   counts = {
       key: sum(info.get(key, 0) for info in infos)

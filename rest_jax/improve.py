@@ -130,8 +130,11 @@ class GrownData:
         self.mean_reward(),
         allow_below_mean=settings.allow_tau_below_mean,
     )
+    first = (selection.SamplesOnly(),)
+    if settings.original_data == 'filtered':
+      first = ()
     return [
-        (*settings.before, middle, *settings.after)
+        (*first, *settings.before, middle, *settings.after)
         for middle in (selection.Unfiltered(), *filters)
     ]
 
@@ -175,8 +178,6 @@ class GrownData:
       self, rows: rows_lib.Rows, selections: Selections
   ) -> np.ndarray:
     kept = selection.select(selections, rows)
-    if self._settings.original_data == 'none':
-      return kept & ~rows.is_reference
     if self._settings.original_data == 'unfiltered':
       return kept | rows.is_reference
     return kept

@@ -68,6 +68,13 @@ _DATA_DIR = flags.DEFINE_string(
 )
 
 
+# Whatever gin and the objects that it builds raise for a faulty configuration.
+_GIN_ERRORS = (
+    ValueError, TypeError, SyntaxError, OSError, AttributeError, ImportError,
+    NameError, RuntimeError, KeyError,
+)  # fmt: skip
+
+
 def gin_folder() -> pathlib.Path:
   """The folder of the gin files that come with rest_jax."""
   package = pathlib.Path(__file__).parent
@@ -128,6 +135,9 @@ def _parse_gin(
         'no --gin_file given; try --gin_file=quickstart.gin, or one of'
         f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
     )
+  # gin also looks for files inside importable packages, and stumbles over any
+  # folder named like the first part of an included path; files are enough.
+  gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
   for path in ('.', str(gin_folder()), *search_paths):
     gin.add_config_file_search_path(path)
   for file in files:
@@ -139,8 +149,7 @@ def _parse_gin(
       )
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings))
-  except (ValueError, TypeError, SyntaxError, OSError, AttributeError,
-          ImportError) as error:  # Whatever gin raises for a faulty file.
+  except _GIN_ERRORS as error:
     text = ' '.join(str(error).split())
     raise ConfigurationError(
         f'the gin configuration cannot be read: {text}'
@@ -155,7 +164,7 @@ def _build() -> Any:
     run = gin.get_configurable(rest.ReST)()
   except RestJaxError:
     raise
-  except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+  except _GIN_ERRORS as error:
     text = ' '.join(str(error).split())
     raise ConfigurationError(
         f'the gin configuration cannot be built: {text}'
@@ -167,7 +176,9 @@ def _build() -> Any:
 
 def _check_all_used() -> None:
   """Raises when a binding changes nothing: most often it is misspelt."""
-  unused = _names(gin.config_str()) - _names(gin.operative_config_str())
+  used = _names(gin.operative_config_str())
+  used |= {name.rpartition('/')[2] for name in used}  # Used inside a scope.
+  unused = _names(gin.config_str()) - used
   given = {b.partition('=')[0].strip() for b in _GIN_BINDINGS.value}
   unused -= _shipped_macros() - given
   if unused:
@@ -191,27 +202,27 @@ def command_line(**changed: str) -> str:
 
 
 def _dispatch(run: Any) -> None:
-  from rest_jax import rest
+  from rest_jax import session
 
   mode = _RUN_MODE.value
-  texts = rest.Texts(
+  texts = session.Texts(
       config=gin.config_str(),
       operative_config=gin.operative_config_str(),
       branch_command=command_line,
   )
-  with rest.open_run(run, texts, read_only=mode == 'status') as session:
-    if mode == 'status' or _DRY_RUN.value:
-      session.status(dry_run=_DRY_RUN.value)
+  showing = mode == 'status' or _DRY_RUN.value
+  read_only = showing or mode in ('translate', 'preview')
+  with session.open_run(run, texts, read_only=read_only) as opened:
+    if showing:
+      opened.status(dry_run=_DRY_RUN.value)
     elif mode == 'translate':
-      session.translate(_POLICY.value, _INPUT.value, _OUTPUT.value)
+      opened.translate(_POLICY.value, _INPUT.value, _OUTPUT.value)
     elif mode == 'preview':
-      session.preview()
-    elif mode == 'import_samples':
-      session.import_samples(_INPUT.value)
+      opened.preview()
     elif mode == 'evaluate':
-      session.evaluate(_POLICY.value, _SPLIT.value)
+      opened.evaluate(_POLICY.value, _SPLIT.value)
     else:
-      session.run(mode, only=_STAGE.value)
+      opened.run(mode, only=_STAGE.value)
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -248,7 +259,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def main() -> None:
   """Entry point of `python -m rest_jax.main` and of the script `rest_jax`."""
-  logging.set_verbosity(logging.WARNING)
+  # gin logs every folder that it looks for a file in as an error.
+  logging.set_verbosity(logging.FATAL)
   app.run(_with_exit_code, flags_parser=_parse_flags)
 
 

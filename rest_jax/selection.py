@@ -97,6 +97,19 @@ class Unfiltered:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplesOnly:
+  """Drops references."""
+
+  needs = _NOTHING
+
+  def keep(
+    self, rows: Rows, alive: Bool[np.ndarray, 'm']
+  ) -> Bool[np.ndarray, 'm']:
+    """See `Selection.keep`."""
+    return alive & ~rows.is_reference
+
+
+@dataclasses.dataclass(frozen=True)
 class Threshold:
   """F(x, y; τ) = 1[R(x, y) > τ] of ReST (arXiv:2308.08998, eq. 2).
 

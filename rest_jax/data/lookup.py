@@ -24,9 +24,9 @@ class Lookup:
 
   def __call__(self, source_ids: Sequence[int]) -> list[Any]:
     """The values of `column` for these sources; None where there is none."""
-    wanted = set(source_ids)
-    self._known = {k: v for k, v in self._known.items() if k in wanted}
-    missing = wanted - self._known.keys()
+    missing = set(source_ids) - self._known.keys()
+    if source_ids:
+      self._forget_before(set(source_ids))
     while missing:
       table = next(self._tables, None)
       if table is None:
@@ -35,3 +35,10 @@ class Lookup:
       self._known.update(zip(ids, table[self._column].to_pylist(), strict=True))
       missing.difference_update(ids)
     return [self._known.get(source_id) for source_id in source_ids]
+
+  def _forget_before(self, wanted: set[int]) -> None:
+    """Lets go of sources that come before all wanted ones in the data."""
+    for source_id in list(self._known):
+      if source_id in wanted:
+        break
+      del self._known[source_id]

@@ -209,6 +209,11 @@ def write_scores_part(
   storage.write_atomic(path, scores_part(samples_path, scores))
 
 
+def table_bytes(table: pa.Table) -> bytes:
+  """A Parquet file of any table, checksummed and compressed as the store's."""
+  return _parquet(table, table.schema, np.asarray([0, table.num_rows]))
+
+
 def write_sources(
   folder: storage.PathLike,
   rows: Iterable[Mapping[str, Any]],

@@ -1,0 +1,322 @@
+"""The algorithm: which stages a run has, in which order, from what.
+
+  supervised → for g = 1 … G: Grow → Annotate → Improve 0 … I → evaluation
+
+(Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1.) Nothing is run here.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Callable, Iterator, Literal
+
+from rest_jax import (
+    annotate,
+    config,
+    evaluate,
+    grow,
+    improve,
+    supervised,
+)
+from rest_jax.context import Context
+from rest_jax.data import prepare
+from rest_jax.errors import ConfigurationError
+from rest_jax.models.config import T5Config
+from rest_jax.run_directory import Stage
+from rest_jax.sharding import Layout
+
+Kind = Literal[
+    'data', 'supervised', 'grow', 'annotate', 'improve', 'evaluate'
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReST:
+  """A whole run, as gin describes it.
+
+  Attributes:
+    model_dir: the run directory.
+    data: where text comes from.
+    model: shape of the policy.
+    supervised: how BC is trained.
+    grow: how datasets are grown.
+    annotate: the reward model and further metrics.
+    improve: how policies are improved.
+    evaluate: how policies are evaluated.
+    layout: how the policy lies on the devices.
+    num_grow: G, Grow steps.
+    num_improve: I, filtered Improve steps of each Grow step.
+    controls: control rows: 'continued' (BC+: BC trained on, on D) and 'random'
+      (random rows, as many a source as the filter keeps), each for as many
+      updates at the same learning rates as ReST.
+    seed: of everything that is drawn.
+    supervised_from: a run directory whose BC this run takes; None trains one.
+    grow_from: a run directory whose BC and first grown dataset, scores
+      included, this run takes.
+  """
+
+  model_dir: str
+  data: prepare.Data
+  model: T5Config
+  supervised: supervised.Supervised
+  grow: grow.Grow
+  annotate: annotate.Annotate
+  improve: improve.Improve
+  evaluate: evaluate.Evaluate
+  layout: Layout = Layout()
+  num_grow: int = 1
+  num_improve: int = 4
+  controls: tuple[Literal['continued', 'random'], ...] = ()
+  seed: int = 0
+  supervised_from: str | None = None
+  grow_from: str | None = None
+
+  def __post_init__(self):
+    steps = self.improve.schedule.num_steps
+    if not 0 <= self.num_improve <= steps:
+      raise ConfigurationError(
+          f'NUM_IMPROVE = {self.num_improve}, but the schedule'
+          f' {self.improve.schedule} has {steps} steps; give as many'
+          ' thresholds as Improve steps.'
+      )
+    if self.num_grow < 0:
+      raise ConfigurationError(f'NUM_GROW = {self.num_grow} must be at least 0.')
+    if (
+        self.improve.original_data == 'filtered'
+        and self.annotate.reward.info.needs_reference
+    ):
+      name = self.annotate.reward.info.name
+      raise ConfigurationError(
+          f"Improve.original_data = 'filtered' with the reward {name!r}: a"
+          ' reference scores highest against itself, so the filter would keep'
+          " all of them; use 'unfiltered' or 'none'."
+      )
+
+  @property
+  def improve_steps(self) -> range:
+    """The Improve steps of each Grow step."""
+    first = 0 if self.improve.include_unfiltered else 1
+    return range(first, self.num_improve + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyPlan:
+  """A policy of the run, as a row of the results.
+
+  Attributes:
+    stage: its stage.
+    label: its name in the results, e.g. 'G1 I2'.
+    start: stage of the policy that it starts from; None for BC.
+    grow_step: g, 0 for BC.
+    improve_step: i, None for BC.
+    trained_on: what its training rows are, for people.
+    reported: whether it is evaluated in a whole run.
+  """
+
+  stage: str
+  label: str
+  start: str | None = None
+  grow_step: int = 0
+  improve_step: int | None = None
+  trained_on: str = 'D'
+  reported: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+  """A stage of the run.
+
+  Attributes:
+    name: its folder in the run directory.
+    kind: the run mode that it belongs to.
+    inputs: stages that it reads.
+    config: the values that its content depends on.
+    execute: writes and commits it.
+  """
+
+  name: str
+  kind: Kind
+  inputs: tuple[str, ...]
+  config: dict[str, Any]
+  execute: Callable[[Context, Stage], None]
+
+
+def policies(run: ReST) -> list[PolicyPlan]:
+  """All policies of a run, in the order in which they are trained."""
+  bc = PolicyPlan('supervised', 'BC')
+  out, controls, start = [bc], [], bc
+  continued = bc
+  for g in range(1, run.num_grow + 1):
+    random = start
+    for i in run.improve_steps:
+      last = (g, i) == (run.num_grow, run.num_improve)
+      if run.improve.restart_from_base:
+        start = bc
+      filtered = 'all' if i == 0 else run.improve.schedule.label(i)
+      twin = f'grow_{g}/improve_{i}'
+      start = PolicyPlan(twin, f'G{g} I{i}', start.stage, g, i, filtered)
+      out.append(start)
+      if 'continued' in run.controls:
+        continued = PolicyPlan(
+            f'continued/{twin}', 'BC+' if last else f'BC+ {g}.{i}',
+            continued.stage, g, i, 'D alone', last,
+        )  # fmt: skip
+        controls.append(continued)
+      if 'random' in run.controls and g == run.num_grow:
+        if i == 0:
+          random = start  # Without a filter both are the same.
+        else:
+          random = PolicyPlan(
+              f'random/{twin}', f'G{g} I{i} random', random.stage, g, i,
+              f'random, as many as {filtered}', last,
+          )  # fmt: skip
+          controls.append(random)
+  return out + controls
+
+
+def stages(run: ReST) -> list[StagePlan]:
+  """All stages of a run, each after those that it reads."""
+  plans = {policy.stage: policy for policy in policies(run)}
+  out = [
+      StagePlan(
+          'data', 'data', (), config.flatten(run.data, 'Data'), _prepare(run)
+      ),
+      StagePlan(
+          'supervised',
+          'supervised',
+          ('data',),
+          config.flatten(run.supervised, 'Supervised')
+          | config.flatten(run.model, 'T5Config')
+          | {'SEED': run.seed},
+          lambda context, stage: supervised.run(
+              context, stage, run.supervised
+          ),
+      ),
+      evaluation_stage(run, plans['supervised'], 'report'),
+  ]
+  for policy in plans.values():
+    if policy.stage == 'supervised':
+      continue
+    if policy.improve_step == run.improve_steps[0] and _is_main(policy):
+      out += _grow_stages(run, policy)
+    out.append(_improve_stage(run, policy))
+    if policy.reported:
+      out.append(evaluation_stage(run, policy, 'report'))
+  return out
+
+
+def _is_main(policy: PolicyPlan) -> bool:
+  return policy.stage.startswith('grow_')
+
+
+def _prepare(run: ReST) -> Callable[[Context, Stage], None]:
+  def execute(context: Context, stage: Stage) -> None:
+    context.prepare_data(stage, run.data)
+
+  return execute
+
+
+def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
+  """Grow, Annotate and the reward of the Grow step that `policy` begins."""
+  g = policy.grow_step
+  grown_by = policy.start
+  if g > 1:
+    grown_by = f'grow_{g - 1}/improve_{run.num_improve}'
+  samples = f'grow_{g}/samples'
+  yield StagePlan(
+      samples,
+      'grow',
+      ('data', grown_by),
+      config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
+      lambda context, stage: grow.run(
+          context, stage, run.grow, policy_name=grown_by, grow_step=g
+      ),
+  )
+  for model in run.annotate.metrics:
+    yield StagePlan(
+        f'grow_{g}/scores/{model.info.name}',
+        'annotate',
+        ('data', samples),
+        _reward_config(model),
+        functools.partial(_score, run, model, samples),
+    )
+  reward = run.annotate.reward
+  scores = f'grow_{g}/scores/{reward.info.name}'
+  yield StagePlan(
+      f'grow_{g}/reward',
+      'annotate',
+      (scores,),
+      _reward_config(reward),
+      lambda context, stage: annotate.run_reward(
+          context, stage, reward, context.stage(scores)
+      ),
+  )
+
+
+def _score(run, model, samples, context: Context, stage: Stage) -> None:
+  annotate.run_scores(
+      context, stage, model, context.stage(samples), run.annotate.batch_size
+  )
+
+
+def _reward_config(model: Any) -> dict[str, Any]:
+  return config.flatten(model, 'reward') | config.flatten(
+      model.info, 'RewardInfo'
+  )
+
+
+def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
+  g, i = policy.grow_step, policy.improve_step
+  main = f'grow_{g}/improve_{i}'
+  control = 'none' if policy.stage == main else policy.stage.split('/')[0]
+  inputs = ['data', policy.start]
+  if control != 'none':
+    inputs.append(main)
+  if control != 'continued':
+    inputs += [f'grow_{g}/samples', f'grow_{g}/reward']
+  # Later thresholds do not concern this step: a schedule may grow.
+  settings = dataclasses.replace(
+      run.improve, schedule=run.improve.schedule.first(i)
+  )
+  step = improve.Step(
+      policy.start, g, i, control, main if control != 'none' else None
+  )
+  return StagePlan(
+      policy.stage,
+      'improve',
+      tuple(dict.fromkeys(inputs)),
+      config.flatten(settings, 'Improve')
+      | _selecting_config(run.evaluate)
+      | _reward_config(run.annotate.reward)
+      | {'SEED': run.seed, 'control': control},
+      lambda context, stage: improve.run(
+          context, stage, settings, run.evaluate, run.annotate.reward, step
+      ),
+  )
+
+
+def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:
+  """What of `Evaluate` decides which checkpoint is kept."""
+  out = {}
+  for name in ('sampling', 'batching', 'select_sources', 'select_samples'):
+    out |= config.flatten(getattr(settings, name), f'Evaluate.{name}')
+  return out
+
+
+def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
+  """The evaluation of a policy on a split."""
+  return StagePlan(
+      f'{policy.stage}/evaluation/{split}',
+      'evaluate',
+      ('data', policy.stage),
+      config.flatten(run.evaluate, 'Evaluate')
+      | _reward_config(run.annotate.reward)
+      | {'SEED': run.seed},
+      lambda context, stage: evaluate.run(
+          context,
+          stage,
+          run.evaluate,
+          policy_name=policy.stage,
+          split=split,
+          reward=run.annotate.reward,
+      ),
+  )
