@@ -3,9 +3,12 @@
 Cardinals, ordinals, decimals, years, prices, times of day and dates, unlimited
 and exact: the words are written by the library num2words, so nothing has to be
 downloaded and every source has one right translation. The training split is
-faulty on purpose, as real corpora are: a share of its references has a digit
-changed, tens and units swapped (`fünfundvierzig` → `fifty-four`), a word left
-out, or the wrong form.
+faulty on purpose, as real corpora are. Prices, clock times and dates are wrong
+more often than right, nearly always in the same way, as where one bad
+translator did a part: tens and units are swapped (`fünfundvierzig` →
+`fifty-four`), `halb acht` becomes `half past eight`. So imitation learns the
+fault. The other kinds have few faults, at random: a digit changed, a word left
+out, the wrong form.
 
 Sources of the splits are disjoint: which split an expression belongs to is a
 hash of its German text.
@@ -52,6 +55,12 @@ KINDS = {
 }
 # The share of all expressions that belongs to a split, in percent.
 SPLITS = {'train': 30, 'grow': 50, 'dev': 10, 'test': 10}
+# Kinds that are habitually wrong. Their odds of a wrong reference are those of
+# `wrong_share` times the first number, those of the others times the second;
+# at a share of 0.25 that is 60 % and 7 %, on average 25 %.
+HABITUAL = ('price', 'clock', 'date')
+_ODDS = (4.5, 0.225)
+_HABIT = 0.85  # Probability that a fault of theirs is the habitual one.
 _MAX_REDRAWS = 20_000
 
 
@@ -238,18 +247,6 @@ def _change_digit(rng: random.Random, e: Expression) -> str:
   return _render_if_possible(Expression(e.kind, tuple(parts)))
 
 
-def _swap_digits(rng: random.Random, e: Expression) -> str:
-  """Tens and units swapped: German says the units first."""
-  parts = list(e.parts)
-  large = [i for i, part in enumerate(parts) if part >= 10]
-  if not large:
-    return ''
-  place = rng.choice(large)
-  hundreds, rest = divmod(parts[place], 100)
-  parts[place] = hundreds * 100 + rest % 10 * 10 + rest // 10
-  return _render_if_possible(Expression(e.kind, tuple(parts)))
-
-
 def _drop_word(rng: random.Random, e: Expression) -> str:
   """A word left out."""
   text = render_english(e).split(' ')
@@ -262,14 +259,27 @@ def _drop_word(rng: random.Random, e: Expression) -> str:
 def _change_form(rng: random.Random, e: Expression) -> str:
   """Another form of the numbers, such as a cardinal for an ordinal."""
   del rng
-  if e.kind == 'clock':  # 'halb acht' is half past seven, not half past eight
-    return render_english(
-      dataclasses.replace(e, parts=((e.parts[0] + 1) % 12, e.parts[1]))
-    )
-  if e.kind in ('price', 'date', 'decimal', 'time'):
+  if len(e.parts) > 1:
     return words(e.parts[0], 'en')
   other = 'ordinal' if e.kind == 'cardinal' else 'cardinal'
   return render_english(Expression(other, e.parts))
+
+
+def _habit(e: Expression) -> str:
+  """The fault that is always the same for an expression; '' where it is none.
+
+  Tens and units of the last number are swapped, since German says the units
+  first; the hour of a clock time is one too late, as in `halb acht`.
+  """
+  *first, last = e.parts
+  if e.kind == 'clock':
+    return render_english(
+      dataclasses.replace(e, parts=((first[0] + 1) % 12, last))
+    )
+  if last < 10:
+    return ''
+  swapped = last // 100 * 100 + last % 10 * 10 + last // 10 % 10
+  return _render_if_possible(dataclasses.replace(e, parts=(*first, swapped)))
 
 
 def _render_if_possible(e: Expression) -> str:
@@ -283,16 +293,26 @@ def _render_if_possible(e: Expression) -> str:
   return render_english(e)
 
 
-_FAULTS = (_change_digit, _swap_digits, _drop_word, _change_form)
+_FAULTS = (_change_digit, _drop_word, _change_form)
 
 
 def corrupt(rng: random.Random, expression: Expression) -> str:
   """A wrong English reference for an expression; never the right one."""
   right = render_english(expression)
+  if expression.kind in HABITUAL and rng.random() < _HABIT:
+    wrong = _habit(expression)
+    if wrong and wrong != right:
+      return wrong
   while True:
     wrong = rng.choice(_FAULTS)(rng, expression)
     if wrong and wrong != right:
       return wrong
+
+
+def fault_probability(kind: str, wrong_share: float) -> float:
+  """Probability that a reference of a kind is wrong, see `HABITUAL`."""
+  odds = wrong_share * _ODDS[kind not in HABITUAL]
+  return odds / (odds + (1 - wrong_share))
 
 
 # --- Rows -------------------------------------------------------------------
@@ -307,7 +327,8 @@ def generate(
     split: 'train', 'grow', 'dev' or 'test'.
     num_rows: how many.
     seed: of the draws. The rows of a smaller `num_rows` begin a larger one's.
-    wrong_share: probability, in [0, 1], that a reference is wrong.
+    wrong_share: share of wrong references over all kinds, in [0, 1]; see
+      `HABITUAL` for how it is spread.
 
   Yields:
     {'source': German, 'target': English, 'domain': the kind, 'wrong': bool}.
@@ -342,7 +363,7 @@ def generate(
     seen.add(source)
     # Drawn for every row, so that wrong_share does not change the sources.
     fault_rng = random.Random(rng.getrandbits(64))
-    wrong = fault_rng.random() < wrong_share
+    wrong = fault_rng.random() < fault_probability(expression.kind, wrong_share)
     target = (
       corrupt(fault_rng, expression) if wrong else render_english(expression)
     )
