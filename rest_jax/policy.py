@@ -106,7 +106,7 @@ class Policy:
       dropout_key: a key to train with dropout; None: no dropout.
     """
     rngs = None if dropout_key is None else {'dropout': dropout_key}
-    targets = batch.decoder_target_tokens
+    batch = jax.tree.map(jnp.asarray, batch)
     logits = self._model.apply(
       {'params': params},
       batch,
@@ -119,7 +119,7 @@ class Policy:
         batch.decoder_segment_ids,
       ),
     )
-    return score_tokens(logits, targets)
+    return score_tokens(logits, batch.decoder_target_tokens)
 
   def start_cache(
     self,
@@ -132,7 +132,7 @@ class Policy:
     """Encodes sources, with room for n samples of t tokens. Traceable."""
     return self._model.apply(
       {'params': params},
-      encoder_input_tokens,
+      jnp.asarray(encoder_input_tokens),
       method=lambda model, tokens: model.start_cache(
         model.encode(tokens), tokens, num_samples, max_decode_len
       ),
@@ -158,6 +158,8 @@ class Policy:
   ) -> Samples:
     """Draws n samples a source. Compiled once a shape and setting.
 
+    Temperatures above 0 share their compilation.
+
     Args:
       params: the parameters.
       encoder_input_tokens: int32, sources; 0 is padding.
@@ -172,11 +174,15 @@ class Policy:
         num_tokens exceeds the vocabulary.
     """
     self._check_num_tokens(num_tokens)
+    temperature = jnp.float32(sampling.temperature)
+    if not sampling.is_greedy:
+      sampling = dataclasses.replace(sampling, temperature=1.0)
     return _sample(
       self,
       params,
       self._place(encoder_input_tokens),
       self._place(keys),
+      temperature,
       sampling,
       max_decode_len,
       num_tokens,
@@ -272,8 +278,17 @@ class Policy:
       )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _sample(policy, params, tokens, keys, sampling, max_decode_len, num_tokens):
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _sample(
+  policy,
+  params,
+  tokens,
+  keys,
+  temperature,
+  sampling,
+  max_decode_len,
+  num_tokens,
+):
   cache = policy.start_cache(
     params,
     tokens,
@@ -287,6 +302,7 @@ def _sample(policy, params, tokens, keys, sampling, max_decode_len, num_tokens):
     sampling=sampling,
     max_decode_len=max_decode_len,
     num_tokens=num_tokens,
+    temperature=temperature,
   )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.types import Samples
@@ -45,6 +45,7 @@ def sample(
   sampling: Sampling,
   max_decode_len: int,
   num_tokens: int | None = None,
+  temperature: Float[Array, ''] | None = None,
   eos_id: int = 1,
 ) -> Samples:
   """Draws n samples of every source, until EOS or `max_decode_len` tokens.
@@ -60,6 +61,7 @@ def sample(
     sampling: how to draw.
     max_decode_len: most tokens a sample may have, EOS counted.
     num_tokens: size of the tokenizer; ids from it on, and 0, are never drawn.
+    temperature: instead of that of `sampling`, see there.
     eos_id: the id that ends a sample.
   """
   shape = keys.shape
@@ -67,7 +69,7 @@ def sample(
   def body(state: _State) -> _State:
     logits, cache = decode_step(state.tokens, state.cache)
     uniform = None if sampling.is_greedy else _uniform(keys, state.step)
-    draw = sampling(logits, uniform, num_tokens)
+    draw = sampling(logits, uniform, num_tokens, temperature)
     kept = [jnp.where(state.finished, 0, x).astype(x.dtype) for x in draw]
     outputs = tuple(
       jax.lax.dynamic_update_index_in_dim(output, x, state.step, 0)

@@ -76,6 +76,7 @@ class Sampling:
     logits: Float[Array, '*r v'],
     uniform: Float[Array, '*r'] | None,
     num_tokens: int | None = None,
+    temperature: Float[Array, ''] | None = None,
   ) -> Draw:
     """Draws one token a row.
 
@@ -84,19 +85,23 @@ class Sampling:
       uniform: float32 in [0, 1), one a row; not used when greedy.
       num_tokens: ids from this on, which only pad the vocabulary, and id 0 are
         never drawn; None: all ids may be drawn.
+      temperature: float32, above 0, instead of `self.temperature`: a traced
+        one, so that another temperature needs no compilation.
     """
     rows = logits.shape[:-1]
     logits = logits.reshape(-1, logits.shape[-1]).astype(jnp.float32)
     if self.is_greedy:
       draw = _take_best(logits, num_tokens)
     else:
-      draw = self._draw(logits, uniform.reshape(-1), num_tokens)
+      if temperature is None:
+        temperature = self.temperature
+      draw = self._draw(logits, uniform.reshape(-1), num_tokens, temperature)
     return Draw(*(x.reshape(rows) for x in draw))
 
-  def _draw(self, logits, uniform, num_tokens):
+  def _draw(self, logits, uniform, num_tokens, temperature):
     allowed = _mask(logits, num_tokens)
     best = jnp.max(allowed, axis=-1, keepdims=True)
-    tempered = (allowed - best) / self.temperature
+    tempered = (allowed - best) / temperature
     tempered = self._truncate(tempered)
     blocks = _as_blocks(tempered)
     mass = jnp.sum(jnp.exp(blocks), axis=-1)
@@ -107,7 +112,7 @@ class Sampling:
     tokens = block * blocks.shape[-1] + inside
     chosen = _take(logits, tokens)
     log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-    sampling_log_probs = (chosen - best[:, 0]) / self.temperature - jnp.log(
+    sampling_log_probs = (chosen - best[:, 0]) / temperature - jnp.log(
       jnp.sum(mass, axis=-1)
     )
     return tokens, log_probs, sampling_log_probs

@@ -154,7 +154,7 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, '...']) -> Float[Array, '... e']:
-    return self.embedding.astype(self.dtype)[tokens]
+    return jnp.asarray(self.embedding, self.dtype)[tokens]
 
   def attend(self, x: Float[Array, '... e']) -> Float[Array, '... v']:
     """Returns float32 products with every embedding, scaled as T5 ties them."""

@@ -158,8 +158,10 @@ def test_the_t5x_fixture():
     policy, params, sources, batch.decoder_input_tokens
   )
   assert_close_where(sources > 0, encoded, expected['encoded'])
+  # T5X itself, compiled here, is 1.5e-4 away in 8 of 11,776 logits, and the
+  # fixture 1.4e-4 from float64: that much is rounding.
   assert_close_where(
-    batch.decoder_target_tokens > 0, logits, expected['logits']
+    batch.decoder_target_tokens > 0, logits, expected['logits'], 2e-4
   )
   scores = jax.jit(policy.score)(params, batch)
   np.testing.assert_allclose(
