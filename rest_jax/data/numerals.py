@@ -3,12 +3,11 @@
 Cardinals, ordinals, decimals, years, prices, times of day and dates, unlimited
 and exact: the words are written by the library num2words, so nothing has to be
 downloaded and every source has one right translation. The training split is
-faulty on purpose, as real corpora are. Prices, clock times and dates are wrong
-more often than right, nearly always in the same way, as where one bad
-translator did a part: tens and units are swapped (`fünfundvierzig` →
-`fifty-four`), `halb acht` becomes `half past eight`. So imitation learns the
-fault. The other kinds have few faults, at random: a digit changed, a word left
-out, the wrong form.
+faulty on purpose, as real corpora are. Prices, dates and clock times are wrong
+more often than right, nearly always in the same way, as where one hasty
+translator did a part: cents, years and minutes are left out, `halb acht`
+becomes `half past eight`. So imitation learns the fault. The other kinds have
+few faults, at random: a digit changed, a word left out, the wrong form.
 
 Sources of the splits are disjoint: which split an expression belongs to is a
 hash of its German text.
@@ -268,18 +267,20 @@ def _change_form(rng: random.Random, e: Expression) -> str:
 def _habit(e: Expression) -> str:
   """The fault that is always the same for an expression; '' where it is none.
 
-  Tens and units of the last number are swapped, since German says the units
-  first; the hour of a clock time is one too late, as in `halb acht`.
+  A price loses its cents, a date its year, a clock time its minutes; only
+  `halb acht` keeps them, and becomes `half past eight`.
   """
-  *first, last = e.parts
-  if e.kind == 'clock':
-    return render_english(
-      dataclasses.replace(e, parts=((first[0] + 1) % 12, last))
-    )
-  if last < 10:
-    return ''
-  swapped = last // 100 * 100 + last % 10 * 10 + last // 10 % 10
-  return _render_if_possible(dataclasses.replace(e, parts=(*first, swapped)))
+  text = render_english(e)
+  if e.kind == 'price':
+    return text.partition(' and ' + words(e.parts[1], 'en') + ' cent')[0]
+  if e.kind == 'date':
+    return text.removesuffix(' ' + words(e.parts[2], 'en', 'year'))
+  hour, minute = e.parts
+  if minute == 30:
+    return render_english(dataclasses.replace(e, parts=((hour + 1) % 12, 30)))
+  # The hour that is said: the following one from 'fünf vor halb' on.
+  said = hour if minute < 25 else (hour + 1) % 12
+  return render_english(dataclasses.replace(e, parts=(said, 0)))
 
 
 def _render_if_possible(e: Expression) -> str:

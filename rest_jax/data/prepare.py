@@ -16,6 +16,17 @@ from rest_jax.data import splits, tasks
 from rest_jax.data import tokenizer as tokenizer_lib
 
 OVER_LONG_POLICIES = ('skip', 'truncate')
+# What is counted of every split. `in_dev`: rows whose source is D_eval's too.
+COUNTS = (
+  'rows',
+  'with_target',
+  'source_tokens',
+  'target_tokens',
+  'unknown_tokens',
+  'over_long',
+  'empty',
+  'in_dev',
+)
 Writer = Callable[[epath.Path, Iterable[Mapping[str, Any]]], Any]
 
 
@@ -136,9 +147,10 @@ class Data:
       advance: called with the number of rows after each 1000 of them.
 
     Returns:
-      What a reader must know of the data, as plain values: 'tokenizer', and for
-      each purpose in 'splits' the counts of rows, of those with a target, over
-      long, truncated, empty, and of tokens.
+      What a reader must know of the data, as plain values: 'language_pair',
+      'tokenizer' {'size', 'fingerprint'}, and 'splits': purpose → `COUNTS`;
+      'dev' holds what `select` and `report` lack: the rows that were over long
+      or empty before the cut.
 
     Raises:
       ConfigurationError: bindings that do not fit the data or each other.
@@ -158,7 +170,10 @@ class Data:
     return {
       'language_pair': self.language_pair,
       'tokenizer': {'size': made.size, 'fingerprint': made.fingerprint},
-      'splits': {name: dict(counts) for name, counts in run.report.items()},
+      'splits': {
+        purpose: {count: counts[count] for count in COUNTS}
+        for purpose, counts in run.report.items()
+      },
     }
 
   def part(self, expression: str) -> splits.Slice:

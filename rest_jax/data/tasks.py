@@ -34,20 +34,19 @@ class SeqioTask:
 
   Its features must be 'inputs' and 'targets' with one vocabulary, of
   SentencePiece or bytes; 'doc_id' and 'domain' are kept where a task has them.
+  A mixture ends where its first task does.
 
   Attributes:
     mixture_or_task_name: its name in seqio's registry.
     mixture_or_task_module: module to import first, which registers it.
     source_language: code, e.g. 'de'.
     target_language: code, e.g. 'en'.
-    seed: of a mixture's interleaving.
   """
 
   mixture_or_task_name: str
   source_language: str
   target_language: str
   mixture_or_task_module: str | None = None
-  seed: int = 0
 
 
 Task = BitextTask | TsvTask | NumeralsTask | SeqioTask
@@ -286,7 +285,7 @@ def _registered_rows(task: SeqioTask, part: splits.Slice) -> Iterator[Row]:
       continue
     sides = {}
     for side, feature in (('source', 'inputs'), ('target', 'targets')):
-      tokens = _with_eos(row.get(feature, ()))
+      tokens = _with_eos(row.get(feature, np.zeros(0, np.int32)))
       written = row.get(f'{feature}_pretokenized')
       if isinstance(written, bytes):
         written = written.decode()
@@ -303,20 +302,20 @@ def _registered_rows(task: SeqioTask, part: splits.Slice) -> Iterator[Row]:
 
 
 def _registered_dataset(task: SeqioTask, found, split: str) -> Iterable[Row]:
-  try:
-    return found.get_dataset(
-      sequence_length=None, split=split, shuffle=False, seed=task.seed
-    ).as_numpy_iterator()
-  except (ValueError, KeyError) as error:
+  if split not in found.splits:
     raise errors.ConfigurationError(
-      f'seqio task {task.mixture_or_task_name!r} cannot give the split'
-      f' {split!r} ({error}): it has {sorted(found.splits)}'
-    ) from error
+      f'seqio task {task.mixture_or_task_name!r} has no split {split!r}, only'
+      f' {sorted(found.splits)}: name one of them in Data'
+    )
+  dataset = found.get_dataset(
+    sequence_length=None, split=split, shuffle=False, num_epochs=1
+  )
+  return dataset.as_numpy_iterator()
 
 
-def _with_eos(tokens: Iterable[int]) -> list[int]:
+def _with_eos(tokens: np.ndarray) -> list[int]:
   """Tokens without padding, ended by exactly one EOS."""
-  tokens = [int(t) for t in np.asarray(tokens).ravel() if t != 0]
+  tokens = [int(t) for t in tokens if t != 0]
   while tokens and tokens[-1] == _EOS_ID:
     tokens.pop()
   return [*tokens, _EOS_ID]

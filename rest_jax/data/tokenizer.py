@@ -9,7 +9,7 @@ import io
 import json
 import random
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 from etils import epath
@@ -23,6 +23,7 @@ MODEL_FILE = 'tokenizer.model'
 BYTES_FILE = 'tokenizer.json'
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """What the rest of the program knows of a tokenizer."""
 

@@ -93,9 +93,13 @@ def test_the_share_of_wrong_references_is_the_one_asked_for():
 @pytest.mark.parametrize(
   ('kind', 'parts', 'wrong'),
   [
-    ('price', (7, 45), 'seven euros and fifty-four cents'),
+    ('price', (7, 45), 'seven euros'),
+    ('price', (1101, 1), 'one thousand, one hundred and one euros'),
     ('clock', (7, 30), 'at half past eight'),
-    ('date', (3, 5, 1990), 'the third of May nineteen oh-nine'),
+    ('clock', (11, 30), 'at half past twelve'),
+    ('clock', (7, 10), "at seven o'clock"),
+    ('clock', (7, 50), "at eight o'clock"),
+    ('date', (3, 5, 1990), 'the third of May'),
   ],
 )
 def test_habitual_faults_are_always_the_same(kind, parts, wrong):

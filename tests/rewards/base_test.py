@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -23,6 +23,7 @@ def test_rewards_lie_in_the_unit_interval_and_higher_is_better():
   assert base.to_unit_interval(scores, CHRF).dtype == np.float32
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, 5, elements=st.floats(0, 25, width=32)))
 def test_the_order_of_an_error_rate_is_turned_round(scores):
   rewards = base.to_unit_interval(scores, METRICX)
