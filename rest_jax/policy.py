@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from rest_jax.decoding.beam import Beams, beam_search
+from rest_jax.decoding.keys import sample_keys
 from rest_jax.decoding.loop import sample
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
@@ -19,8 +20,7 @@ from rest_jax.models.t5 import Transformer
 from rest_jax.sharding import Layout, Placement
 from rest_jax.types import Batch, DecodeCache, Params, Samples, TokenScores
 
-# The numbers are part of the keys of stored samples: never change them.
-PURPOSES = {'grow': 1, 'evaluate': 2, 'online': 3}
+__all__ = ['Policy', 'sample_keys', 'score_tokens']
 
 Tokens = Int[Array | np.ndarray, 'b s']
 
@@ -359,49 +359,6 @@ def _pick_backward(saved, gradient):
 
 
 _pick.defvjp(_pick_forward, _pick_backward)
-
-
-def sample_keys(
-  seed: int,
-  purpose: str,
-  step: int,
-  source_ids: Int[np.ndarray, ' b'],
-  num_samples: int,
-) -> Key[Array, 'b n']:
-  """Returns the key of every sample, independent of its batch and place.
-
-  Folded from seed, purpose, step, source id and sample index; the position of
-  each token is folded in while decoding.
-
-  Args:
-    seed: the run's.
-    purpose: 'grow', 'evaluate' or 'online'.
-    step: the Grow step or the update.
-    source_ids: int64, at least 0.
-    num_samples: samples a source, n.
-
-  Raises:
-    ValueError: an unknown purpose.
-  """
-  if purpose not in PURPOSES:
-    raise ValueError(f'purpose = {purpose!r}: one of {tuple(PURPOSES)}.')
-  key = jax.random.fold_in(jax.random.key(seed), PURPOSES[purpose])
-  key = jax.random.fold_in(key, step)
-  ids = np.asarray(source_ids, np.int64)
-  # JAX's integers have 32 bits here: fold both halves of an id.
-  halves = np.stack([ids & 0xFFFFFFFF, ids >> 32], axis=1).astype(np.uint32)
-  return _fold_samples(key, halves, num_samples)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _fold_samples(key, halves, num_samples):
-  def source(half):
-    of_source = jax.random.fold_in(jax.random.fold_in(key, half[0]), half[1])
-    return jax.vmap(functools.partial(jax.random.fold_in, of_source))(
-      jnp.arange(num_samples)
-    )
-
-  return jax.vmap(source)(halves)
 
 
 def _is_box(leaf) -> bool:
