@@ -45,7 +45,7 @@ class Evaluate:
   alpha: float = 0.6
   batching: generation.Batching = generation.Batching()
   select_sources: int = 512
-  select_samples: int = 2
+  select_samples: int = 4
 
   def __post_init__(self):
     for name in ('num_samples', 'select_sources', 'select_samples'):

@@ -117,10 +117,16 @@ def _names(config_text: str) -> set[str]:
   return set(re.findall(r'^([\w./]+) = ', config_text, re.MULTILINE))
 
 
-def _shipped_macros() -> set[str]:
+def _shipped_names() -> set[str]:
+  """The names that the gin files of the package bind, in either form."""
   names: set[str] = set()
   for path in gin_folder().rglob('*.gin'):
-    names |= set(re.findall(r'^([A-Z]\w*) = ', path.read_text(), re.MULTILINE))
+    block = ''
+    for line in path.read_text().splitlines():
+      if header := re.fullmatch(r'([\w./]+):', line):
+        block = header[1] + '.'
+      elif binding := re.match(r'(\s*)([\w./]+) =', line):
+        names.add(block + binding[2] if binding[1] else binding[2])
   return names
 
 
@@ -179,8 +185,9 @@ def _check_all_used() -> None:
   used = _names(gin.operative_config_str())
   used |= {name.rpartition('/')[2] for name in used}  # Used inside a scope.
   unused = _names(gin.config_str()) - used
+  # A file of ours may replace what another one binds; a user's must not miss.
   given = {b.partition('=')[0].strip() for b in _GIN_BINDINGS.value}
-  unused -= _shipped_macros() - given
+  unused -= _shipped_names() - given
   if unused:
     name = sorted(unused)[0]
     raise ConfigurationError(
