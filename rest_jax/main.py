@@ -85,8 +85,8 @@ def gin_folder() -> pathlib.Path:
 def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
   """Turns `--gin.NAME=VALUE` into `--gin_bindings=NAME = VALUE`.
 
-  A value that gin cannot parse and that holds no quote or bracket is a bare
-  word, such as a path, and is taken as a string.
+  A value that gin cannot parse is a bare word, such as a path, and is taken as
+  a string.
   """
   out = []
   for arg in argv:
@@ -103,18 +103,18 @@ def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _literal(value: str) -> str:
-  if re.search(r"""['"()\[\]{}@%]""", value):
-    return value
+  """`value`, quoted if gin cannot parse it and it is no broken expression."""
   try:
     gin.config.parse_value(value)
     return value
-  except (SyntaxError, ValueError):
-    return repr(value)
+  except (SyntaxError, ValueError, NameError):
+    broken = value.startswith(('(', '[', '{', '"', "'", '@', '%'))
+    return value if broken else repr(value)
 
 
 def _names(config_text: str) -> set[str]:
   """The names bound in gin's own printed form of a configuration."""
-  return set(re.findall(r'^([\w./]+) = ', config_text, re.MULTILINE))
+  return set(re.findall(r'^([\w./]+) =', config_text, re.MULTILINE))
 
 
 def _shipped_names() -> set[str]:

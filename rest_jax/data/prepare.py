@@ -27,6 +27,9 @@ COUNTS = (
   'empty',
   'in_dev',
 )
+# A source's number is that of its row, plus this for every split of the task
+# that the run names before: numbers are unique in a run.
+SPLIT_STRIDE = 10_000_000_000
 Writer = Callable[[epath.Path, Iterable[Mapping[str, Any]]], Any]
 
 
@@ -180,6 +183,12 @@ class Data:
     """The rows that a split expression means."""
     return splits.parse(expression, self._count)
 
+  def first_id(self, expression: str) -> int:
+    """The number of row 0 of an expression's split, unique in the run."""
+    expressions = (self.train, self.grow, self.dev, self.test)
+    names = dict.fromkeys(e.partition('[')[0] for e in expressions if e)
+    return SPLIT_STRIDE * list(names).index(expression.partition('[')[0])
+
   def _check(self) -> None:
     if self.over_long not in OVER_LONG_POLICIES:
       raise errors.ConfigurationError(
@@ -302,12 +311,13 @@ class _Run:
       str(model_file) if model_file.exists() else None,
       counts,
     )
+    first_id = self._data.first_id(expression)
     for number, row in enumerate(rows, 1):
       if number % 1000 == 0:
         self._advance(1000)
       fitted = self._fitted(row, counts)
       if fitted is not None:
-        yield fitted
+        yield fitted | {'source_id': first_id + fitted['source_id']}
 
   def _fitted(
     self, row: Mapping[str, Any], counts: collections.Counter
