@@ -26,7 +26,6 @@ setuptools.setup(
     description='Reinforced Self-Training of translation models in JAX',
     long_description=(_HERE / 'README.md').read_text(),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
     python_requires='>=3.11,<3.13',  # seqio's dependencies end at 3.12.
     packages=[
         *setuptools.find_packages(include=['rest_jax', 'rest_jax.*']),

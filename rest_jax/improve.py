@@ -63,8 +63,8 @@ class Improve:
   def __post_init__(self):
     if not 0 < self.learning_rate_decay <= 1:
       raise ConfigurationError(
-          f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
-          ' (0, 1]: learning rates fall from step to step.'
+        f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
+        ' (0, 1]: learning rates fall from step to step.'
       )
 
 
@@ -116,8 +116,8 @@ class GrownData:
       count += len(rewards)
     if not count:
       raise DataError(
-          f'{self._samples.folder} holds no row to train on; grow again with'
-          ' sources, or set Improve.original_data.'
+        f'{self._samples.folder} holds no row to train on; grow again with'
+        ' sources, or set Improve.original_data.'
       )
     return total / count
 
@@ -126,28 +126,26 @@ class GrownData:
     settings = self._settings
     filters = settings.schedule.filters(self.rewards)[:num_steps]
     schedule.check_filters(
-        filters,
-        self.mean_reward(),
-        allow_below_mean=settings.allow_tau_below_mean,
+      filters,
+      self.mean_reward(),
+      allow_below_mean=settings.allow_tau_below_mean,
     )
     first = (selection.SamplesOnly(),)
     if settings.original_data == 'filtered':
       first = ()
     return [
-        (*first, *settings.before, middle, *settings.after)
-        for middle in (selection.Unfiltered(), *filters)
+      (*first, *settings.before, middle, *settings.after)
+      for middle in (selection.Unfiltered(), *filters)
     ]
 
   def previews(self, steps: Sequence[Selections]) -> list[preview.StepPreview]:
     """What each step keeps, in one pass."""
     needs = preview.NEEDS.union(*(selection.needs_of(s) for s in steps))
-    stream = scored.iter_rows(
-        self._samples.folder, self._reward.folder, needs
-    )
+    stream = scored.iter_rows(self._samples.folder, self._reward.folder, needs)
     return preview.preview(stream, steps)
 
   def training_rows(
-      self, selections: Selections
+    self, selections: Selections
   ) -> Iterator[supervised.TrainingRow]:
     """The rows that pass, with the tokens of their sources."""
     needs = selection.needs_of(selections)
@@ -156,9 +154,9 @@ class GrownData:
     grown = Lookup(self._context.sources('grow', wanted), 'source_tokens')
     original = Lookup(self._context.sources('train', wanted), 'source_tokens')
     for table in scored.iter_scored(
-        self._samples.folder,
-        {'reward': self._reward.folder},
-        list(dict.fromkeys(columns)),
+      self._samples.folder,
+      {'reward': self._reward.folder},
+      list(dict.fromkeys(columns)),
     ):
       rows = scored.rows_from_table(table, needs)
       kept = np.flatnonzero(self._with_original(rows, selections))
@@ -170,12 +168,12 @@ class GrownData:
         found = lookup(ids[mask].tolist())
         tokens[mask] = np.fromiter(found, object, len(found))
       for source, target, reference in zip(
-          tokens, targets, is_original, strict=True
+        tokens, targets, is_original, strict=True
       ):
         yield source, target, 1.0, bool(reference)
 
   def _with_original(
-      self, rows: rows_lib.Rows, selections: Selections
+    self, rows: rows_lib.Rows, selections: Selections
   ) -> np.ndarray:
     kept = selection.select(selections, rows)
     if self._settings.original_data == 'unfiltered':
@@ -184,12 +182,12 @@ class GrownData:
 
 
 def run(
-    context: Context,
-    stage: Stage,
-    settings: Improve,
-    evaluation: evaluate_lib.Evaluate,
-    reward: base.RewardModel,
-    step: Step,
+  context: Context,
+  stage: Stage,
+  settings: Improve,
+  evaluation: evaluate_lib.Evaluate,
+  reward: base.RewardModel,
+  step: Step,
 ) -> None:
   """Trains the next policy.
 
@@ -213,41 +211,42 @@ def run(
   if step.twin is not None:
     updates = context.read(step.twin).manifest['counts']['updates']
     stopping = dataclasses.replace(
-        stopping, max_steps=updates, patience=updates + 1
+      stopping, max_steps=updates, patience=updates + 1
     )
   batches = loader.TrainingBatches(
-      rows, settings.training.packing, context.seed, mixture
+    rows, settings.training.packing, context.seed, mixture
   )
   context.progress.note(
-      f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
-      f' {batches.steps_per_epoch:,} updates an epoch,'
-      f' {100 * batches.padding_share:.1f} % padding'
+    f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
+    f' {batches.steps_per_epoch:,} updates an epoch,'
+    f' {100 * batches.padding_share:.1f} % padding'
   )
   reporter = supervised.Reporter(context, stage, stopping.max_steps, 'reward')
   outcome = early_stopping.train(
-      context.policy,
-      context.params(step.start),
-      settings.training,
-      stopping,
-      batches,
-      evaluate_lib.select_reward(context, evaluation, reward),
-      folder=stage.folder / 'checkpoints',
-      # Dropout must differ from step to step, or errors would repeat.
-      seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
-      learning_rate_scale=settings.learning_rate_decay**step.improve_step,
-      where=stage.name,
-      on_step=reporter.on_step,
-      on_evaluation=reporter.on_evaluation,
+    context.policy,
+    context.params(step.start),
+    settings.training,
+    stopping,
+    batches,
+    evaluate_lib.select_reward(context, evaluation, reward),
+    folder=stage.folder / 'checkpoints',
+    # Dropout must differ from step to step, or errors would repeat.
+    seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
+    learning_rate_scale=settings.learning_rate_decay
+    ** (step.improve_step - (0 if settings.include_unfiltered else 1)),
+    where=stage.name,
+    on_step=reporter.on_step,
+    on_evaluation=reporter.on_evaluation,
   )
   if not outcome.best.step:
     context.progress.note(
-        'no update improved the reward on D_select: the policy stays as it was'
+      'no update improved the reward on D_select: the policy stays as it was'
     )
   supervised.finish(stage, outcome, began, counts)
 
 
 def _write_rows(
-    context: Context, stage: Stage, settings: Improve, step: Step
+  context: Context, stage: Stage, settings: Improve, step: Step
 ) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
   """Writes what the step trains on; returns also its counts and mixture."""
   folder = stage.folder / 'rows'
@@ -261,16 +260,16 @@ def _write_rows(
   (kept,) = grown.previews([chosen])
   rows = loader.write_rows(folder, grown.training_rows(chosen))
   counts = {
-      'kept_samples': kept.kept_samples,
-      'kept_sources': kept.kept_sources,
-      'starved_sources': kept.starved_sources,
-      'distinct_samples': kept.distinct_samples,
-      'references': int(rows.is_original.sum()),
+    'kept_samples': kept.kept_samples,
+    'kept_sources': kept.kept_sources,
+    'starved_sources': kept.starved_sources,
+    'distinct_samples': kept.distinct_samples,
+    'references': int(rows.is_original.sum()),
   }
   context.progress.note(
-      f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
-      f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'
-      f' {kept.sources:,} sources starved'
+    f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
+    f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'
+    f' {kept.sources:,} sources starved'
   )
   has_both = 0 < counts['references'] < len(rows)
   mixture = settings.mixture if has_both else 'union'
