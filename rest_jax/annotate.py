@@ -38,12 +38,12 @@ class Annotate:
     names = [model.info.name for model in self.metrics]
     if len(set(names)) < len(names):
       raise ConfigurationError(
-          f'Annotate.further_metrics: the names {names} must differ, since each'
-          ' names a folder.'
+        f'Annotate.further_metrics: the names {names} must differ, since each'
+        ' names a folder.'
       )
     if self.batch_size < 1:
       raise ConfigurationError(
-          f'Annotate.batch_size = {self.batch_size} must be at least 1.'
+        f'Annotate.batch_size = {self.batch_size} must be at least 1.'
       )
 
   @property
@@ -53,11 +53,11 @@ class Annotate:
 
 
 def run_scores(
-    context: Context,
-    stage: Stage,
-    model: base.RewardModel,
-    samples: Stage,
-    batch_size: int,
+  context: Context,
+  stage: Stage,
+  model: base.RewardModel,
+  samples: Stage,
+  batch_size: int,
 ) -> None:
   """Scores every row of a grown dataset with one metric.
 
@@ -82,25 +82,25 @@ def run_scores(
     info = stage.part(path.name)
     if info is None:
       table = store.read_part(
-          path, ('source_id', 'sample_index', 'source', 'target')
+        path, ('source_id', 'sample_index', 'source', 'target')
       )
       scores = scoring.raw_scores(
-          model,
-          table['source'].to_pylist(),
-          table['target'].to_pylist(),
-          references(table),
-          batch_size=batch_size,
+        model,
+        table['source'].to_pylist(),
+        table['target'].to_pylist(),
+        references(table),
+        batch_size=batch_size,
       )
       info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
       stage.write_part(path.name, store.scores_part(path, scores), info)
     done += info['rows']
     context.progress.update(
-        done, total, **{'rows/s': done / (time.monotonic() - began)}
+      done, total, **{'rows/s': done / (time.monotonic() - began)}
     )
   stage.commit(
-      counts={'rows': done},
-      seconds=time.monotonic() - began,
-      extra={'info': dataclasses.asdict(model.info)},
+    counts={'rows': done},
+    seconds=time.monotonic() - began,
+    extra={'info': dataclasses.asdict(model.info)},
   )
 
 
@@ -125,15 +125,15 @@ class _ReferenceColumn:
     if None in found:
       row = found.index(None)
       raise RewardError(
-          f'reward {self._info.name!r} needs references, but source'
-          f' {ids[row]} ({table["source"][row].as_py()!r}) has none; use a'
-          ' reference-free reward, or GROW_SPLIT with references.'
+        f'reward {self._info.name!r} needs references, but source'
+        f' {ids[row]} ({table["source"][row].as_py()!r}) has none; use a'
+        ' reference-free reward, or GROW_SPLIT with references.'
       )
     return found
 
 
 def run_reward(
-    context: Context, stage: Stage, model: base.RewardModel, scores: Stage
+  context: Context, stage: Stage, model: base.RewardModel, scores: Stage
 ) -> None:
   """Turns a metric's raw scores into rewards in [0, 1], part by part.
 
@@ -153,8 +153,6 @@ def run_reward(
     total += len(rewards)
     weighted += float(rewards.sum(dtype=np.float64))
   stage.commit(
-      counts={'rows': total, 'reward_mean': weighted / max(total, 1)},
-      seconds=time.monotonic() - began,
+    counts={'rows': total, 'reward_mean': weighted / max(total, 1)},
+    seconds=time.monotonic() - began,
   )
-
-

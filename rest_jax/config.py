@@ -7,7 +7,8 @@ knowing gin, so that stages can record what they were made with.
 import dataclasses
 import json
 import typing
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from beartype import BeartypeConf, door
 
@@ -40,8 +41,8 @@ def check_types(value: Any) -> None:
         if typing.get_args(hint):
           wanted = str(hint).replace('typing.', '')
         raise ConfigurationError(
-            f'binding {name}.{field.name} = {given!r} has the type'
-            f' {type(given).__name__}; give a value of type {wanted}.'
+          f'binding {name}.{field.name} = {given!r} has the type'
+          f' {type(given).__name__}; give a value of type {wanted}.'
         )
   for _, child in _children(value):
     check_types(child)

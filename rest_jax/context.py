@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import time
-from typing import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from etils import epath
 import jax
 import pyarrow as pa
+from etils import epath
 
 from rest_jax.checkpoint import native
 from rest_jax.data import prepare, store
@@ -59,10 +59,10 @@ class Context:
         child.rmtree()
     report = data.prepare(stage.folder, store.write_sources, advance)
     counts = {
-        name: split.get('rows', 0) for name, split in report['splits'].items()
+      name: split.get('rows', 0) for name, split in report['splits'].items()
     }
     self.progress.note(
-        ', '.join(f'{name} {rows:,}' for name, rows in counts.items())
+      ', '.join(f'{name} {rows:,}' for name, rows in counts.items())
     )
     for name, split in report['splits'].items():
       for problem in ('over_long', 'empty', 'in_dev'):
@@ -79,8 +79,8 @@ class Context:
     stage = self.stage(name)
     if not stage.committed:
       raise ConfigurationError(
-          f'stage {name} is needed and not there yet; run it first, with'
-          f' --stage={name} or --run_mode=rest.'
+        f'stage {name} is needed and not there yet; run it first, with'
+        f' --stage={name} or --run_mode=rest.'
       )
     stage.verify()
     return stage
@@ -95,9 +95,9 @@ class Context:
     """The policy's functions; its parameters come from `params`."""
     if self.model.vocab_size < self.tokenizer.size:
       raise ConfigurationError(
-          f'T5Config.vocab_size = {self.model.vocab_size} is smaller than the'
-          f" tokenizer's {self.tokenizer.size} ids; raise it to at least that"
-          ' (a multiple of 128 is fastest).'
+        f'T5Config.vocab_size = {self.model.vocab_size} is smaller than the'
+        f" tokenizer's {self.tokenizer.size} ids; raise it to at least that"
+        ' (a multiple of 128 is fastest).'
       )
     return Policy(config=self.model, layout=self.layout)
 
@@ -113,11 +113,11 @@ class Context:
   def abstract_params(self) -> Params:
     """Shapes and shardings of the policy's parameters, to restore them."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        self.policy.abstract_params(),
-        self.policy.param_shardings(),
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      self.policy.abstract_params(),
+      self.policy.param_shardings(),
     )
 
   def split_folder(self, split: str) -> epath.Path:
@@ -128,7 +128,7 @@ class Context:
     return folder
 
   def sources(
-      self, split: str, columns: Sequence[str] | None = None
+    self, split: str, columns: Sequence[str] | None = None
   ) -> Iterator[pa.Table]:
     """Streams the rows of a data split, a row group at a time."""
     return store.read_sources(self.split_folder(split), columns)

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import time
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,11 +52,11 @@ class Evaluate:
     for name in ('num_samples', 'select_sources', 'select_samples'):
       if getattr(self, name) < 1:
         raise ConfigurationError(
-            f'Evaluate.{name} = {getattr(self, name)} must be at least 1.'
+          f'Evaluate.{name} = {getattr(self, name)} must be at least 1.'
         )
     if not self.temperatures:
       raise ConfigurationError(
-          'Evaluate.temperatures is empty; give at least one, e.g. (0.8,).'
+        'Evaluate.temperatures is empty; give at least one, e.g. (0.8,).'
       )
 
 
@@ -77,63 +78,61 @@ class Rewarded:
   """Draws outputs for a split and gives them their rewards."""
 
   def __init__(
-      self,
-      context: Context,
-      settings: Evaluate,
-      reward: base.RewardModel,
-      split: Split,
+    self,
+    context: Context,
+    settings: Evaluate,
+    reward: base.RewardModel,
+    split: Split,
   ):
     """Samples are the same for equal parameters, whenever they are drawn."""
     self._context, self._settings = context, settings
     self._reward, self._split = reward, split
 
   def __call__(
-      self, params: Params, sampling: Sampling, num_samples: int
+    self, params: Params, sampling: Sampling, num_samples: int
   ) -> tuple[Float[np.ndarray, 'k n'], list[str], generation.Generated]:
     """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs."""
     split = self._split
     generated = generation.generate(
-        self._context.policy,
-        params,
-        split.source_tokens,
-        split.source_ids,
-        seed=self._context.seed,
-        purpose='evaluate',
-        step=0,  # The same draws for every policy: differences are sharper.
-        num_samples=num_samples,
-        sampling=sampling,
-        batching=self._settings.batching,
-        num_tokens=self._context.tokenizer.size,
+      self._context.policy,
+      params,
+      split.source_tokens,
+      split.source_ids,
+      seed=self._context.seed,
+      purpose='evaluate',
+      step=0,  # The same draws for every policy: differences are sharper.
+      num_samples=num_samples,
+      sampling=sampling,
+      batching=self._settings.batching,
+      num_tokens=self._context.tokenizer.size,
     )
     texts = grow.decode(self._context, generated)
     repeat = lambda values: [v for v in values for _ in range(num_samples)]
     references = split.references and repeat(split.references)
     rewards = scoring.rewards(
-        self._reward, repeat(split.sources), texts, references
+      self._reward, repeat(split.sources), texts, references
     )
     return rewards.reshape(-1, num_samples), texts, generated
 
 
 def select_reward(
-    context: Context, settings: Evaluate, reward: base.RewardModel
+  context: Context, settings: Evaluate, reward: base.RewardModel
 ):
   """A function from parameters to their mean reward on D_select."""
   split = Split(context, 'select', settings.select_sources)
   rewarded = Rewarded(context, settings, reward, split)
 
   def evaluate(params: Params) -> float:
-    rewards, _, _ = rewarded(
-        params, settings.sampling, settings.select_samples
-    )
+    rewards, _, _ = rewarded(params, settings.sampling, settings.select_samples)
     return float(rewards.mean(dtype=np.float64))
 
   return evaluate
 
 
 def corpus_scores(
-    outputs: Sequence[str],
-    references: Sequence[str] | None,
-    target_language: str,
+  outputs: Sequence[str],
+  references: Sequence[str] | None,
+  target_language: str,
 ) -> dict[str, Any]:
   """Corpus BLEU and chrF with their sacrebleu signatures.
 
@@ -151,21 +150,21 @@ def corpus_scores(
     }  # fmt: skip
   bleu, chrf = sacrebleu.BLEU(trg_lang=target_language), sacrebleu.CHRF()
   return {
-      'bleu': bleu.corpus_score(outputs, [references]).score,
-      'chrf': chrf.corpus_score(outputs, [references]).score,
-      'bleu_signature': str(bleu.get_signature()),
-      'chrf_signature': str(chrf.get_signature()),
+    'bleu': bleu.corpus_score(outputs, [references]).score,
+    'chrf': chrf.corpus_score(outputs, [references]).score,
+    'bleu_signature': str(bleu.get_signature()),
+    'chrf_signature': str(chrf.get_signature()),
   }
 
 
 def run(
-    context: Context,
-    stage: Stage,
-    settings: Evaluate,
-    *,
-    policy_name: str,
-    split: str,
-    reward: base.RewardModel,
+  context: Context,
+  stage: Stage,
+  settings: Evaluate,
+  *,
+  policy_name: str,
+  split: str,
+  reward: base.RewardModel,
 ) -> None:
   """Evaluates one policy on one split and writes its outputs beside.
 
@@ -187,16 +186,16 @@ def run(
   rewarded = Rewarded(context, settings, reward, data)
   progress = functools.partial(context.progress.update, total=4)
   sampled, texts, generated = rewarded(
-      params, settings.sampling, settings.num_samples
+    params, settings.sampling, settings.num_samples
   )
   progress(1)
   greedy, greedy_texts, _ = rewarded(params, Sampling(temperature=0.0), 1)
   progress(2)
   best_t = _best_temperature(context, settings, reward, params)
   at_best, _, _ = rewarded(
-      params,
-      dataclasses.replace(settings.sampling, temperature=best_t),
-      settings.num_samples,
+    params,
+    dataclasses.replace(settings.sampling, temperature=best_t),
+    settings.num_samples,
   )
   progress(3)
   beams = _beam_texts(context, settings, params, data)
@@ -206,25 +205,25 @@ def run(
   per_source = sampled.mean(axis=1, dtype=np.float64)
   low, high = results.bootstrap_interval(per_source)
   figures = {
-      'reward_mean': 100 * float(per_source.mean()),
-      'reward_low': 100 * low,
-      'reward_high': 100 * high,
-      'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
-      'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
-      'best_t': best_t,
+    'reward_mean': 100 * float(per_source.mean()),
+    'reward_low': 100 * low,
+    'reward_high': 100 * high,
+    'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
+    'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
+    'best_t': best_t,
   } | corpus_scores(beams, data.references, settings.target_language)
   stage.commit(
-      counts={'sources': len(data.sources), 'samples': sampled.size},
-      seconds=time.monotonic() - began,
-      extra={'figures': figures},
+    counts={'sources': len(data.sources), 'samples': sampled.size},
+    seconds=time.monotonic() - began,
+    extra={'figures': figures},
   )
 
 
 def _best_temperature(
-    context: Context,
-    settings: Evaluate,
-    reward: base.RewardModel,
-    params: Params,
+  context: Context,
+  settings: Evaluate,
+  reward: base.RewardModel,
+  params: Params,
 ) -> float:
   """The temperature with the highest mean reward on D_select."""
   if len(settings.temperatures) == 1:
@@ -241,27 +240,27 @@ def _best_temperature(
 
 
 def _beam_texts(
-    context: Context, settings: Evaluate, params: Params, data: Split
+  context: Context, settings: Evaluate, params: Params, data: Split
 ) -> list[str]:
   beams = generation.generate_beam(
-      context.policy,
-      params,
-      data.source_tokens,
-      num_beams=settings.num_beams,
-      alpha=settings.alpha,
-      batching=settings.batching,
-      num_tokens=context.tokenizer.size,
+    context.policy,
+    params,
+    data.source_tokens,
+    num_beams=settings.num_beams,
+    alpha=settings.alpha,
+    batching=settings.batching,
+    num_tokens=context.tokenizer.size,
   )
   return [context.tokenizer.decode(tokens.tolist()) for tokens in beams]
 
 
 def _write_samples(
-    stage: Stage,
-    data: Split,
-    num_samples: int,
-    rewards: np.ndarray,
-    texts: Sequence[str],
-    generated: generation.Generated,
+  stage: Stage,
+  data: Split,
+  num_samples: int,
+  rewards: np.ndarray,
+  texts: Sequence[str],
+  generated: generation.Generated,
 ) -> None:
   table = grow.sample_rows(data.table, generated, texts, grow_step=0)
   table = table.append_column('reward', pa.array(rewards.reshape(-1)))
@@ -269,20 +268,20 @@ def _write_samples(
 
 
 def _write_beams(
-    stage: Stage,
-    data: Split,
-    beams: Sequence[str],
-    greedy: Sequence[str],
-    greedy_rewards: np.ndarray,
+  stage: Stage,
+  data: Split,
+  beams: Sequence[str],
+  greedy: Sequence[str],
+  greedy_rewards: np.ndarray,
 ) -> None:
   table = pa.table(
-      {
-          'source_id': data.table['source_id'],
-          'source': data.table['source'],
-          'reference': data.table['target'],
-          'beam': list(beams),
-          'greedy': list(greedy),
-          'greedy_reward': greedy_rewards[:, 0],
-      }
+    {
+      'source_id': data.table['source_id'],
+      'source': data.table['source'],
+      'reference': data.table['target'],
+      'beam': list(beams),
+      'greedy': list(greedy),
+      'greedy_reward': greedy_rewards[:, 0],
+    }
   )
   stage.write_part('beam.parquet', store.table_bytes(table))

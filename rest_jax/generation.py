@@ -5,7 +5,7 @@ devices; Grow, Evaluate and Translate all generate through it.
 """
 
 import dataclasses
-from typing import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,14 +33,14 @@ class Batching:
   def __post_init__(self):
     if self.max_decode_len < 1 or self.rows < 1:
       raise ConfigurationError(
-          f'Batching.max_decode_len = {self.max_decode_len} and Batching.rows ='
-          f' {self.rows} must both be at least 1.'
+        f'Batching.max_decode_len = {self.max_decode_len} and Batching.rows ='
+        f' {self.rows} must both be at least 1.'
       )
     buckets = self.source_buckets
     if not buckets or list(buckets) != sorted(set(buckets)):
       raise ConfigurationError(
-          f'Batching.source_buckets = {buckets} must be rising lengths, for'
-          ' example (32, 64, 128).'
+        f'Batching.source_buckets = {buckets} must be rising lengths, for'
+        ' example (32, 64, 128).'
       )
 
 
@@ -67,11 +67,11 @@ class Generated:
     """Room for the samples of `num_sources` sources."""
     shape = (num_sources, num_samples, length)
     return cls(
-        tokens=np.zeros(shape, np.int32),
-        token_log_probs=np.zeros(shape, np.float32),
-        token_sampling_log_probs=np.zeros(shape, np.float32),
-        lengths=np.zeros(shape[:2], np.int32),
-        finished=np.zeros(shape[:2], bool),
+      tokens=np.zeros(shape, np.int32),
+      token_log_probs=np.zeros(shape, np.float32),
+      token_sampling_log_probs=np.zeros(shape, np.float32),
+      lengths=np.zeros(shape[:2], np.int32),
+      finished=np.zeros(shape[:2], bool),
     )
 
   def put(self, sources: np.ndarray, first_sample: int, samples: Samples):
@@ -83,9 +83,9 @@ class Generated:
 
 
 def _bucketed(
-    sources: Sequence[Sequence[int]],
-    buckets: Sequence[int],
-    batch_size: int,
+  sources: Sequence[Sequence[int]],
+  buckets: Sequence[int],
+  batch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (indices [m], tokens [batch_size, bucket]), m ≤ batch_size.
 
@@ -95,9 +95,9 @@ def _bucketed(
   lengths = np.array([len(source) for source in sources])
   if len(lengths) and lengths.max() > buckets[-1]:
     raise DataError(
-        f'a source of {lengths.max()} tokens does not fit the longest bucket;'
-        f' raise Batching.source_buckets = {tuple(buckets)} or lower'
-        ' MAX_SOURCE_LENGTH.'
+      f'a source of {lengths.max()} tokens does not fit the longest bucket;'
+      f' raise Batching.source_buckets = {tuple(buckets)} or lower'
+      ' MAX_SOURCE_LENGTH.'
     )
   bucket_of = np.searchsorted(buckets, lengths)
   for b, bucket in enumerate(buckets):
@@ -118,19 +118,19 @@ def _filled(indices: np.ndarray, size: int) -> np.ndarray:
 
 
 def generate(
-    policy: policy_lib.Policy,
-    params: Params,
-    sources: Sequence[Sequence[int]],
-    source_ids: np.ndarray,
-    *,
-    seed: int,
-    purpose: str,
-    step: int,
-    num_samples: int,
-    sampling: sampling_lib.Sampling,
-    batching: Batching,
-    num_tokens: int,
-    advance: Callable[[int], None] = lambda tokens: None,
+  policy: policy_lib.Policy,
+  params: Params,
+  sources: Sequence[Sequence[int]],
+  source_ids: np.ndarray,
+  *,
+  seed: int,
+  purpose: str,
+  step: int,
+  num_samples: int,
+  sampling: sampling_lib.Sampling,
+  batching: Batching,
+  num_tokens: int,
+  advance: Callable[[int], None] = lambda tokens: None,
 ) -> Generated:
   """Draws `num_samples` samples for each source.
 
@@ -162,18 +162,18 @@ def generate(
   shards = policy.mesh.shape['data']
   batch_size = -(-batch_size // shards) * shards
   for indices, tokens in _bucketed(
-      sources, batching.source_buckets, batch_size
+    sources, batching.source_buckets, batch_size
   ):
     ids = _filled(np.asarray(source_ids)[indices], batch_size)
     keys = policy_lib.sample_keys(seed, purpose, step, ids, num_samples)
     for first in range(0, num_samples, group):
       samples = policy.sample(
-          params,
-          tokens,
-          keys[:, first : first + group],
-          sampling=sampling,
-          max_decode_len=batching.max_decode_len,
-          num_tokens=num_tokens,
+        params,
+        tokens,
+        keys[:, first : first + group],
+        sampling=sampling,
+        max_decode_len=batching.max_decode_len,
+        num_tokens=num_tokens,
       )
       out.put(indices, first, samples)
       advance(int(out.lengths[indices, first : first + group].sum()))
@@ -181,15 +181,15 @@ def generate(
 
 
 def generate_beam(
-    policy: policy_lib.Policy,
-    params: Params,
-    sources: Sequence[Sequence[int]],
-    *,
-    num_beams: int,
-    alpha: float,
-    batching: Batching,
-    num_tokens: int,
-    advance: Callable[[int], None] = lambda tokens: None,
+  policy: policy_lib.Policy,
+  params: Params,
+  sources: Sequence[Sequence[int]],
+  *,
+  num_beams: int,
+  alpha: float,
+  batching: Batching,
+  num_tokens: int,
+  advance: Callable[[int], None] = lambda tokens: None,
 ) -> list[np.ndarray]:
   """The best beam of each source: k arrays of int32 tokens, EOS included."""
   out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sources)
@@ -197,15 +197,15 @@ def generate_beam(
   batch_size = max(1, batching.rows // num_beams)
   batch_size = -(-batch_size // shards) * shards
   for indices, tokens in _bucketed(
-      sources, batching.source_buckets, batch_size
+    sources, batching.source_buckets, batch_size
   ):
     beams = policy.beam_search(
-        params,
-        tokens,
-        num_beams=num_beams,
-        alpha=alpha,
-        max_decode_len=batching.max_decode_len,
-        num_tokens=num_tokens,
+      params,
+      tokens,
+      num_beams=num_beams,
+      alpha=alpha,
+      max_decode_len=batching.max_decode_len,
+      num_tokens=num_tokens,
     )
     best = np.asarray(beams.tokens)[: len(indices), 0]
     for index, row in zip(indices, best, strict=True):

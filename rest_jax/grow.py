@@ -6,7 +6,8 @@ arXiv:2308.08998, section 3.1): the references of D are rows beside the samples.
 
 import dataclasses
 import time
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ class Grow:
     for name in ('num_samples', 'sources_per_part'):
       if getattr(self, name) < 1:
         raise ConfigurationError(
-            f'Grow.{name} = {getattr(self, name)} must be at least 1.'
+          f'Grow.{name} = {getattr(self, name)} must be at least 1.'
         )
 
 
@@ -71,10 +72,10 @@ def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
 
 
 def sample_rows(
-    sources: pa.Table,
-    generated: generation.Generated,
-    texts: Sequence[str],
-    grow_step: int,
+  sources: pa.Table,
+  generated: generation.Generated,
+  texts: Sequence[str],
+  grow_step: int,
 ) -> pa.Table:
   """Rows of the samples' schema for k sources with n samples each.
 
@@ -92,26 +93,26 @@ def sample_rows(
   repeated = np.repeat(np.arange(k), n)
   lengths = flat(generated.lengths)
   columns: dict[str, Any] = {
-      name: sources[name].take(repeated).combine_chunks()
-      for name in _SOURCE_COLUMNS
+    name: sources[name].take(repeated).combine_chunks()
+    for name in _SOURCE_COLUMNS
   }
   log_probs = flat(generated.token_log_probs)
   return store.samples_table(
-      columns
-      | {
-          'sample_index': np.tile(np.arange(n, dtype=np.int32), k),
-          'grow_step': grow_step,
-          'origin': 'policy',
-          'target': list(texts),
-          'target_tokens': _lists(flat(generated.tokens), lengths),
-          'length': lengths,
-          'finished': flat(generated.finished),
-          'log_prob': log_probs.sum(-1),
-          'token_log_probs': _lists(log_probs, lengths),
-          'token_sampling_log_probs': _lists(
-              flat(generated.token_sampling_log_probs), lengths
-          ),
-      }
+    columns
+    | {
+      'sample_index': np.tile(np.arange(n, dtype=np.int32), k),
+      'grow_step': grow_step,
+      'origin': 'policy',
+      'target': list(texts),
+      'target_tokens': _lists(flat(generated.tokens), lengths),
+      'length': lengths,
+      'finished': flat(generated.finished),
+      'log_prob': log_probs.sum(-1),
+      'token_log_probs': _lists(log_probs, lengths),
+      'token_sampling_log_probs': _lists(
+        flat(generated.token_sampling_log_probs), lengths
+      ),
+    }
   )
 
 
@@ -121,16 +122,16 @@ def reference_rows(sources: pa.Table, grow_step: int) -> pa.Table:
   columns = {name: sources[name].combine_chunks() for name in _SOURCE_COLUMNS}
   tokens = sources['target_tokens'].combine_chunks()
   return store.samples_table(
-      columns
-      | {
-          'sample_index': np.full(len(sources), store.REFERENCE_INDEX, np.int32),
-          'grow_step': grow_step,
-          'origin': 'reference',
-          'target': sources['target'].combine_chunks(),
-          'target_tokens': tokens,
-          'length': pa.compute.list_value_length(tokens),
-          'finished': np.ones(len(sources), bool),
-      }
+    columns
+    | {
+      'sample_index': np.full(len(sources), store.REFERENCE_INDEX, np.int32),
+      'grow_step': grow_step,
+      'origin': 'reference',
+      'target': sources['target'].combine_chunks(),
+      'target_tokens': tokens,
+      'length': pa.compute.list_value_length(tokens),
+      'finished': np.ones(len(sources), bool),
+    }
   )
 
 
@@ -138,17 +139,17 @@ def _by_source(tables: Sequence[pa.Table]) -> pa.Table:
   """All rows, those of a source together, references first."""
   table = pa.concat_tables(tables)
   return table.sort_by(
-      [('source_id', 'ascending'), ('sample_index', 'ascending')]
+    [('source_id', 'ascending'), ('sample_index', 'ascending')]
   )
 
 
 def run(
-    context: Context,
-    stage: Stage,
-    settings: Grow,
-    *,
-    policy_name: str,
-    grow_step: int,
+  context: Context,
+  stage: Stage,
+  settings: Grow,
+  *,
+  policy_name: str,
+  grow_step: int,
 ) -> None:
   """Samples from a policy for all of Grow's sources, part by part.
 
@@ -178,14 +179,12 @@ def run(
 
   done = 0
   for number, sources in enumerate(
-      _chunks(context.sources('grow'), settings.sources_per_part)
+    _chunks(context.sources('grow'), settings.sources_per_part)
   ):
     name = store.part_name(number)
     info = stage.part(name)
     if info is None:
-      table = _grown(
-          context, settings, params, sources, grow_step, advance
-      )
+      table = _grown(context, settings, params, sources, grow_step, advance)
       info = _describe(table)
       if same_split:
         table = _by_source([table, reference_rows(sources, grow_step)])
@@ -197,33 +196,33 @@ def run(
   if not same_split:
     _write_references(context, stage, settings, grow_step, infos)
   counts = {
-      key: sum(info.get(key, 0) for info in infos)
-      for key in ('samples', 'sources', 'tokens', 'finished', 'references')
+    key: sum(info.get(key, 0) for info in infos)
+    for key in ('samples', 'sources', 'tokens', 'finished', 'references')
   }
   stage.commit(counts=counts, seconds=time.monotonic() - began)
 
 
 def _grown(
-    context: Context,
-    settings: Grow,
-    params: Any,
-    sources: pa.Table,
-    grow_step: int,
-    advance: Any,
+  context: Context,
+  settings: Grow,
+  params: Any,
+  sources: pa.Table,
+  grow_step: int,
+  advance: Any,
 ) -> pa.Table:
   generated = generation.generate(
-      context.policy,
-      params,
-      sources['source_tokens'].to_pylist(),
-      sources['source_id'].to_numpy(),
-      seed=context.seed,
-      purpose='grow',
-      step=grow_step,
-      num_samples=settings.num_samples,
-      sampling=settings.sampling,
-      batching=settings.batching,
-      num_tokens=context.tokenizer.size,
-      advance=advance,
+    context.policy,
+    params,
+    sources['source_tokens'].to_pylist(),
+    sources['source_id'].to_numpy(),
+    seed=context.seed,
+    purpose='grow',
+    step=grow_step,
+    num_samples=settings.num_samples,
+    sampling=settings.sampling,
+    batching=settings.batching,
+    num_tokens=context.tokenizer.size,
+    advance=advance,
   )
   texts = decode(context, generated)
   return sample_rows(sources, generated, texts, grow_step)
@@ -234,27 +233,27 @@ def decode(context: Context, generated: generation.Generated) -> list[str]:
   flat = generated.tokens.reshape(-1, generated.tokens.shape[-1])
   lengths = generated.lengths.reshape(-1)
   return [
-      context.tokenizer.decode(row[:length].tolist())
-      for row, length in zip(flat, lengths, strict=True)
+    context.tokenizer.decode(row[:length].tolist())
+    for row, length in zip(flat, lengths, strict=True)
   ]
 
 
 def _describe(table: pa.Table) -> dict[str, int]:
   return {
-      'samples': table.num_rows,
-      'sources': len(pa.compute.unique(table['source_id'])),
-      'tokens': pa.compute.sum(table['length']).as_py(),
-      'finished': pa.compute.sum(table['finished']).as_py(),
-      'references': 0,
+    'samples': table.num_rows,
+    'sources': len(pa.compute.unique(table['source_id'])),
+    'tokens': pa.compute.sum(table['length']).as_py(),
+    'finished': pa.compute.sum(table['finished']).as_py(),
+    'references': 0,
   }
 
 
 def _write_references(
-    context: Context,
-    stage: Stage,
-    settings: Grow,
-    grow_step: int,
-    infos: list[dict[str, Any]],
+  context: Context,
+  stage: Stage,
+  settings: Grow,
+  grow_step: int,
+  infos: list[dict[str, Any]],
 ) -> None:
   """Parts with the references of D where Grow has sources of its own."""
   first = len(infos)
@@ -267,8 +266,8 @@ def _write_references(
       table = reference_rows(sources, grow_step)
       if not table.num_rows:
         raise CorruptStateError(
-            f'{context.split_folder("train")} holds no target at all; delete'
-            ' the data stage and prepare it again.'
+          f'{context.split_folder("train")} holds no target at all; delete'
+          ' the data stage and prepare it again.'
         )
       info = {'references': table.num_rows}
       stage.write_part(name, store.samples_part(table), info)

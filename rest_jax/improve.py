@@ -7,7 +7,8 @@ differ in which rows they train on, and in nothing else.
 
 import dataclasses
 import time
-from typing import Iterator, Literal, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 

@@ -12,59 +12,60 @@ import pathlib
 import re
 import shlex
 import sys
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
-import gin
 
+import gin
 from rest_jax import config
 from rest_jax.errors import ConfigurationError, RestJaxError
 
 RUN_MODES = (
-    'rest',
-    'supervised',
-    'grow',
-    'annotate',
-    'improve',
-    'evaluate',
-    'translate',
-    'preview',
-    'status',
-    'import_samples',
-    'fetch',
+  'rest',
+  'supervised',
+  'grow',
+  'annotate',
+  'improve',
+  'evaluate',
+  'translate',
+  'preview',
+  'status',
+  'import_samples',
+  'fetch',
 )
 
 _GIN_FILE = flags.DEFINE_multi_string(
-    'gin_file', [], 'A gin file, of the package or of yours; repeatable.'
+  'gin_file', [], 'A gin file, of the package or of yours; repeatable.'
 )
 _GIN_BINDINGS = flags.DEFINE_multi_string(
-    'gin_bindings', [], 'A gin binding; --gin.NAME=VALUE is short for it.'
+  'gin_bindings', [], 'A gin binding; --gin.NAME=VALUE is short for it.'
 )
 _GIN_SEARCH_PATHS = flags.DEFINE_list(
-    'gin_search_paths', [], 'Further folders to look for gin files in.'
+  'gin_search_paths', [], 'Further folders to look for gin files in.'
 )
 _RUN_MODE = flags.DEFINE_enum('run_mode', 'rest', RUN_MODES, 'What to do.')
 _STAGE = flags.DEFINE_string(
-    'stage', None, 'Run only this stage, e.g. grow_1/improve_2.'
+  'stage', None, 'Run only this stage, e.g. grow_1/improve_2.'
 )
 _DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print the stages and an estimate of disk; run nothing.'
+  'dry_run', False, 'Print the stages and an estimate of disk; run nothing.'
 )
 _POLICY = flags.DEFINE_string(
-    'policy', None, 'Policy folder in MODEL_DIR, e.g. supervised.'
+  'policy', None, 'Policy folder in MODEL_DIR, e.g. supervised.'
 )
 _INPUT = flags.DEFINE_string('input', '-', 'File to read; - is standard input.')
 _OUTPUT = flags.DEFINE_string(
-    'output', '-', 'File to write; - is standard output.'
+  'output', '-', 'File to write; - is standard output.'
 )
 _SPLIT = flags.DEFINE_enum(
-    'split', 'report', ('report', 'select', 'test'), 'Data to evaluate on.'
+  'split', 'report', ('report', 'select', 'test'), 'Data to evaluate on.'
 )
 _DATASET = flags.DEFINE_string(
-    'dataset', None, 'Data set for --run_mode=fetch: wmt20 or iwslt14.'
+  'dataset', None, 'Data set for --run_mode=fetch: wmt20 or iwslt14.'
 )
 _DATA_DIR = flags.DEFINE_string(
-    'data_dir', None, 'Folder that --run_mode=fetch writes to.'
+  'data_dir', None, 'Folder that --run_mode=fetch writes to.'
 )
 
 
@@ -94,7 +95,7 @@ def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
       name, equals, value = arg.removeprefix('--gin.').partition('=')
       if not equals:
         raise ConfigurationError(
-            f'flag {arg} has no value; write --gin.{name}=VALUE.'
+          f'flag {arg} has no value; write --gin.{name}=VALUE.'
         )
       out.append(f'--gin_bindings={name} = {_literal(value)}')
     else:
@@ -131,15 +132,15 @@ def _shipped_names() -> set[str]:
 
 
 def _parse_gin(
-    files: Sequence[str],
-    bindings: Sequence[str],
-    search_paths: Sequence[str],
+  files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str],
 ) -> None:
   """Parses into gin's global configuration; errors become one line."""
   if not files:
     raise ConfigurationError(
-        'no --gin_file given; try --gin_file=quickstart.gin, or one of'
-        f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
+      'no --gin_file given; try --gin_file=quickstart.gin, or one of'
+      f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
     )
   # gin also looks for files inside importable packages, and stumbles over any
   # folder named like the first part of an included path; files are enough.
@@ -150,15 +151,15 @@ def _parse_gin(
     roots = ('', '.', str(gin_folder()), *search_paths)
     if not any(os.path.exists(os.path.join(root, file)) for root in roots):
       raise ConfigurationError(
-          f'--gin_file={file} was not found here, in {gin_folder()} or in'
-          f' --gin_search_paths={",".join(search_paths)}.'
+        f'--gin_file={file} was not found here, in {gin_folder()} or in'
+        f' --gin_search_paths={",".join(search_paths)}.'
       )
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings))
   except _GIN_ERRORS as error:
     text = ' '.join(str(error).split())
     raise ConfigurationError(
-        f'the gin configuration cannot be read: {text}'
+      f'the gin configuration cannot be read: {text}'
     ) from error
 
 
@@ -173,7 +174,7 @@ def _build() -> Any:
   except _GIN_ERRORS as error:
     text = ' '.join(str(error).split())
     raise ConfigurationError(
-        f'the gin configuration cannot be built: {text}'
+      f'the gin configuration cannot be built: {text}'
     ) from error
   config.check_types(run)
   _check_all_used()
@@ -191,18 +192,18 @@ def _check_all_used() -> None:
   if unused:
     name = sorted(unused)[0]
     raise ConfigurationError(
-        f'binding {name} is used by nothing in this configuration; remove it or'
-        ' correct its name (--run_mode=status prints those in use).'
+      f'binding {name} is used by nothing in this configuration; remove it or'
+      ' correct its name (--run_mode=status prints those in use).'
     )
 
 
 def command_line(**changed: str) -> str:
   """This process's command, with some gin bindings replaced."""
   kept = [
-      arg
-      for arg in sys.argv[1:]
-      if not any(arg.startswith(f'--gin.{name}=') for name in changed)
-      and not arg.startswith(('--stage', '--dry_run'))
+    arg
+    for arg in sys.argv[1:]
+    if not any(arg.startswith(f'--gin.{name}=') for name in changed)
+    and not arg.startswith(('--stage', '--dry_run'))
   ]
   kept += [f'--gin.{name}={value}' for name, value in changed.items()]
   return shlex.join(['python', '-m', 'rest_jax.main', *kept])
@@ -213,9 +214,9 @@ def _dispatch(run: Any) -> None:
 
   mode = _RUN_MODE.value
   texts = session.Texts(
-      config=gin.config_str(),
-      operative_config=gin.operative_config_str(),
-      branch_command=command_line,
+    config=gin.config_str(),
+    operative_config=gin.operative_config_str(),
+    branch_command=command_line,
   )
   showing = mode == 'status' or _DRY_RUN.value
   read_only = showing or mode in ('translate', 'preview')
@@ -235,7 +236,7 @@ def _dispatch(run: Any) -> None:
 def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ConfigurationError(
-        f'unknown argument {argv[1]!r}; all settings are --flags.'
+      f'unknown argument {argv[1]!r}; all settings are --flags.'
     )
   if _RUN_MODE.value == 'fetch':
     from rest_jax.data import download

@@ -7,7 +7,8 @@ TensorBoard files. Nothing here influences what a run computes.
 import contextlib
 import sys
 import time
-from typing import IO, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import IO
 
 import rich.console
 import rich.progress
@@ -39,7 +40,7 @@ class Progress:
   """
 
   def __init__(
-      self, stream: IO[str] | None = None, tensorboard: str | None = None
+    self, stream: IO[str] | None = None, tensorboard: str | None = None
   ):
     """Writes to `stream` (standard error by default).
 
@@ -48,7 +49,7 @@ class Progress:
       tensorboard: folder of the TensorBoard files; None writes none.
     """
     self._console = rich.console.Console(
-        file=stream or sys.stderr, highlight=False, soft_wrap=True
+      file=stream or sys.stderr, highlight=False, soft_wrap=True
     )
     self._tensorboard = tensorboard
     self._writers = {}
@@ -64,11 +65,11 @@ class Progress:
     self._last_line, self._first_done = self._began, None
     if self._console.is_terminal:
       self._bar = rich.progress.Progress(
-          rich.progress.TextColumn('{task.description}'),
-          rich.progress.BarColumn(bar_width=24),
-          rich.progress.TextColumn('{task.fields[text]}'),
-          console=self._console,
-          transient=True,
+        rich.progress.TextColumn('{task.description}'),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.TextColumn('{task.fields[text]}'),
+        console=self._console,
+        transient=True,
       )
       self._task = self._bar.add_task(name, total=None, text='starting')
       self._bar.start()
@@ -111,7 +112,7 @@ class Progress:
       import tensorboardX  # Slow to import, so only where it is needed.
 
       self._writers[run] = tensorboardX.SummaryWriter(
-          f'{self._tensorboard}/{run}', write_to_disk=True
+        f'{self._tensorboard}/{run}', write_to_disk=True
       )
     for name, value in metrics.items():
       self._writers[run].add_scalar(name, float(value), step)

@@ -7,15 +7,16 @@
 
 import dataclasses
 import functools
-from typing import Any, Callable, Iterator, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from rest_jax import (
-    annotate,
-    config,
-    evaluate,
-    grow,
-    improve,
-    supervised,
+  annotate,
+  config,
+  evaluate,
+  grow,
+  improve,
+  supervised,
 )
 from rest_jax.context import Context
 from rest_jax.data import prepare
@@ -24,9 +25,7 @@ from rest_jax.models.config import T5Config
 from rest_jax.run_directory import Stage
 from rest_jax.sharding import Layout
 
-Kind = Literal[
-    'data', 'supervised', 'grow', 'annotate', 'improve', 'evaluate'
-]
+Kind = Literal['data', 'supervised', 'grow', 'annotate', 'improve', 'evaluate']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +73,23 @@ class ReST:
     steps = self.improve.schedule.num_steps
     if not 0 <= self.num_improve <= steps:
       raise ConfigurationError(
-          f'NUM_IMPROVE = {self.num_improve}, but the schedule'
-          f' {self.improve.schedule} has {steps} steps; give as many'
-          ' thresholds as Improve steps.'
+        f'NUM_IMPROVE = {self.num_improve}, but the schedule'
+        f' {self.improve.schedule} has {steps} steps; give as many'
+        ' thresholds as Improve steps.'
       )
     if self.num_grow < 0:
-      raise ConfigurationError(f'NUM_GROW = {self.num_grow} must be at least 0.')
+      raise ConfigurationError(
+        f'NUM_GROW = {self.num_grow} must be at least 0.'
+      )
     if (
-        self.improve.original_data == 'filtered'
-        and self.annotate.reward.info.needs_reference
+      self.improve.original_data == 'filtered'
+      and self.annotate.reward.info.needs_reference
     ):
       name = self.annotate.reward.info.name
       raise ConfigurationError(
-          f"Improve.original_data = 'filtered' with the reward {name!r}: a"
-          ' reference scores highest against itself, so the filter would keep'
-          " all of them; use 'unfiltered' or 'none'."
+        f"Improve.original_data = 'filtered' with the reward {name!r}: a"
+        ' reference scores highest against itself, so the filter would keep'
+        " all of them; use 'unfiltered' or 'none'."
       )
 
   @property
@@ -177,21 +178,19 @@ def stages(run: ReST) -> list[StagePlan]:
   """All stages of a run, each after those that it reads."""
   plans = {policy.stage: policy for policy in policies(run)}
   out = [
-      StagePlan(
-          'data', 'data', (), config.flatten(run.data, 'Data'), _prepare(run)
-      ),
-      StagePlan(
-          'supervised',
-          'supervised',
-          ('data',),
-          config.flatten(run.supervised, 'Supervised')
-          | config.flatten(run.model, 'T5Config')
-          | {'SEED': run.seed},
-          lambda context, stage: supervised.run(
-              context, stage, run.supervised
-          ),
-      ),
-      evaluation_stage(run, plans['supervised'], 'report'),
+    StagePlan(
+      'data', 'data', (), config.flatten(run.data, 'Data'), _prepare(run)
+    ),
+    StagePlan(
+      'supervised',
+      'supervised',
+      ('data',),
+      config.flatten(run.supervised, 'Supervised')
+      | config.flatten(run.model, 'T5Config')
+      | {'SEED': run.seed},
+      lambda context, stage: supervised.run(context, stage, run.supervised),
+    ),
+    evaluation_stage(run, plans['supervised'], 'report'),
   ]
   for policy in plans.values():
     if policy.stage == 'supervised':
@@ -223,44 +222,44 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     grown_by = f'grow_{g - 1}/improve_{run.num_improve}'
   samples = f'grow_{g}/samples'
   yield StagePlan(
-      samples,
-      'grow',
-      ('data', grown_by),
-      config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
-      lambda context, stage: grow.run(
-          context, stage, run.grow, policy_name=grown_by, grow_step=g
-      ),
+    samples,
+    'grow',
+    ('data', grown_by),
+    config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
+    lambda context, stage: grow.run(
+      context, stage, run.grow, policy_name=grown_by, grow_step=g
+    ),
   )
   for model in run.annotate.metrics:
     yield StagePlan(
-        f'grow_{g}/scores/{model.info.name}',
-        'annotate',
-        ('data', samples),
-        _reward_config(model),
-        functools.partial(_score, run, model, samples),
+      f'grow_{g}/scores/{model.info.name}',
+      'annotate',
+      ('data', samples),
+      _reward_config(model),
+      functools.partial(_score, run, model, samples),
     )
   reward = run.annotate.reward
   scores = f'grow_{g}/scores/{reward.info.name}'
   yield StagePlan(
-      f'grow_{g}/reward',
-      'annotate',
-      (scores,),
-      _reward_config(reward),
-      lambda context, stage: annotate.run_reward(
-          context, stage, reward, context.stage(scores)
-      ),
+    f'grow_{g}/reward',
+    'annotate',
+    (scores,),
+    _reward_config(reward),
+    lambda context, stage: annotate.run_reward(
+      context, stage, reward, context.stage(scores)
+    ),
   )
 
 
 def _score(run, model, samples, context: Context, stage: Stage) -> None:
   annotate.run_scores(
-      context, stage, model, context.stage(samples), run.annotate.batch_size
+    context, stage, model, context.stage(samples), run.annotate.batch_size
   )
 
 
 def _reward_config(model: Any) -> dict[str, Any]:
   return config.flatten(model, 'reward') | config.flatten(
-      model.info, 'RewardInfo'
+    model.info, 'RewardInfo'
   )
 
 
@@ -275,22 +274,22 @@ def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     inputs += [f'grow_{g}/samples', f'grow_{g}/reward']
   # Later thresholds do not concern this step: a schedule may grow.
   settings = dataclasses.replace(
-      run.improve, schedule=run.improve.schedule.first(i)
+    run.improve, schedule=run.improve.schedule.first(i)
   )
   step = improve.Step(
-      policy.start, g, i, control, main if control != 'none' else None
+    policy.start, g, i, control, main if control != 'none' else None
   )
   return StagePlan(
-      policy.stage,
-      'improve',
-      tuple(dict.fromkeys(inputs)),
-      config.flatten(settings, 'Improve')
-      | _selecting_config(run.evaluate)
-      | _reward_config(run.annotate.reward)
-      | {'SEED': run.seed, 'control': control},
-      lambda context, stage: improve.run(
-          context, stage, settings, run.evaluate, run.annotate.reward, step
-      ),
+    policy.stage,
+    'improve',
+    tuple(dict.fromkeys(inputs)),
+    config.flatten(settings, 'Improve')
+    | _selecting_config(run.evaluate)
+    | _reward_config(run.annotate.reward)
+    | {'SEED': run.seed, 'control': control},
+    lambda context, stage: improve.run(
+      context, stage, settings, run.evaluate, run.annotate.reward, step
+    ),
   )
 
 
@@ -305,18 +304,18 @@ def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:
 def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
   """The evaluation of a policy on a split."""
   return StagePlan(
-      f'{policy.stage}/evaluation/{split}',
-      'evaluate',
-      ('data', policy.stage),
-      config.flatten(run.evaluate, 'Evaluate')
-      | _reward_config(run.annotate.reward)
-      | {'SEED': run.seed},
-      lambda context, stage: evaluate.run(
-          context,
-          stage,
-          run.evaluate,
-          policy_name=policy.stage,
-          split=split,
-          reward=run.annotate.reward,
-      ),
+    f'{policy.stage}/evaluation/{split}',
+    'evaluate',
+    ('data', policy.stage),
+    config.flatten(run.evaluate, 'Evaluate')
+    | _reward_config(run.annotate.reward)
+    | {'SEED': run.seed},
+    lambda context, stage: evaluate.run(
+      context,
+      stage,
+      run.evaluate,
+      policy_name=policy.stage,
+      split=split,
+      reward=run.annotate.reward,
+    ),
   )

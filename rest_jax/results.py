@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import rich.box
@@ -66,10 +66,10 @@ class Row:
 
 
 def bootstrap_interval(
-    per_source: Float[np.ndarray, ' n'],
-    *,
-    num_resamples: int = 1000,
-    coverage: float = 0.95,
+  per_source: Float[np.ndarray, ' n'],
+  *,
+  num_resamples: int = 1000,
+  coverage: float = 0.95,
 ) -> tuple[float, float]:
   """A percentile bootstrap interval of a mean, over sources.
 
@@ -90,7 +90,7 @@ def bootstrap_interval(
   rng = np.random.default_rng(12345)
   n = len(per_source)
   means = [
-      per_source[rng.integers(0, n, n)].mean() for _ in range(num_resamples)
+    per_source[rng.integers(0, n, n)].mean() for _ in range(num_resamples)
   ]
   tail = (1 - coverage) / 2
   low, high = np.quantile(means, [tail, 1 - tail])
@@ -105,9 +105,7 @@ def to_csv(rows: Sequence[Row]) -> str:
   writer.writerow(names)
   for row in rows:
     values = [getattr(row, name) for name in names]
-    writer.writerow(
-        [f'{v:.4f}' if isinstance(v, float) else v for v in values]
-    )
+    writer.writerow([f'{v:.4f}' if isinstance(v, float) else v for v in values])
   return text.getvalue()
 
 
@@ -122,29 +120,38 @@ def _figure(value: float | None) -> str:
 def to_table(rows: Sequence[Row]) -> rich.table.Table:
   """The rows as a table for people."""
   table = rich.table.Table(
-      title='Rewards × 100, 95 % intervals by bootstrap over sources',
-      box=rich.box.SIMPLE,
-      title_justify='left',
+    title='Rewards × 100, 95 % intervals by bootstrap over sources',
+    box=rich.box.SIMPLE,
+    title_justify='left',
   )
   table.add_column('policy', no_wrap=True)
   table.add_column('split')
   table.add_column('trained on')
-  for name in ('kept', 'sources', 'reward', '95 %', 'greedy', 'best T', 'BLEU',
-               'chrF', 'time'):
+  for name in (
+    'kept',
+    'sources',
+    'reward',
+    '95 %',
+    'greedy',
+    'best T',
+    'BLEU',
+    'chrF',
+    'time',
+  ):
     table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
     table.add_row(
-        row.policy,
-        row.split,
-        row.threshold,
-        _count(row.kept_samples),
-        _count(row.kept_sources),
-        f'{row.reward_mean:.1f}',
-        f'{row.reward_low:.1f}–{row.reward_high:.1f}',
-        f'{row.reward_greedy:.1f}',
-        f'{row.reward_best_t:.1f} (T {row.best_t:g})',
-        _figure(row.bleu),
-        _figure(row.chrf),
-        f'{row.seconds:.0f} s',
+      row.policy,
+      row.split,
+      row.threshold,
+      _count(row.kept_samples),
+      _count(row.kept_sources),
+      f'{row.reward_mean:.1f}',
+      f'{row.reward_low:.1f}–{row.reward_high:.1f}',
+      f'{row.reward_greedy:.1f}',
+      f'{row.reward_best_t:.1f} (T {row.best_t:g})',
+      _figure(row.bleu),
+      _figure(row.chrf),
+      f'{row.seconds:.0f} s',
     )
   return table

@@ -5,8 +5,8 @@ import dataclasses
 import json
 import platform
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,6 @@ import rich.table
 from etils import epath
 
 import rest_jax
-from rest_jax import evaluate as evaluate_lib
 from rest_jax import generation, improve, rest, results, storage
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
@@ -46,7 +45,7 @@ class Texts:
 
 @contextlib.contextmanager
 def open_run(
-    run: rest.ReST, texts: Texts, *, read_only: bool
+  run: rest.ReST, texts: Texts, *, read_only: bool
 ) -> Iterator['Session']:
   """Opens a run directory, alone unless only to read.
 
@@ -72,31 +71,31 @@ class Session:
   """The run modes on one run directory."""
 
   def __init__(
-      self,
-      run: rest.ReST,
-      texts: Texts,
-      directory: RunDirectory,
-      progress: Progress,
+    self,
+    run: rest.ReST,
+    texts: Texts,
+    directory: RunDirectory,
+    progress: Progress,
   ):
     """Use `open_run`."""
     self._run, self._texts = run, texts
     self._directory, self._progress = directory, progress
     self._stages = rest.stages(run)
     self._context = Context(
-        directory=directory,
-        elsewhere=self._elsewhere(),
-        model=run.model,
-        layout=run.layout,
-        seed=run.seed,
-        progress=progress,
+      directory=directory,
+      elsewhere=self._elsewhere(),
+      model=run.model,
+      layout=run.layout,
+      seed=run.seed,
+      progress=progress,
     )
 
   def _elsewhere(self) -> dict[str, Stage]:
     """Stages that are taken from other runs."""
     out = {}
     sources = (
-        (self._run.supervised_from, ('supervised',)),
-        (self._run.grow_from, ('supervised', 'grow_1/')),
+      (self._run.supervised_from, ('supervised',)),
+      (self._run.grow_from, ('supervised', 'grow_1/')),
     )
     for path, prefixes in sources:
       for plan in self._stages if path else ():
@@ -107,8 +106,8 @@ class Session:
           out[plan.name] = RunDirectory(path).stage(plan.name)
           if not out[plan.name].committed:
             raise ConfigurationError(
-                f'{path} has no committed stage {plan.name} to branch from;'
-                ' finish it there, or train it here.'
+              f'{path} has no committed stage {plan.name} to branch from;'
+              ' finish it there, or train it here.'
             )
     return out
 
@@ -117,15 +116,15 @@ class Session:
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
-        path / 'operative_config.gin', self._texts.operative_config.encode()
+      path / 'operative_config.gin', self._texts.operative_config.encode()
     )
     facts = {
-        'rest_jax': rest_jax.__version__,
-        'python': platform.python_version(),
-        'packages': {name: metadata.version(name) for name in _PACKAGES},
-        'seed': self._run.seed,
-        'devices': [str(device) for device in jax.devices()],
-        'processes': jax.process_count(),
+      'rest_jax': rest_jax.__version__,
+      'python': platform.python_version(),
+      'packages': {name: metadata.version(name) for name in _PACKAGES},
+      'seed': self._run.seed,
+      'devices': [str(device) for device in jax.devices()],
+      'processes': jax.process_count(),
     }
     storage.write_json_atomic(path / 'run.json', facts)
 
@@ -142,23 +141,21 @@ class Session:
       ConfigurationError: no such stage, or what it reads is not there yet.
     """
     chosen = [
-        plan
-        for plan in self._stages
-        if plan.name == only
-        or (only is None and mode in ('rest', plan.kind))
-        or plan.kind == 'data'
+      plan
+      for plan in self._stages
+      if plan.name == only
+      or (only is None and mode in ('rest', plan.kind))
+      or plan.kind == 'data'
     ]
     if only is not None and only not in {plan.name for plan in chosen}:
       names = ', '.join(plan.name for plan in self._stages)
       raise ConfigurationError(
-          f'--stage={only} is not a stage of this run; it has {names}.'
+        f'--stage={only} is not a stage of this run; it has {names}.'
       )
     ran = 0
     for plan in chosen:
       missing = [
-          name
-          for name in plan.inputs
-          if not self._context.stage(name).committed
+        name for name in plan.inputs if not self._context.stage(name).committed
       ]
       if missing and ran and mode != 'rest':
         break  # Later Grow steps wait for other kinds of stages.
@@ -169,7 +166,7 @@ class Session:
   def _run_stage(self, plan: rest.StagePlan) -> None:
     stage = self._context.stage(plan.name)
     inputs = {
-        name: self._context.read(name).fingerprint for name in plan.inputs
+      name: self._context.read(name).fingerprint for name in plan.inputs
     }
     stage.begin(plan.config, inputs, self._branch_hint(plan))
     if stage.committed:
@@ -196,7 +193,7 @@ class Session:
     for policy in plans.values():
       for split in ('report', 'select', 'test'):
         stage = self._context.directory.stage(
-            f'{policy.stage}/evaluation/{split}'
+          f'{policy.stage}/evaluation/{split}'
         )
         if stage.committed:
           out.append(self._row(plans, policy, split, stage))
@@ -209,19 +206,19 @@ class Session:
       at = plans.get(at.start)
     counts = lineage[0]['counts']
     return results.Row(
-        policy=policy.label,
-        split=split,
-        seed=self._run.seed,
-        grow_step=policy.grow_step,
-        improve_step=policy.improve_step,
-        loss='bc',
-        threshold=policy.trained_on,
-        kept_samples=counts.get('kept_samples'),
-        kept_sources=counts.get('kept_sources'),
-        distinct_samples=counts.get('distinct_samples'),
-        train_tokens=sum(m['counts'].get('train_tokens', 0) for m in lineage),
-        seconds=lineage[0]['seconds'] + evaluation.manifest['seconds'],
-        **evaluation.manifest['extra']['figures'],
+      policy=policy.label,
+      split=split,
+      seed=self._run.seed,
+      grow_step=policy.grow_step,
+      improve_step=policy.improve_step,
+      loss='bc',
+      threshold=policy.trained_on,
+      kept_samples=counts.get('kept_samples'),
+      kept_sources=counts.get('kept_sources'),
+      distinct_samples=counts.get('distinct_samples'),
+      train_tokens=sum(m['counts'].get('train_tokens', 0) for m in lineage),
+      seconds=lineage[0]['seconds'] + evaluation.manifest['seconds'],
+      **evaluation.manifest['extra']['figures'],
     )
 
   def show_results(self) -> None:
@@ -234,7 +231,7 @@ class Session:
     console = rich.console.Console(width=_table_width(), highlight=False)
     console.print(results.to_table(rows))
     self._progress.note(
-        f'results: {path}; samples, scores and policies: {self._directory.path}'
+      f'results: {path}; samples, scores and policies: {self._directory.path}'
     )
 
   # -- Other modes ------------------------------------------------------------
@@ -244,23 +241,23 @@ class Session:
     known = {policy.stage: policy for policy in rest.policies(self._run)}
     if policy_name is not None and policy_name not in known:
       raise ConfigurationError(
-          f'--policy={policy_name} is not a policy of this run; it has'
-          f' {", ".join(known)}.'
+        f'--policy={policy_name} is not a policy of this run; it has'
+        f' {", ".join(known)}.'
       )
     chosen = [
-        policy
-        for policy in known.values()
-        if policy.stage == policy_name
-        or (
-            policy_name is None
-            and policy.reported
-            and self._context.stage(policy.stage).committed
-        )
+      policy
+      for policy in known.values()
+      if policy.stage == policy_name
+      or (
+        policy_name is None
+        and policy.reported
+        and self._context.stage(policy.stage).committed
+      )
     ]
     if not chosen:
       raise ConfigurationError(
-          f'{self._run.model_dir} has no policy yet; train one with'
-          ' --run_mode=supervised.'
+        f'{self._run.model_dir} has no policy yet; train one with'
+        ' --run_mode=supervised.'
       )
     if split == 'test':
       self._log_test_reading([policy.stage for policy in chosen])
@@ -272,7 +269,7 @@ class Session:
     """Every reading of test data is logged: figures on them wear out."""
     if not (self._context.read('data').folder / 'test').exists():
       raise ConfigurationError(
-          'this run has no test data; set TEST_SPLIT and start a new run.'
+        'this run has no test data; set TEST_SPLIT and start a new run.'
       )
     path = self._directory.path / 'test_readings.json'
     readings = json.loads(path.read_text()) if path.exists() else []
@@ -289,14 +286,12 @@ class Session:
       shown += 1
       grown = improve.GrownData(self._context, self._run.improve, g)
       steps = grown.selections(self._run.num_improve)
-      console.print(
-          f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g'
-      )
+      console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
       console.print(self._preview_table(grown.previews(steps)))
     if not shown:
       raise ConfigurationError(
-          'nothing is grown and scored yet; run --run_mode=grow and'
-          ' --run_mode=annotate first.'
+        'nothing is grown and scored yet; run --run_mode=grow and'
+        ' --run_mode=annotate first.'
       )
 
   def _preview_table(self, previews) -> rich.table.Table:
@@ -328,9 +323,10 @@ class Session:
       if stage.committed:
         manifest = stage.manifest
         counts = ', '.join(
-            f'{name} {value:,.4g}' if isinstance(value, float)
-            else f'{name} {value:,}'
-            for name, value in manifest['counts'].items()
+          f'{name} {value:,.4g}'
+          if isinstance(value, float)
+          else f'{name} {value:,}'
+          for name, value in manifest['counts'].items()
         )
         total += manifest['seconds']
         state = 'elsewhere' if plan.name in self._context.elsewhere else 'done'
@@ -356,10 +352,10 @@ class Session:
     # A token: its id, two log-probabilities and some four characters.
     a_source = run.grow.num_samples * length * 16
     return (
-        f'{params:,} parameters; policies {kept / 1e9:.2f} GB, checkpoints'
-        f' while training {training / 1e9:.2f} GB; samples at most'
-        f' {a_source / 1e3:.0f} kB a source and Grow step (before'
-        f' compression, at {length} tokens each)'
+      f'{params:,} parameters; policies {kept / 1e9:.2f} GB, checkpoints'
+      f' while training {training / 1e9:.2f} GB; samples at most'
+      f' {a_source / 1e3:.0f} kB a source and Grow step (before'
+      f' compression, at {length} tokens each)'
     )
 
   def _policy_without_data(self):
@@ -368,7 +364,7 @@ class Session:
     return Policy(config=self._run.model, layout=self._run.layout)
 
   def translate(
-      self, policy_name: str | None, source: str, target: str
+    self, policy_name: str | None, source: str, target: str
   ) -> None:
     """Translates a file, a line a line, with beam search.
 
@@ -385,16 +381,18 @@ class Session:
     cut = sum(len(t) > longest for t in tokens)
     if cut:
       print(f'{cut} lines were cut to {longest} tokens', file=sys.stderr)
-    tokens = [t if len(t) <= longest else [*t[: longest - 1], 1] for t in tokens]
+    tokens = [
+      t if len(t) <= longest else [*t[: longest - 1], 1] for t in tokens
+    ]
     filled = [i for i, line in enumerate(lines) if line.strip()]
     beams = generation.generate_beam(
-        self._context.policy,
-        self._context.params(name),
-        [tokens[i] for i in filled],
-        num_beams=self._run.evaluate.num_beams,
-        alpha=self._run.evaluate.alpha,
-        batching=batching,
-        num_tokens=tokenizer.size,
+      self._context.policy,
+      self._context.params(name),
+      [tokens[i] for i in filled],
+      num_beams=self._run.evaluate.num_beams,
+      alpha=self._run.evaluate.alpha,
+      batching=batching,
+      num_tokens=tokenizer.size,
     )
     out = [''] * len(lines)
     for i, beam in zip(filled, beams, strict=True):
@@ -407,15 +405,15 @@ class Session:
 
   def _last_policy(self) -> str:
     trained = [
-        policy.stage
-        for policy in rest.policies(self._run)
-        if not policy.stage.startswith(('continued/', 'random/'))
-        and self._context.stage(policy.stage).committed
+      policy.stage
+      for policy in rest.policies(self._run)
+      if not policy.stage.startswith(('continued/', 'random/'))
+      and self._context.stage(policy.stage).committed
     ]
     if not trained:
       raise ConfigurationError(
-          f'{self._run.model_dir} has no policy yet; train one with'
-          ' --run_mode=supervised.'
+        f'{self._run.model_dir} has no policy yet; train one with'
+        ' --run_mode=supervised.'
       )
     return trained[-1]
 
@@ -438,7 +436,7 @@ def _read_lines(source: str) -> list[str]:
         data = file.read()
   except OSError as error:
     raise DataError(
-        f'--input={source} cannot be read ({error.strerror}).'
+      f'--input={source} cannot be read ({error.strerror}).'
     ) from error
   lines = data.split(b'\n')
   if lines and not lines[-1]:
@@ -449,7 +447,7 @@ def _read_lines(source: str) -> list[str]:
       out.append(line.decode('utf-8').removesuffix('\r'))
     except UnicodeDecodeError as error:
       raise DataError(
-          f'--input={source}, line {number}: not UTF-8 ({error.reason} at byte'
-          f' {error.start}); convert the file to UTF-8.'
+        f'--input={source}, line {number}: not UTF-8 ({error.reason} at byte'
+        f' {error.start}); convert the file to UTF-8.'
       ) from error
   return out

@@ -7,7 +7,7 @@ arXiv:2308.08998, equation 1).
 import dataclasses
 import shutil
 import time
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,9 +41,9 @@ def original_rows(context: Context, split: str) -> Iterator[TrainingRow]:
   """The pairs of a data split as training rows of weight 1."""
   for table in context.sources(split, ('source_tokens', 'target_tokens')):
     pairs = zip(
-        table['source_tokens'].to_numpy(),
-        table['target_tokens'].to_numpy(),
-        strict=True,
+      table['source_tokens'].to_numpy(),
+      table['target_tokens'].to_numpy(),
+      strict=True,
     )
     for source, target in pairs:
       if target is not None:
@@ -51,9 +51,9 @@ def original_rows(context: Context, split: str) -> Iterator[TrainingRow]:
 
 
 def dev_loss(
-    context: Context,
-    training: early_stopping.Training,
-    batches: loader.TrainingBatches,
+  context: Context,
+  training: early_stopping.Training,
+  batches: loader.TrainingBatches,
 ):
   """A function from parameters to −nll on D_select, in nats a token."""
   # Measured without smoothing and penalties, so that figures compare.
@@ -84,9 +84,9 @@ class Reporter:
     self._progress.update(event.step, self._total, **shown, **self._last)
     if event.step % 10 == 0:
       self._progress.scalars(
-          self._name,
-          event.step,
-          {f'train/{k}': v for k, v in event.metrics.items()},
+        self._name,
+        event.step,
+        {f'train/{k}': v for k, v in event.metrics.items()},
       )
 
   def on_evaluation(self, evaluation: early_stopping.Evaluation) -> None:
@@ -94,18 +94,18 @@ class Reporter:
     value = abs(evaluation.value)
     self._last = {self._figure: value}
     self._progress.note(
-        f'update {evaluation.step:,}: {self._figure} {value:.4f}'
+      f'update {evaluation.step:,}: {self._figure} {value:.4f}'
     )
     self._progress.scalars(
-        self._name, evaluation.step, {f'select/{self._figure}': value}
+      self._name, evaluation.step, {f'select/{self._figure}': value}
     )
 
 
 def finish(
-    stage: Stage,
-    outcome: early_stopping.Outcome,
-    began: float,
-    counts: dict[str, int],
+  stage: Stage,
+  outcome: early_stopping.Outcome,
+  began: float,
+  counts: dict[str, int],
 ) -> None:
   """Keeps the best parameters, drops what only training needs, commits."""
   native.save_params(stage.folder / PARAMS, outcome.params)
@@ -113,16 +113,16 @@ def finish(
     shutil.rmtree(stage.folder / temporary, ignore_errors=True)
   last = outcome.history[-1]
   stage.commit(
-      counts=counts
-      | {
-          'updates': outcome.updates,
-          'best_update': outcome.best.step,
-          'train_tokens': last.train_tokens,
-      },
-      seconds=time.monotonic() - began,
-      extra={
-          'history': [dataclasses.asdict(e) for e in outcome.history],
-      },
+    counts=counts
+    | {
+      'updates': outcome.updates,
+      'best_update': outcome.best.step,
+      'train_tokens': last.train_tokens,
+    },
+    seconds=time.monotonic() - began,
+    extra={
+      'history': [dataclasses.asdict(e) for e in outcome.history],
+    },
   )
 
 
@@ -146,36 +146,36 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     return
   packing = settings.training.packing
   rows = loader.write_rows(
-      stage.folder / 'rows', original_rows(context, 'train')
+    stage.folder / 'rows', original_rows(context, 'train')
   )
   dev = loader.write_rows(
-      stage.folder / 'dev_rows', original_rows(context, 'select')
+    stage.folder / 'dev_rows', original_rows(context, 'select')
   )
   if not len(dev):
     raise DataError(
-        'the dev data have no targets, so BC cannot tell when to stop; give'
-        ' DEV_SPLIT a split with references.'
+      'the dev data have no targets, so BC cannot tell when to stop; give'
+      ' DEV_SPLIT a split with references.'
     )
   reporter = Reporter(context, stage, settings.stopping.max_steps, 'dev_nll')
   dev_batches = loader.TrainingBatches(dev, packing, seed=0)
   batches = loader.TrainingBatches(rows, packing, context.seed)
   context.progress.note(
-      f'{len(rows):,} pairs, {batches.steps_per_epoch:,} updates an epoch,'
-      f' {100 * batches.padding_share:.1f} % padding'
+    f'{len(rows):,} pairs, {batches.steps_per_epoch:,} updates an epoch,'
+    f' {100 * batches.padding_share:.1f} % padding'
   )
   outcome = early_stopping.train(
-      context.policy,
-      params,
-      settings.training,
-      settings.stopping,
-      batches,
-      dev_loss(context, settings.training, dev_batches),
-      folder=stage.folder / 'checkpoints',
-      seed=context.seed,
-      learning_rate_scale=1.0,
-      where=stage.name,
-      on_step=reporter.on_step,
-      on_evaluation=reporter.on_evaluation,
+    context.policy,
+    params,
+    settings.training,
+    settings.stopping,
+    batches,
+    dev_loss(context, settings.training, dev_batches),
+    folder=stage.folder / 'checkpoints',
+    seed=context.seed,
+    learning_rate_scale=1.0,
+    where=stage.name,
+    on_step=reporter.on_step,
+    on_evaluation=reporter.on_evaluation,
   )
   finish(stage, outcome, began, {'pairs': len(rows)})
 

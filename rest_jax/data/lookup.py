@@ -1,6 +1,7 @@
 """Columns of a data split, looked up for sources in the order of the data."""
 
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 

@@ -1,6 +1,6 @@
 """Scoring of many rows: each distinct one once, in batches, checked."""
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,13 +10,13 @@ from rest_jax.rewards import base
 
 
 def raw_scores(
-    model: base.RewardModel,
-    sources: Sequence[str],
-    candidates: Sequence[str],
-    references: Sequence[str] | None,
-    *,
-    batch_size: int = 1024,
-    advance: Callable[[int], None] = lambda rows: None,
+  model: base.RewardModel,
+  sources: Sequence[str],
+  candidates: Sequence[str],
+  references: Sequence[str] | None,
+  *,
+  batch_size: int = 1024,
+  advance: Callable[[int], None] = lambda rows: None,
 ) -> Float32[np.ndarray, ' n']:
   """The raw scores of n rows; equal rows are scored once.
 
@@ -44,7 +44,7 @@ def raw_scores(
   numbers: dict[tuple[str, ...], int] = {}
   rows = list(zip(*columns, strict=True))
   inverse = np.array(
-      [numbers.setdefault(row, len(numbers)) for row in rows], np.int64
+    [numbers.setdefault(row, len(numbers)) for row in rows], np.int64
   )
   distinct = list(numbers)
   scores = np.zeros(len(distinct), np.float32)
@@ -57,22 +57,22 @@ def raw_scores(
       raise
     except Exception as error:  # A user's own class may raise anything.
       raise RewardError(
-          f'reward {info.name!r} raised {type(error).__name__}: {error} (source'
-          f' {batch[0][0]!r} and {len(batch) - 1} more rows); mend the reward'
-          ' model and start the same command again.'
+        f'reward {info.name!r} raised {type(error).__name__}: {error} (source'
+        f' {batch[0][0]!r} and {len(batch) - 1} more rows); mend the reward'
+        ' model and start the same command again.'
       ) from error
     scores[start : start + len(batch)] = base.check_scores(
-        np.asarray(given), info, len(batch), start
+      np.asarray(given), info, len(batch), start
     )
     advance(len(batch))
   return scores[inverse]
 
 
 def rewards(
-    model: base.RewardModel,
-    sources: Sequence[str],
-    candidates: Sequence[str],
-    references: Sequence[str] | None,
+  model: base.RewardModel,
+  sources: Sequence[str],
+  candidates: Sequence[str],
+  references: Sequence[str] | None,
 ) -> Float32[np.ndarray, ' n']:
   """R(x, y) in [0, 1], higher is better, of n rows; errors as `raw_scores`."""
   scores = raw_scores(model, sources, candidates, references)

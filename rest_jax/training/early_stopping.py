@@ -5,7 +5,8 @@ A killed process goes on from its last checkpoint: batches are a function of
 """
 
 import dataclasses
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
