@@ -107,12 +107,15 @@ class Rewarded:
       num_tokens=self._context.tokenizer.size,
     )
     texts = grow.decode(self._context, generated)
-    repeat = lambda values: [v for v in values for _ in range(num_samples)]
-    references = split.references and repeat(split.references)
+    references = split.references and _repeat(split.references, num_samples)
     rewards = scoring.rewards(
-      self._reward, repeat(split.sources), texts, references
+      self._reward, _repeat(split.sources, num_samples), texts, references
     )
     return rewards.reshape(-1, num_samples), texts, generated
+
+
+def _repeat(values: Sequence[str], count: int) -> list[str]:
+  return [value for value in values for _ in range(count)]
 
 
 def select_reward(

@@ -89,7 +89,10 @@ def sample_rows(
     k · n rows, the samples of a source together.
   """
   k, n, _ = generated.tokens.shape
-  flat = lambda x: x.reshape(k * n, *x.shape[2:])
+
+  def flat(array: np.ndarray) -> np.ndarray:
+    return array.reshape(k * n, *array.shape[2:])
+
   repeated = np.repeat(np.arange(k), n)
   lengths = flat(generated.lengths)
   columns: dict[str, Any] = {

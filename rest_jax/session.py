@@ -1,4 +1,4 @@
-"""An open run directory: runs stages, skips what is committed, shows results."""
+"""An open run directory: runs its stages and shows what they found."""
 
 import contextlib
 import dataclasses
