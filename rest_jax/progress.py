@@ -84,17 +84,24 @@ class Progress:
       self._bar, self._stage = None, ''
 
   def update(self, done: int, total: int, **metrics: float) -> None:
-    """Shows that `done` of `total` steps are made, with their metrics."""
+    """Shows that `done` of `total` steps are made, with their metrics.
+
+    Args:
+      done: steps made.
+      total: steps in all; 0 where nobody knows.
+      **metrics: figures to show beside.
+    """
     now = time.monotonic()
     if self._first_done is None:  # Resumed work is not counted as speed.
       self._first_done, self._first_time = done, now
     made, spent = done - self._first_done, now - self._first_time
     left = ''
-    if made > 0:
+    if made > 0 and total:
       left = f'  left {clock(spent / made * max(total - done, 0))}'
-    text = f'{done:,}/{total:,}  {_describe(metrics)}{left}'
+    of = f'/{total:,}' if total else ''
+    text = f'{done:,}{of}  {_describe(metrics)}{left}'
     if self._bar is not None:
-      self._bar.update(self._task, completed=done, total=total, text=text)
+      self._bar.update(self._task, completed=done, total=total or None, text=text)
     elif now - self._last_line >= _PLAIN_SECONDS:
       self._last_line = now
       self.note(text)
