@@ -7,11 +7,13 @@
 The only file that knows gin and flags.
 """
 
+import ast
 import os
 import pathlib
 import re
 import shlex
 import sys
+import tokenize
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +74,7 @@ _DATA_DIR = flags.DEFINE_string(
 # Whatever gin and the objects that it builds raise for a faulty configuration.
 _GIN_ERRORS = (
     ValueError, TypeError, SyntaxError, OSError, AttributeError, ImportError,
-    NameError, RuntimeError, KeyError,
+    NameError, RuntimeError, KeyError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -104,13 +106,14 @@ def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _literal(value: str) -> str:
-  """`value`, quoted if gin cannot parse it and it is no broken expression."""
-  try:
-    gin.config.parse_value(value)
+  """`value`, quoted if it is a bare word and no (broken) expression."""
+  if value.startswith(('(', '[', '{', '"', "'", '@', '%')):
     return value
-  except (SyntaxError, ValueError, NameError):
-    broken = value.startswith(('(', '[', '{', '"', "'", '@', '%'))
-    return value if broken else repr(value)
+  try:
+    ast.literal_eval(value)  # gin itself would read '2024-runs' as 2024.
+    return value
+  except (SyntaxError, ValueError):
+    return repr(value)
 
 
 def _names(config_text: str) -> set[str]:
@@ -254,6 +257,9 @@ def _with_exit_code(argv: Sequence[str]) -> int:
   except RestJaxError as error:
     print(f'{type(error).__name__}: {error}', file=sys.stderr)
     return error.exit_code
+  except KeyboardInterrupt:
+    print('interrupted; the same command goes on from here', file=sys.stderr)
+    return 130  # As a shell reports SIGINT.
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
