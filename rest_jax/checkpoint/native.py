@@ -89,6 +89,14 @@ class Checkpoints:
     """
     return _read(self.path(step), abstract)
 
+  def restore_params(self, step: int, abstract: Tree) -> Tree:
+    """Restores no more than `params` of a step's `TrainState`.
+
+    Raises:
+      CorruptStateError, ConfigurationError: as `restore`.
+    """
+    return _read_params(self.path(step), abstract)
+
   def delete(self, step: int):
     """Deletes the checkpoint of a step, where there is one."""
     _clear(self.path(step))
@@ -152,7 +160,7 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
       )
     folder = checkpoints.path(step)
   if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
-    return _read(folder, {'params': abstract}, prefix='params/')['params']
+    return _read_params(folder, abstract)
   return _read(folder, abstract)
 
 
@@ -161,7 +169,7 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      checkpointer.save(folder / _STATE, args=ocp.args.PyTreeSave(tree))
+      checkpointer.save(_state_path(folder), args=ocp.args.PyTreeSave(tree))
     if jax.process_index() == 0:
       index = {
         'format': _FORMAT,
@@ -181,6 +189,10 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
     ) from error
 
 
+def _read_params(folder: epath.Path, abstract: Tree) -> Tree:
+  return _read(folder, {'params': abstract}, prefix='params/')['params']
+
+
 def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
   index = _read_index(folder)
   wanted = _describe(abstract)
@@ -194,11 +206,16 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
   restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     return checkpointer.restore(
-      folder / _STATE,
+      _state_path(folder),
       args=ocp.args.PyTreeRestore(
         abstract, restore_args=restore_args, partial_restore=bool(prefix)
       ),
     )
+
+
+def _state_path(folder: epath.Path) -> epath.Path:
+  """Where orbax writes and reads; it refuses relative paths."""
+  return (folder / _STATE).resolve()
 
 
 def _describe(tree: Tree) -> dict[str, list]:

@@ -7,14 +7,16 @@ parts, rows and row groups, since committed files never change.
 
 The files open anywhere, with the scores joined:
 
-  pandas   pd.read_parquet('grow_1/samples').merge(
-             pd.read_parquet('grow_1/reward'),
+  pandas   pd.read_parquet(sorted(glob('grow_1/samples/*.parquet'))).merge(
+             pd.read_parquet(sorted(glob('grow_1/reward/*.parquet'))),
              on=['source_id', 'sample_index'])
   Polars   pl.scan_parquet('grow_1/samples/*.parquet').join(
              pl.scan_parquet('grow_1/reward/*.parquet'),
              on=['source_id', 'sample_index']).collect()
   DuckDB   SELECT * FROM 'grow_1/samples/*.parquet'
              JOIN 'grow_1/reward/*.parquet' USING (source_id, sample_index)
+
+A folder's name alone does not do for pandas: `stage.json` stands there too.
 
 The same rows in give the same bytes out (with the same pyarrow).
 """

@@ -50,6 +50,15 @@ def test_a_training_state_comes_back(tmp_path):
   assert checkpoints.extra(7) == {'reward': 0.5, 'history': [1, 2]}
 
 
+def test_paths_may_be_relative(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  native.save_params('run/supervised/params', params_of())
+  restored = native.restore_params(
+    'run/supervised/params', abstract(params_of())
+  )
+  assert_same(restored, params_of())
+
+
 def test_steps_are_numbers_not_words(tmp_path):
   checkpoints = native.Checkpoints(tmp_path)
   for step in (9, 10, 100):

@@ -1,3 +1,5 @@
+import glob
+
 import duckdb
 import hypothesis
 import hypothesis.strategies as st
@@ -140,8 +142,12 @@ def test_columns_may_be_arrow_numpy_or_lists():
 def test_documented_one_liners(folders):
   samples_folder, reward_folder = folders
   keys = ['source_id', 'sample_index']
-  in_pandas = pd.read_parquet(samples_folder).merge(
-    pd.read_parquet(reward_folder), on=keys
+  for folder in folders:
+    (folder / 'stage.json').write_text('{}')  # As in every committed stage.
+  in_pandas = pd.read_parquet(
+    sorted(glob.glob(f'{samples_folder}/*.parquet'))
+  ).merge(
+    pd.read_parquet(sorted(glob.glob(f'{reward_folder}/*.parquet'))), on=keys
   )
   in_polars = (
     pl.scan_parquet(f'{samples_folder}/*.parquet')
