@@ -5,10 +5,10 @@ TensorBoard files. Nothing here influences what a run computes.
 """
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import IO
 
 import rich.console
 import rich.progress
@@ -40,7 +40,7 @@ class Progress:
   """
 
   def __init__(
-    self, stream: IO[str] | None = None, tensorboard: str | None = None
+    self, stream: io.TextIOBase | None = None, tensorboard: str | None = None
   ):
     """Writes to `stream` (standard error by default).
 

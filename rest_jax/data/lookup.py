@@ -33,6 +33,8 @@ class Lookup:
       if table is None:
         break
       ids = table['source_id'].to_pylist()
+      if missing.isdisjoint(ids):
+        continue  # The data's order has passed it: nobody will ask again.
       self._known.update(zip(ids, table[self._column].to_pylist(), strict=True))
       missing.difference_update(ids)
     return [self._known.get(source_id) for source_id in source_ids]

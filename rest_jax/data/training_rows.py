@@ -22,6 +22,8 @@ _ARRAYS = {
 }
 _INDEX = 'rows.json'
 
+Tokens = Sequence[int] | np.ndarray
+
 
 class TrainingRows:
   """Training pairs on a local disk, read at random; see `write_rows`.
@@ -87,7 +89,7 @@ class TrainingRows:
 
 def write_rows(
   folder: str | os.PathLike[str],
-  rows: Iterable[tuple[Sequence[int], Sequence[int], float, bool]],
+  rows: Iterable[tuple[Tokens, Tokens, float, bool]],
 ) -> TrainingRows:
   """Writes training rows in constant memory; rows of weight 0 are dropped.
 

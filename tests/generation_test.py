@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from rest_jax import generation
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.models.config import T5Config
+from rest_jax.policy import Policy
+from rest_jax.sharding import Layout
+
+SOURCES = [[5, 6, 1], [7, 1], [5, 6, 7, 8, 9, 1], [9, 1]]
+IDS = np.array([3, 1, 4, 15])
+
+
+@pytest.fixture(scope='module')
+def policy():
+  config = T5Config(
+    vocab_size=16,
+    emb_dim=8,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=4,
+    mlp_dim=16,
+    dropout_rate=0.0,
+  )
+  return Policy(config, Layout(data=1))
+
+
+@pytest.fixture(scope='module')
+def params(policy):
+  return policy.init(0)
+
+
+def draw(policy, params, order, num_samples=3, rows=6):
+  return generation.generate(
+    policy,
+    params,
+    [SOURCES[i] for i in order],
+    IDS[order],
+    seed=0,
+    purpose='grow',
+    step=1,
+    num_samples=num_samples,
+    sampling=Sampling(),
+    batching=generation.Batching(
+      max_decode_len=5, rows=rows, source_buckets=(4, 8)
+    ),
+    num_tokens=12,
+  )
+
+
+def test_samples_belong_to_their_source_whatever_the_order(policy, params):
+  straight = draw(policy, params, [0, 1, 2, 3])
+  turned = draw(policy, params, [3, 2, 1, 0])
+  np.testing.assert_array_equal(straight.tokens, turned.tokens[::-1])
+  assert straight.tokens.max() < 12
+  assert len(np.unique(straight.tokens.reshape(12, -1), axis=0)) > 3
+
+
+def test_many_samples_are_drawn_in_groups_of_the_same_samples(policy, params):
+  together = draw(policy, params, [0, 1], num_samples=4, rows=8)
+  in_groups = draw(policy, params, [0, 1], num_samples=4, rows=2)
+  np.testing.assert_array_equal(together.tokens, in_groups.tokens)
+
+
+def test_lengths_count_what_is_there(policy, params):
+  drawn = draw(policy, params, [0, 1, 2, 3])
+  np.testing.assert_array_equal(
+    drawn.lengths, np.count_nonzero(drawn.tokens, axis=-1)
+  )
+  last = np.take_along_axis(drawn.tokens, drawn.lengths[..., None] - 1, -1)
+  np.testing.assert_array_equal(drawn.finished, last[..., 0] == 1)
+
+
+def test_beams_come_in_the_order_of_the_sources(policy, params):
+  batching = generation.Batching(
+    max_decode_len=5, rows=4, source_buckets=(4, 8)
+  )
+
+  def search(sources):
+    return generation.generate_beam(
+      policy,
+      params,
+      sources,
+      num_beams=2,
+      alpha=0.6,
+      batching=batching,
+      num_tokens=12,
+    )
+
+  straight, turned = search(SOURCES), search(SOURCES[::-1])
+  for a, b in zip(straight, turned[::-1], strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_source_longer_than_all_buckets_is_an_error(policy, params):
+  SOURCES.append([5] * 9)
+  try:
+    with pytest.raises(DataError, match='9 tokens'):
+      generation.generate_beam(
+        policy,
+        params,
+        SOURCES,
+        num_beams=2,
+        alpha=0.6,
+        batching=generation.Batching(source_buckets=(4, 8)),
+        num_tokens=12,
+      )
+  finally:
+    SOURCES.pop()
+
+
+@pytest.mark.parametrize('buckets', [(), (8, 4), (4, 4)])
+def test_buckets_must_rise(buckets):
+  with pytest.raises(ConfigurationError, match='source_buckets'):
+    generation.Batching(source_buckets=buckets)

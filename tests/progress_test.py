@@ -1,0 +1,37 @@
+import io
+
+from rest_jax import progress
+
+
+def test_clock():
+  assert progress.clock(59.9) == '0:59'
+  assert progress.clock(61.0) == '1:01'
+  assert progress.clock(3723.0) == '1:02:03'
+
+
+def test_plain_output_is_quiet_and_has_no_control_characters():
+  stream = io.StringIO()
+  shown = progress.Progress(stream)
+  with shown.stage('grow_1/samples'):
+    for done in range(1000):
+      shown.update(done, 1000, loss=1.5)
+  lines = stream.getvalue().splitlines()
+  assert lines[0] == '[grow_1/samples] starting'
+  assert lines[-1].startswith('[grow_1/samples] done in ')
+  # A line every 15 seconds: far fewer than updates.
+  assert len(lines) == 2
+  assert '\x1b' not in stream.getvalue()
+
+
+def test_names_in_brackets_are_not_markup():
+  stream = io.StringIO()
+  progress.Progress(stream).note('[bold]x[/bold]')
+  assert stream.getvalue() == '[bold]x[/bold]\n'
+
+
+def test_tensorboard_files_hold_the_scalars(tmp_path):
+  shown = progress.Progress(io.StringIO(), str(tmp_path))
+  shown.scalars('supervised', 3, {'train/loss': 2.5})
+  shown.close()
+  (file,) = (tmp_path / 'supervised').iterdir()
+  assert b'train/loss' in file.read_bytes()

@@ -1,0 +1,67 @@
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+
+from rest_jax import results
+
+
+def row(**changed):
+  values = {
+    'policy': 'G1 I2',
+    'split': 'report',
+    'seed': 3,
+    'grow_step': 1,
+    'improve_step': 2,
+    'loss': 'bc',
+    'threshold': 'R > 0.8',
+    'kept_samples': 1200,
+    'kept_sources': 300,
+    'distinct_samples': 900,
+    'reward_mean': 71.25,
+    'reward_low': 70.0,
+    'reward_high': 72.5,
+    'reward_greedy': 75.0,
+    'reward_best_t': 76.0,
+    'best_t': 0.3,
+    'bleu': None,
+    'chrf': None,
+    'bleu_signature': '',
+    'chrf_signature': '',
+    'train_tokens': 1000,
+    'seconds': 12.0,
+  }
+  return results.Row(**(values | changed))
+
+
+def test_csv_has_the_documented_columns_and_empty_missing_figures():
+  (read,) = csv.DictReader(io.StringIO(results.to_csv([row()])))
+  assert list(read) == [f.name for f in dataclasses.fields(results.Row)]
+  assert read['reward_mean'] == '71.2500'
+  assert read['bleu'] == ''
+
+
+def test_bootstrap_of_equal_sources_has_no_width():
+  assert results.bootstrap_interval(np.full(7, 0.25)) == (0.25, 0.25)
+
+
+def test_bootstrap_width_is_that_of_the_mean():
+  values = np.random.default_rng(0).normal(0.0, 1.0, 400)
+  low, high = results.bootstrap_interval(values)
+  assert low < values.mean() < high
+  # ±1.96 standard errors, 1/20 each, within the noise of 1,000 resamples.
+  assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_bootstrap_is_repeatable():
+  values = np.random.default_rng(0).random(50)
+  assert results.bootstrap_interval(values) == results.bootstrap_interval(
+    values
+  )
+
+
+def test_table_shows_every_row():
+  table = results.to_table([row(), row(policy='BC', kept_samples=None)])
+  assert table.row_count == 2

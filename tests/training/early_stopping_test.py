@@ -1,0 +1,126 @@
+import jax
+import numpy as np
+import pytest
+
+from rest_jax.checkpoint import native
+from rest_jax.data import loader
+from rest_jax.errors import ConfigurationError
+from rest_jax.models.config import T5Config
+from rest_jax.policy import Policy
+from rest_jax.sharding import Layout
+from rest_jax.training import early_stopping
+from rest_jax.training.optimizer import Optimizer
+
+PACKING = loader.Packing(8, 8, 4)
+TRAINING = early_stopping.Training(Optimizer(learning_rate=0.05), PACKING)
+
+
+@pytest.fixture(scope='module')
+def policy():
+  config = T5Config(
+    vocab_size=16,
+    emb_dim=8,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    head_dim=4,
+    mlp_dim=16,
+    dropout_rate=0.1,
+  )
+  return Policy(config, Layout(data=1))
+
+
+@pytest.fixture(scope='module')
+def batches(tmp_path_factory):
+  rng = np.random.default_rng(0)
+  rows = [
+    (
+      [*rng.integers(2, 16, 3).tolist(), 1],
+      [*rng.integers(2, 16, 2).tolist(), 1],
+      1.0,
+      True,
+    )
+    for _ in range(24)
+  ]
+  folder = tmp_path_factory.mktemp('rows')
+  return loader.TrainingBatches(loader.write_rows(folder, rows), PACKING, 0)
+
+
+def train(policy, batches, folder, values, max_steps=8, patience=2, seen=None):
+  """Trains with evaluations that read their values from a list, by step."""
+  asked = []
+
+  def evaluate(params):
+    del params
+    step = asked[-1] + 2 if asked else 0
+    asked.append(step)
+    return values[step // 2]
+
+  latest = native.Checkpoints(folder).latest()
+  if latest is not None:
+    asked.append(latest)
+  steps = [] if seen is None else seen
+  return early_stopping.train(
+    policy,
+    policy.init(0),
+    TRAINING,
+    early_stopping.Stopping(max_steps, 2, patience),
+    batches,
+    evaluate,
+    folder=folder,
+    seed=0,
+    learning_rate_scale=1.0,
+    where='test',
+    on_step=lambda event: steps.append(event.step),
+    on_evaluation=lambda evaluation: None,
+  )
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_keeps_the_best_and_stops_after_patience(policy, batches, tmp_path):
+  outcome = train(policy, batches, tmp_path, [0.1, 0.5, 0.4, 0.3, 9.0])
+  assert outcome.best.step == 2
+  assert outcome.updates == 6
+  assert [e.value for e in outcome.history] == [0.1, 0.5, 0.4, 0.3]
+  assert native.Checkpoints(tmp_path).steps() == [2, 6]
+
+
+def test_update_0_is_kept_where_nothing_is_better(policy, batches, tmp_path):
+  outcome = train(policy, batches, tmp_path, [0.9, 0.5, 0.4, 0.3, 0.2])
+  assert outcome.best.step == 0
+  same(outcome.params, policy.init(0))
+
+
+def test_a_tie_keeps_the_earlier(policy, batches, tmp_path):
+  outcome = train(policy, batches, tmp_path, [0.1, 0.5, 0.5, 0.2, 0.1])
+  assert outcome.best.step == 2
+
+
+def test_resumed_equals_uninterrupted(policy, batches, tmp_path):
+  values = [0.1, 0.2, 0.3, 0.4, 0.5]
+  whole = train(policy, batches, tmp_path / 'whole', values)
+  train(policy, batches, tmp_path / 'cut', values, max_steps=4)
+  seen = []
+  resumed = train(policy, batches, tmp_path / 'cut', values, seen=seen)
+  assert seen == [5, 6, 7, 8]
+  assert resumed.history == whole.history
+  assert resumed.history[-1].train_tokens > resumed.history[1].train_tokens
+  same(resumed.params, whole.params)
+
+
+def test_what_has_ended_is_not_trained_on(policy, batches, tmp_path):
+  values = [0.1, 0.5, 0.4, 0.3, 0.2]
+  first = train(policy, batches, tmp_path, values)
+  seen = []
+  again = train(policy, batches, tmp_path, values, seen=seen)
+  assert seen == []
+  same(again.params, first.params)
+
+
+@pytest.mark.parametrize('settings', [(-1, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_stopping_names_the_field(settings):
+  with pytest.raises(ConfigurationError, match=r'Stopping\.'):
+    early_stopping.Stopping(*settings)
