@@ -215,6 +215,8 @@ def run(
     'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
     'best_t': best_t,
   } | corpus_scores(beams, data.references, settings.target_language)
+  numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
+  context.progress.scalars(policy_name, 0, numbers)
   stage.commit(
     counts={'sources': len(data.sources), 'samples': sampled.size},
     seconds=time.monotonic() - began,
