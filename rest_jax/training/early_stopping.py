@@ -178,10 +178,13 @@ def train(
         record(event.state)
         if _ended(history, stopping):
           break
+  # Devices that have room for one state need not hold a second one.
+  events.close()
+  state = event = None
   best = best_of(history)
-  abstract = state_lib.abstract_state(policy, training.optimizer)
-  best_state = checkpoints.restore(best.step, abstract)
-  return Outcome(best_state.params, best, tuple(history))
+  abstract = state_lib.abstract_state(policy, training.optimizer).params
+  best_params = checkpoints.restore_params(best.step, abstract)
+  return Outcome(best_params, best, tuple(history))
 
 
 def _dropout_key(policy: Policy, seed: int) -> jax.Array | None:

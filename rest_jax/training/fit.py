@@ -108,7 +108,7 @@ def _step_done(step: int, metrics: dict[str, jax.Array], where: str):
     raise errors.NonFiniteError(
       f'{where}, update {step}: loss {values["loss"]}, gradient norm '
       f'{values["grad_norm"]}, parameter norm {values["param_norm"]}. Lower '
-      'Optimizer.learning_rate or set Optimizer.clip_norm, then start '
-      'again; the last checkpoint is kept.'
+      'Optimizer.learning_rate or set Optimizer.clip_norm, delete the folder '
+      f'of {where} and start again.'
     )
   return StepDone(step, values)
