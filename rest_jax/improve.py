@@ -230,7 +230,7 @@ def run(
     stopping,
     batches,
     evaluate_lib.select_reward(context, evaluation, reward),
-    folder=stage.folder / 'checkpoints',
+    folder=stage.work / 'checkpoints',
     # Dropout must differ from step to step, or errors would repeat.
     seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
     learning_rate_scale=settings.learning_rate_decay
@@ -250,7 +250,7 @@ def _write_rows(
   context: Context, stage: Stage, settings: Improve, step: Step
 ) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
   """Writes what the step trains on; returns also its counts and mixture."""
-  folder = stage.folder / 'rows'
+  folder = stage.work / 'rows'
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
     return rows, {'references': len(rows)}, 'union'

@@ -18,7 +18,8 @@ committed, continues what is begun, and refuses to mix two configurations.
       stage.commit(counts={'rows': 800}, seconds=12.5)
 
 Files on disk of a stage: its own files; `stage.json`; until it is committed
-`begun.json` and, for each part, `.parts/<part>.json` with its size and SHA-256.
+`begun.json`, for each part `.parts/<part>.json` with its size and SHA-256, and
+in `.work/` what only making it needs, such as checkpoints.
 """
 
 import concurrent.futures
@@ -40,6 +41,7 @@ write_json_atomic = storage.write_json_atomic
 _STAGE = 'stage.json'
 _BEGUN = 'begun.json'
 _PARTS = '.parts'
+_WORK = '.work'
 _DEPTHS = range(1, 6)  # Of a stage's folder below the run directory's.
 _BRANCH_HINT = 'start a new run in another MODEL_DIR'
 
@@ -106,6 +108,15 @@ class Stage:
     return not self.committed and (self.folder / _BEGUN).exists()
 
   @property
+  def work(self) -> epath.Path:
+    """A folder for what only making the stage needs, such as checkpoints.
+
+    A process that goes on with the stage finds it as it was left; the commit
+    does not list it, and ends with its removal.
+    """
+    return self.folder / _WORK
+
+  @property
   def manifest(self) -> dict[str, Any]:
     """What `stage.json` says of a committed stage.
 
@@ -154,12 +165,15 @@ class Stage:
     """
     config, inputs = storage.canonical([dict(config), dict(inputs)])
     if self.committed:
-      self._check_same(self.manifest, config, inputs, 'made', branch_hint)
+      mend = f'or {branch_hint}'
+      self._check_same(self.manifest, config, inputs, 'made', mend)
+      self._tidy()  # A process may have died right after the commit.
       return
     if self.begun:
       begun = storage.read_json(self.folder / _BEGUN)
       self._check_schema(begun)
-      self._check_same(begun, config, inputs, 'begun', branch_hint)
+      mend = f'delete that folder to make it anew, or {branch_hint}'
+      self._check_same(begun, config, inputs, 'begun', mend)
       self._remove_temporary()
       return
     strangers = self._files() if self.folder.exists() else []
@@ -246,11 +260,20 @@ class Stage:
     storage.write_json_atomic(self.folder / _STAGE, manifest)
     self._manifest = storage.canonical(manifest)
     _verified.add((str(self.folder), manifest['fingerprint']))
-    # From here on the stage is committed; what is left over does no harm.
-    with contextlib.suppress(OSError):
-      (self.folder / _BEGUN).unlink()
-      if (self.folder / _PARTS).exists():
-        (self.folder / _PARTS).rmtree()
+    self._tidy()
+
+  def abandon(self) -> None:
+    """Deletes an unfinished stage, so that it may begin with other settings.
+
+    Raises:
+      StorageError: a file cannot be deleted.
+    """
+    with storage.reporting(self.folder):
+      for name in self._files():
+        (self.folder / name).unlink()
+      for name in (_PARTS, _WORK):
+        (self.folder / name).rmtree(missing_ok=True)
+      (self.folder / _BEGUN).unlink()  # Last: until then it can go on.
 
   def verify(self) -> None:
     """Holds all files against their sizes and SHA-256, once a process.
@@ -274,6 +297,19 @@ class Stage:
       for check in checks:
         check.result()
     _verified.add(key)
+
+  def _tidy(self) -> None:
+    """Removes what a committed stage does not need; left over, it does no harm.
+
+    The kernel may hold on to open files for a while (NFS).
+    """
+    for name in (_BEGUN, _PARTS, _WORK):
+      path = self.folder / name
+      with contextlib.suppress(OSError):
+        if path.is_dir():
+          path.rmtree()
+        else:
+          path.unlink(missing_ok=True)
 
   def _read_manifest(self) -> dict[str, Any]:
     path = self.folder / _STAGE
@@ -299,7 +335,7 @@ class Stage:
         'start a new run in another MODEL_DIR'
       )
 
-  def _check_same(self, old, config, inputs, verb, branch_hint) -> None:
+  def _check_same(self, old, config, inputs, verb, mend) -> None:
     changes = [
       f'{name} = {_show(old["config"], name)}, now {_show(config, name)}'
       for name in _differing(old['config'], config)
@@ -311,7 +347,7 @@ class Stage:
     if changes:
       raise errors.ConfigurationError(
         f'stage {self.name} in {self.folder} was {verb} with '
-        f'{"; ".join(changes)}: set it back, or {branch_hint}'
+        f'{"; ".join(changes)}: set it back, {mend}'
       )
 
   def _check_file(
@@ -347,7 +383,7 @@ class Stage:
       for entry in entries:
         if storage.is_temporary(entry.name):
           continue
-        if not prefix and entry.name in (_STAGE, _BEGUN, _PARTS):
+        if not prefix and entry.name in (_STAGE, _BEGUN, _PARTS, _WORK):
           continue
         if entry.is_dir():
           walk(entry, f'{prefix}{entry.name}/')

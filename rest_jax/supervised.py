@@ -5,7 +5,6 @@ arXiv:2308.08998, equation 1).
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -107,10 +106,8 @@ def finish(
   began: float,
   counts: dict[str, int],
 ) -> None:
-  """Keeps the best parameters, drops what only training needs, commits."""
+  """Keeps the best parameters, and commits."""
   native.save_params(stage.folder / PARAMS, outcome.params)
-  for temporary in ('checkpoints', 'rows', 'dev_rows'):
-    shutil.rmtree(stage.folder / temporary, ignore_errors=True)
   last = outcome.history[-1]
   stage.commit(
     counts=counts
@@ -145,11 +142,9 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     stage.commit(counts={'updates': 0, 'train_tokens': 0}, seconds=0.0)
     return
   packing = settings.training.packing
-  rows = loader.write_rows(
-    stage.folder / 'rows', original_rows(context, 'train')
-  )
+  rows = loader.write_rows(stage.work / 'rows', original_rows(context, 'train'))
   dev = loader.write_rows(
-    stage.folder / 'dev_rows', original_rows(context, 'select')
+    stage.work / 'dev_rows', original_rows(context, 'select')
   )
   if not len(dev):
     raise DataError(
@@ -170,7 +165,7 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     settings.stopping,
     batches,
     dev_loss(context, settings.training, dev_batches),
-    folder=stage.folder / 'checkpoints',
+    folder=stage.work / 'checkpoints',
     seed=context.seed,
     learning_rate_scale=1.0,
     where=stage.name,

@@ -94,7 +94,8 @@ def test_changed_configuration_names_every_binding_and_the_way_out(
   assert 'Sampling.temperature = 0.8, now 0.7' in message
   assert 'new = nothing, now 1' in message
   assert "input supervised 'f00d', now 'beef'" in message
-  assert message.endswith('set it back, or branch with COMMAND')
+  assert message.endswith(', or branch with COMMAND')
+  assert ('delete that folder' in message) == half_done
   assert 'num_samples' not in message
   assert '\n' not in message
 
@@ -281,6 +282,49 @@ def test_writes_are_all_or_nothing_under_sigkill(tmp_path):
     data = path.read_bytes()
     assert len(data) == 200_000
     assert len(set(data)) == 1
+
+
+def test_what_only_the_making_needs_is_not_committed(run):
+  stage = run.stage('grow_1/improve_1')
+  stage.begin(CONFIG, INPUTS)
+  storage.write_atomic(stage.work / 'checkpoints' / '5', b'state')
+  again = fresh(run).stage('grow_1/improve_1')
+  again.begin(CONFIG, INPUTS)
+  assert (again.work / 'checkpoints' / '5').read_bytes() == b'state'
+  storage.write_atomic(again.folder / 'params', b'params')
+  again.commit({}, 0.0)
+  assert list(again.manifest['files']) == ['params']
+  assert not again.work.exists()
+
+
+def test_what_a_death_after_the_commit_left_is_removed(run):
+  stage = run.stage('s')
+  stage.begin(CONFIG, INPUTS)
+  stage.commit({}, 0.0)
+  storage.write_atomic(stage.work / 'rows', b'left')
+  again = fresh(run).stage('s')
+  again.begin(CONFIG, INPUTS)
+  again.verify()
+  assert not again.work.exists()
+
+
+def test_an_abandoned_stage_begins_with_other_settings(run):
+  nested = run.stage('s/evaluation/report')
+  nested.begin(CONFIG, INPUTS)
+  nested.commit({}, 0.0)
+  stage = run.stage('s')
+  stage.begin(CONFIG, INPUTS)
+  stage.write_part('part-00000.parquet', b'first')
+  storage.write_atomic(stage.work / 'rows', b'rows')
+  storage.write_atomic(stage.folder / 'train' / 'part', b'no part of ours')
+  stage.abandon()
+  assert not stage.begun
+  again = fresh(run).stage('s')
+  again.begin({'n': 2}, {})
+  assert again.part('part-00000.parquet') is None
+  again.commit({}, 0.0)
+  assert not again.manifest['files']
+  nested.verify()
 
 
 KILLED_EVERYWHERE = """
