@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -46,6 +47,10 @@ class Thresholds:
 
   taus: tuple[float, ...]
 
+  def __post_init__(self):
+    # As soon as they are set, not after hours of Grow; V is not known yet.
+    check_schedule(self.taus, mean_reward=-math.inf)
+
   def resolve(self, rewards: RewardStream) -> tuple[float, ...]:
     """τ_1 … τ_I; the rewards are not looked at."""
     del rewards
@@ -86,6 +91,10 @@ class Quantiles:
         raise errors.ConfigurationError(
           f'Quantiles.levels holds {level!r}: each must be in [0, 1)'
         )
+    if any(b <= a for a, b in itertools.pairwise(self.levels)):
+      raise errors.ConfigurationError(
+        f'Quantiles.levels = {self.levels} must rise from step to step'
+      )
 
   @property
   def num_steps(self) -> int:
@@ -167,6 +176,21 @@ class PerSource:
   rule: Literal['percentile', 'interpolated', 'top_k']
   values: tuple[float, ...]
 
+  def __post_init__(self):
+    if self.rule not in ('percentile', 'interpolated', 'top_k'):
+      raise errors.ConfigurationError(
+        f"PerSource.rule = {self.rule!r} must be 'percentile', 'interpolated' "
+        "or 'top_k'"
+      )
+    sign = -1 if self.rule == 'top_k' else 1
+    for before, after in itertools.pairwise(self.values):
+      if sign * after <= sign * before:
+        raise errors.ConfigurationError(
+          f'PerSource.values = {self.values} must get stricter from step to '
+          f'step for the rule {self.rule!r}'
+        )
+    self.filters(lambda: ())  # Each selection checks its value's range.
+
   @property
   def num_steps(self) -> int:
     """I."""
@@ -181,20 +205,8 @@ class PerSource:
     return f'{self.rule} {self.values[step - 1]:g} a source'
 
   def filters(self, rewards: RewardStream) -> list[selection.Selection]:
-    """See `Schedule.filters`; the rewards are not looked at.
-
-    Raises:
-      ConfigurationError: the values do not get stricter, or one is out of its
-        range.
-    """
+    """See `Schedule.filters`; the rewards are not looked at."""
     del rewards
-    sign = -1 if self.rule == 'top_k' else 1
-    for before, after in itertools.pairwise(self.values):
-      if sign * after <= sign * before:
-        raise errors.ConfigurationError(
-          f'PerSource.values = {self.values} must get stricter from step to '
-          f'step for the rule {self.rule!r}'
-        )
     make = {
       'percentile': selection.Percentile,
       'interpolated': selection.Interpolated,
