@@ -17,9 +17,11 @@ from rest_jax.errors import ConfigurationError
 _LENIENT_NUMBERS = BeartypeConf(is_pep484_tower=True)  # An int is a float.
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def _children(value: Any, compared: bool = False) -> Iterator[tuple[str, Any]]:
   if dataclasses.is_dataclass(value):
     for field in dataclasses.fields(value):
+      if compared and not field.compare:
+        continue
       yield f'.{field.name}', getattr(value, field.name)
   elif isinstance(value, (tuple, list)):
     for index, item in enumerate(value):
@@ -65,7 +67,8 @@ def flatten(value: Any, name: str) -> dict[str, Any]:
 
   Returns:
     A dict of names to plain values; a dataclass stands as its class's name,
-    so that replacing one by another shows.
+    so that replacing one by another shows. Fields with `compare=False` are
+    left out: they decide how fast something is made, not what.
   """
   if isinstance(value, (str, int, float, bool, type(None))):
     return {name: value}
@@ -77,6 +80,6 @@ def flatten(value: Any, name: str) -> dict[str, Any]:
       out[name] = []
   else:
     out[name] = f'{type(value).__module__}.{type(value).__qualname__}'
-  for suffix, child in _children(value):
+  for suffix, child in _children(value, compared=True):
     out.update(flatten(child, name + suffix))
   return json.loads(json.dumps(out))

@@ -44,6 +44,15 @@ def test_flatten_tells_empty_from_absent_and_class_from_class():
   assert config.flatten(Opaque(), 'x')['x'].endswith('.Opaque')
 
 
+def test_flatten_leaves_out_what_changes_no_content():
+  @dataclasses.dataclass(frozen=True)
+  class Scored:
+    order: int = 2
+    workers: int = dataclasses.field(default=0, compare=False)
+
+  assert config.flatten(Scored(), 'x') == {'x': 'Scored', 'x.order': 2}
+
+
 @pytest.mark.parametrize(
   ('value', 'name'),
   [

@@ -24,6 +24,11 @@ _CHUNK = 128  # Rows that a worker is given at a time.
 _VERSION = sacrebleu.__version__
 
 
+def _workers():
+  # Not compared: scores are the same, so no stage is stale for it.
+  return dataclasses.field(default=0, compare=False)
+
+
 class _Lexical:
   """A sacrebleu metric as a reward model; see the classes below."""
 
@@ -80,7 +85,7 @@ class SentenceChrf(_Lexical):
   """
 
   word_order: int = 0
-  num_workers: int = 0
+  num_workers: int = _workers()
 
   @property
   def info(self) -> base.RewardInfo:
@@ -101,7 +106,7 @@ class SentenceBleu(_Lexical):
   """
 
   trg_lang: str
-  num_workers: int = 0
+  num_workers: int = _workers()
 
   @property
   def info(self) -> base.RewardInfo:
@@ -122,7 +127,7 @@ class SentenceTer(_Lexical):
   """
 
   trg_lang: str
-  num_workers: int = 0
+  num_workers: int = _workers()
 
   @property
   def info(self) -> base.RewardInfo:
