@@ -49,7 +49,8 @@ class Evaluate:
   select_samples: int = 4
 
   def __post_init__(self):
-    for name in ('num_samples', 'select_sources', 'select_samples'):
+    counts = ('num_samples', 'select_sources', 'select_samples', 'num_beams')
+    for name in counts:
       if getattr(self, name) < 1:
         raise ConfigurationError(
           f'Evaluate.{name} = {getattr(self, name)} must be at least 1.'
@@ -58,6 +59,15 @@ class Evaluate:
       raise ConfigurationError(
         'Evaluate.temperatures is empty; give at least one, e.g. (0.8,).'
       )
+    for temperature in self.temperatures:
+      dataclasses.replace(self.sampling, temperature=temperature)  # Checks it.
+    try:
+      sacrebleu.BLEU(trg_lang=self.target_language)
+    except (RuntimeError, ImportError) as error:
+      raise ConfigurationError(
+        f'TARGET_LANGUAGE = {self.target_language!r}: sacrebleu cannot tokenise'
+        f' it ({" ".join(str(error).split())}).'
+      ) from error
 
 
 class Split:
