@@ -159,7 +159,7 @@ def generate(
   group = -(-num_samples // -(-num_samples // batching.rows))
   batch_size = max(1, batching.rows // group)
   # Every process of a mesh holds whole batches, so round up to its devices.
-  shards = policy.mesh.shape['data']
+  shards = policy.placement.num_shards('batch')
   batch_size = -(-batch_size // shards) * shards
   for indices, tokens in _bucketed(
     sources, batching.source_buckets, batch_size
@@ -193,7 +193,7 @@ def generate_beam(
 ) -> list[np.ndarray]:
   """The best beam of each source: k arrays of int32 tokens, EOS included."""
   out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sources)
-  shards = policy.mesh.shape['data']
+  shards = policy.placement.num_shards('batch')
   batch_size = max(1, batching.rows // num_beams)
   batch_size = -(-batch_size // shards) * shards
   for indices, tokens in _bucketed(
