@@ -108,7 +108,8 @@ class Sampling:
     target = uniform[:, None] * jnp.sum(mass, axis=-1, keepdims=True)
     block, below = _invert(mass, target)
     weights = jnp.exp(_take_block(blocks, block))
-    inside, _ = _invert(weights, target - below)
+    # Rounding may carry it below 0, before a first token of weight 0.
+    inside, _ = _invert(weights, jnp.maximum(target - below, 0.0))
     tokens = block * blocks.shape[-1] + inside
     chosen = _take(logits, tokens)
     log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
