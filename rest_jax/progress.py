@@ -101,7 +101,9 @@ class Progress:
     of = f'/{total:,}' if total else ''
     text = f'{done:,}{of}  {_describe(metrics)}{left}'
     if self._bar is not None:
-      self._bar.update(self._task, completed=done, total=total or None, text=text)
+      self._bar.update(
+        self._task, completed=done, total=total or None, text=text
+      )
     elif now - self._last_line >= _PLAIN_SECONDS:
       self._last_line = now
       self.note(text)
