@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from rest_jax.context import Context
-from rest_jax.data import store
+from rest_jax.context import IMPORTED, Context
+from rest_jax.data import scored, store
 from rest_jax.data.lookup import Lookup
 from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.rewards import base, scoring
@@ -76,7 +76,7 @@ def run_scores(
   samples.verify()
   paths = store.part_paths(samples.folder)
   total = store.count_rows(samples.folder)
-  references = _ReferenceColumn(context, model)
+  references = _ReferenceColumn(context, model, samples)
   done = 0
   for path in paths:
     info = stage.part(path.name)
@@ -107,8 +107,9 @@ def run_scores(
 class _ReferenceColumn:
   """The references of a table of samples, or None where none are needed."""
 
-  def __init__(self, context: Context, model: base.RewardModel):
+  def __init__(self, context: Context, model: base.RewardModel, samples: Stage):
     self._info = model.info
+    self._imported = samples.name.startswith(f'{IMPORTED}/')
     if self._info.needs_reference:
       columns = ('source_id', 'target')
       self._grow = Lookup(context.sources('grow', columns), 'target')
@@ -118,16 +119,20 @@ class _ReferenceColumn:
     if not self._info.needs_reference:
       return None
     ids = table['source_id'].to_pylist()
-    # A part holds samples of Grow's sources or references of D's, not both,
-    # unless these are the same sources.
-    grown = (table['sample_index'].to_numpy() >= 0).any()
-    found = (self._grow if grown else self._train)(ids)
+    if self._imported:  # References stand beside the outputs.
+      found = scored.references(table).to_pylist()
+    else:
+      # A part holds samples of Grow's sources or references of D's, not both,
+      # unless these are the same sources.
+      grown = (table['sample_index'].to_numpy() >= 0).any()
+      found = (self._grow if grown else self._train)(ids)
     if None in found:
       row = found.index(None)
       raise RewardError(
         f'reward {self._info.name!r} needs references, but source'
         f' {ids[row]} ({table["source"][row].as_py()!r}) has none; use a'
-        ' reference-free reward, or GROW_SPLIT with references.'
+        ' reference-free reward, or GROW_SPLIT (IMPORTED_SAMPLES) with'
+        ' references.'
       )
     return found
 

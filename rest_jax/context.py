@@ -21,6 +21,7 @@ from rest_jax.sharding import Layout
 from rest_jax.types import Params
 
 PARAMS = 'params'  # Folder of a policy's final parameters in its stage.
+IMPORTED = 'imported'  # Store of others' outputs, as grow_1 is of samples.
 
 
 @dataclasses.dataclass
@@ -51,7 +52,7 @@ class Context:
     def advance(more: int) -> None:
       nonlocal rows
       rows += more
-      self.progress.update(rows, rows)
+      self.progress.update(rows, 0)
 
     # What a killed process left; the data stage is made in one go.
     for child in stage.folder.iterdir():

@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rest_jax import evaluate as evaluate_lib
 from rest_jax import preview, schedule, selection, supervised
 from rest_jax import rows as rows_lib
-from rest_jax.context import Context
+from rest_jax.context import IMPORTED, Context
 from rest_jax.data import loader, scored
 from rest_jax.data.lookup import Lookup
+from rest_jax.data.tokenizer import EOS_ID
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.rewards import base
 from rest_jax.run_directory import Stage
@@ -77,6 +80,8 @@ class Step:
     start: stage of the policy that it starts from.
     grow_step: g, from 1.
     improve_step: i; 0 is unfiltered.
+    stores: the stores of scored rows that make up D_g: that of Grow step g,
+      and that of imported samples where there are any.
     control: 'none' for ReST itself; 'random' trains on random rows, as many a
       source as the filter keeps; 'continued' on the references of D alone.
     twin: for a control, the stage whose number of updates it makes.
@@ -85,18 +90,44 @@ class Step:
   start: str
   grow_step: int
   improve_step: int
+  stores: tuple[str, ...]
   control: Control = 'none'
   twin: str | None = None
 
 
 class GrownData:
-  """The scored rows of one Grow step, as a stream that can be read again."""
+  """The scored rows of D_g, as a stream that can be read again.
 
-  def __init__(self, context: Context, settings: Improve, grow_step: int):
-    """Opens committed stages; nothing is read yet."""
+  References of imported sources are no rows of D: they served the reward.
+  """
+
+  def __init__(
+    self, context: Context, settings: Improve, stores: Sequence[str]
+  ):
+    """Opens the committed stages of some stores; nothing is read yet."""
     self._context, self._settings = context, settings
-    self._samples = context.read(f'grow_{grow_step}/samples')
-    self._reward = context.read(f'grow_{grow_step}/reward')
+    self._stores = [
+      (context.read(f'{name}/samples'), context.read(f'{name}/reward'))
+      for name in stores
+    ]
+
+  def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Streams whole sources, with `columns` (`origin` too) and `reward`."""
+    for samples, reward in self._stores:
+      imported = samples.name.startswith(f'{IMPORTED}/')
+      for table in scored.iter_scored(
+        samples.folder, {'reward': reward.folder}, columns
+      ):
+        if imported:
+          table = table.filter(pc.not_equal(table['origin'], 'reference'))
+        if table.num_rows:
+          yield table
+
+  def _rows(
+    self, needs: frozenset[str] = frozenset()
+  ) -> Iterator[rows_lib.Rows]:
+    for table in self._tables(scored.columns_for(needs)):
+      yield scored.rows_from_table(table, needs)
 
   def _counts(self, rows: rows_lib.Rows) -> np.ndarray:
     """Rows of D_g as this configuration has it: with or without D."""
@@ -106,7 +137,7 @@ class GrownData:
 
   def rewards(self) -> Iterator[np.ndarray]:
     """Streams the rewards that the schedule is held against."""
-    for rows in scored.iter_rows(self._samples.folder, self._reward.folder):
+    for rows in self._rows():
       yield rows.reward[self._counts(rows)]
 
   def mean_reward(self) -> float:
@@ -117,7 +148,7 @@ class GrownData:
       count += len(rewards)
     if not count:
       raise DataError(
-        f'{self._samples.folder} holds no row to train on; grow again with'
+        f'{self._stores[0][0].folder} holds no row to train on; grow again with'
         ' sources, or set Improve.original_data.'
       )
     return total / count
@@ -142,34 +173,24 @@ class GrownData:
   def previews(self, steps: Sequence[Selections]) -> list[preview.StepPreview]:
     """What each step keeps, in one pass."""
     needs = preview.NEEDS.union(*(selection.needs_of(s) for s in steps))
-    stream = scored.iter_rows(self._samples.folder, self._reward.folder, needs)
-    return preview.preview(stream, steps)
+    return preview.preview(self._rows(needs), steps)
 
   def training_rows(
     self, selections: Selections
   ) -> Iterator[supervised.TrainingRow]:
     """The rows that pass, with the tokens of their sources."""
     needs = selection.needs_of(selections)
-    columns = [*scored.columns_for(needs), 'target_tokens']
-    wanted = ('source_id', 'source_tokens')
-    grown = Lookup(self._context.sources('grow', wanted), 'source_tokens')
-    original = Lookup(self._context.sources('train', wanted), 'source_tokens')
-    for table in scored.iter_scored(
-      self._samples.folder,
-      {'reward': self._reward.folder},
-      list(dict.fromkeys(columns)),
-    ):
+    columns = [*scored.columns_for(needs), 'source', 'target_tokens']
+    source_tokens = _SourceTokens(self._context)
+    for table in self._tables(list(dict.fromkeys(columns))):
       rows = scored.rows_from_table(table, needs)
       kept = np.flatnonzero(self._with_original(rows, selections))
-      ids = table['source_id'].to_numpy()[kept]
       is_original = rows.is_reference[kept]
-      targets = table['target_tokens'].take(kept).to_numpy()
-      tokens = np.empty(len(kept), object)
-      for lookup, mask in ((grown, ~is_original), (original, is_original)):
-        found = lookup(ids[mask].tolist())
-        tokens[mask] = np.fromiter(found, object, len(found))
+      table = table.take(kept)
+      sources = source_tokens(table, rows.origin[kept])
+      targets = table['target_tokens'].to_numpy()
       for source, target, reference in zip(
-        tokens, targets, is_original, strict=True
+        sources, targets, is_original, strict=True
       ):
         yield source, target, 1.0, bool(reference)
 
@@ -180,6 +201,38 @@ class GrownData:
     if self._settings.original_data == 'unfiltered':
       return kept | rows.is_reference
     return kept
+
+
+class _SourceTokens:
+  """The tokens of the sources of rows, asked for in the stores' order."""
+
+  def __init__(self, context: Context):
+    wanted = ('source_id', 'source_tokens')
+    self._lookups = {
+      rows_lib.POLICY: Lookup(context.sources('grow', wanted), wanted[1]),
+      rows_lib.REFERENCE: Lookup(context.sources('train', wanted), wanted[1]),
+    }
+    self._tokenizer = context.tokenizer
+
+  def __call__(self, table: pa.Table, origins: np.ndarray) -> np.ndarray:
+    """Lists of ids, EOS included, for rows with these origins [m]."""
+    out = np.empty(table.num_rows, object)
+    ids = table['source_id'].to_numpy()
+    for origin, lookup in self._lookups.items():
+      mask = origins == origin
+      found = lookup(ids[mask].tolist())
+      out[mask] = np.fromiter(found, object, len(found))
+    mask = origins == rows_lib.IMPORTED
+    if mask.any():  # Sources of others' are in no split of the data.
+      found = self._encode(table['source'].filter(mask).to_pylist())
+      out[mask] = np.fromiter(found, object, len(found))
+    return out
+
+  def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    distinct = list(dict.fromkeys(texts))
+    tokens = self._tokenizer.encode_batch(distinct)
+    known = dict(zip(distinct, tokens, strict=True))
+    return [[*known[text], EOS_ID] for text in texts]
 
 
 def run(
@@ -254,7 +307,7 @@ def _write_rows(
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
     return rows, {'references': len(rows)}, 'union'
-  grown = GrownData(context, settings, step.grow_step)
+  grown = GrownData(context, settings, step.stores)
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':
     chosen = (selection.RandomLike(chosen, seed=context.seed),)

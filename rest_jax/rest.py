@@ -15,17 +15,26 @@ from rest_jax import (
   config,
   evaluate,
   grow,
+  import_samples,
   improve,
   supervised,
 )
-from rest_jax.context import Context
+from rest_jax.context import IMPORTED, Context
 from rest_jax.data import prepare
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
 from rest_jax.run_directory import Stage
 from rest_jax.sharding import Layout
 
-Kind = Literal['data', 'supervised', 'grow', 'annotate', 'improve', 'evaluate']
+Kind = Literal[
+  'data',
+  'import_samples',
+  'supervised',
+  'grow',
+  'annotate',
+  'improve',
+  'evaluate',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +60,8 @@ class ReST:
     supervised_from: a run directory whose BC this run takes; None trains one.
     grow_from: a run directory whose BC and first grown dataset, scores
       included, this run takes.
+    imported_samples: a file of others' outputs (.tsv, .jsonl or .parquet) that
+      join D_g of every Grow step; None for none.
   """
 
   model_dir: str
@@ -68,6 +79,7 @@ class ReST:
   seed: int = 0
   supervised_from: str | None = None
   grow_from: str | None = None
+  imported_samples: str | None = None
 
   def __post_init__(self):
     steps = self.improve.schedule.num_steps
@@ -132,6 +144,7 @@ class StagePlan:
     inputs: stages that it reads.
     config: the values that its content depends on.
     execute: writes and commits it.
+    files: binding → file outside the run whose content it depends on.
   """
 
   name: str
@@ -139,6 +152,7 @@ class StagePlan:
   inputs: tuple[str, ...]
   config: dict[str, Any]
   execute: Callable[[Context, Stage], None]
+  files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def policies(run: ReST) -> list[PolicyPlan]:
@@ -181,6 +195,7 @@ def stages(run: ReST) -> list[StagePlan]:
     StagePlan(
       'data', 'data', (), config.flatten(run.data, 'Data'), _prepare(run)
     ),
+    *_import_stages(run),
     StagePlan(
       'supervised',
       'supervised',
@@ -214,15 +229,30 @@ def _prepare(run: ReST) -> Callable[[Context, Stage], None]:
   return execute
 
 
+def _import_stages(run: ReST) -> Iterator[StagePlan]:
+  """Others' outputs and their reward, first: a faulty file shows at once."""
+  if run.imported_samples is None:
+    return
+  path = run.imported_samples
+  yield StagePlan(
+    f'{IMPORTED}/samples',
+    'import_samples',
+    ('data',),
+    {'IMPORTED_SAMPLES': path},
+    lambda context, stage: import_samples.run(context, stage, path, run.data),
+    files={'IMPORTED_SAMPLES': path},
+  )
+  yield from _annotate_stages(run, IMPORTED)
+
+
 def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
   """Grow, Annotate and the reward of the Grow step that `policy` begins."""
   g = policy.grow_step
   grown_by = policy.start
   if g > 1:
     grown_by = f'grow_{g - 1}/improve_{run.num_improve}'
-  samples = f'grow_{g}/samples'
   yield StagePlan(
-    samples,
+    f'grow_{g}/samples',
     'grow',
     ('data', grown_by),
     config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
@@ -230,18 +260,24 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
       context, stage, run.grow, policy_name=grown_by, grow_step=g
     ),
   )
+  yield from _annotate_stages(run, f'grow_{g}')
+
+
+def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
+  """The scores and the reward of a store of samples."""
+  samples = f'{store}/samples'
   for model in run.annotate.metrics:
     yield StagePlan(
-      f'grow_{g}/scores/{model.info.name}',
+      f'{store}/scores/{model.info.name}',
       'annotate',
       ('data', samples),
       _reward_config(model),
       functools.partial(_score, run, model, samples),
     )
   reward = run.annotate.reward
-  scores = f'grow_{g}/scores/{reward.info.name}'
+  scores = f'{store}/scores/{reward.info.name}'
   yield StagePlan(
-    f'grow_{g}/reward',
+    f'{store}/reward',
     'annotate',
     (scores,),
     _reward_config(reward),
@@ -263,6 +299,12 @@ def _reward_config(model: Any) -> dict[str, Any]:
   )
 
 
+def stores(run: ReST, grow_step: int) -> tuple[str, ...]:
+  """The stores of scored rows that make up D_g."""
+  imported = () if run.imported_samples is None else (IMPORTED,)
+  return (f'grow_{grow_step}', *imported)
+
+
 def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
   g, i = policy.grow_step, policy.improve_step
   main = f'grow_{g}/improve_{i}'
@@ -271,13 +313,19 @@ def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
   if control != 'none':
     inputs.append(main)
   if control != 'continued':
-    inputs += [f'grow_{g}/samples', f'grow_{g}/reward']
+    for store in stores(run, g):
+      inputs += [f'{store}/samples', f'{store}/reward']
   # Later thresholds do not concern this step: a schedule may grow.
   settings = dataclasses.replace(
     run.improve, schedule=run.improve.schedule.first(i)
   )
   step = improve.Step(
-    policy.start, g, i, control, main if control != 'none' else None
+    policy.start,
+    g,
+    i,
+    stores(run, g),
+    control,
+    main if control != 'none' else None,
   )
   return StagePlan(
     policy.stage,

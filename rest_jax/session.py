@@ -17,7 +17,7 @@ from etils import epath
 
 import rest_jax
 from rest_jax import generation, improve, rest, results, storage
-from rest_jax.context import Context
+from rest_jax.context import IMPORTED, Context
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.progress import Progress, clock
 from rest_jax.run_directory import RunDirectory, Stage
@@ -152,6 +152,11 @@ class Session:
       raise ConfigurationError(
         f'--stage={only} is not a stage of this run; it has {names}.'
       )
+    if mode == 'import_samples' and self._run.imported_samples is None:
+      raise ConfigurationError(
+        '--run_mode=import_samples needs IMPORTED_SAMPLES, a .tsv, .jsonl or'
+        ' .parquet file of outputs; set it in every later command too.'
+      )
     ran = 0
     for plan in chosen:
       missing = [
@@ -167,7 +172,7 @@ class Session:
     stage = self._context.stage(plan.name)
     inputs = {
       name: self._context.read(name).fingerprint for name in plan.inputs
-    }
+    } | _fingerprints(plan.files, stage)
     stage.begin(plan.config, inputs, self._branch_hint(plan))
     if stage.committed:
       return
@@ -179,6 +184,12 @@ class Session:
     here = str(self._directory.path)
     if plan.kind in ('grow', 'annotate') and plan.name.startswith('grow_1/'):
       changed['SUPERVISED_FROM'] = self._run.supervised_from or here
+    elif plan.name.startswith(f'{IMPORTED}/'):
+      # Made before anything else, so there may be little to take along.
+      if self._context.stage('grow_1/reward').committed:
+        changed['GROW_FROM'] = self._run.grow_from or here
+      elif self._context.stage('supervised').committed:
+        changed['SUPERVISED_FROM'] = self._run.supervised_from or here
     elif plan.kind in ('improve', 'evaluate', 'grow', 'annotate'):
       changed['GROW_FROM'] = self._run.grow_from or here
     command = self._texts.branch_command(**changed)
@@ -284,7 +295,9 @@ class Session:
       if not self._context.stage(f'grow_{g}/reward').committed:
         continue
       shown += 1
-      grown = improve.GrownData(self._context, self._run.improve, g)
+      grown = improve.GrownData(
+        self._context, self._run.improve, rest.stores(self._run, g)
+      )
       steps = grown.selections(self._run.num_improve)
       console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
       console.print(self._preview_table(grown.previews(steps)))
@@ -416,6 +429,22 @@ class Session:
         ' --run_mode=supervised.'
       )
     return trained[-1]
+
+
+def _fingerprints(files: dict[str, str], stage: Stage) -> dict[str, str]:
+  """Binding → SHA-256 of its file, which a committed stage can do without."""
+  out = {}
+  for binding, path in files.items():
+    try:
+      out[binding] = storage.checksum(path)[1]
+    except OSError as error:
+      if not stage.committed:
+        raise DataError(
+          f'{binding} = {path!r} cannot be read'
+          f' ({error.strerror or error}); check the path.'
+        ) from error
+      out[binding] = stage.manifest['inputs'].get(binding)
+  return out
 
 
 def _has_moments(run: rest.ReST) -> bool:

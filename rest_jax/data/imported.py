@@ -46,7 +46,8 @@ class Imported:
     samples: rows that are outputs.
     references: rows that are references.
     sources: sources.
-    skipped_too_long: outputs left out because they had too many tokens.
+    skipped_too_long: outputs left out because they, or their source, had too
+      many tokens.
   """
 
   table: pa.Table
@@ -72,6 +73,8 @@ def import_samples(
   *,
   grow_step: int = 1,
   language_pair: str = '',
+  first_id: int = 0,
+  max_source_length: int | None = None,
   max_target_length: int | None = None,
 ) -> Imported:
   """Reads outputs of another system as sample rows.
@@ -81,8 +84,10 @@ def import_samples(
     encode_batch: texts → token ids, without EOS (the run's tokenizer).
     grow_step: what the rows' `grow_step` is to be.
     language_pair: likewise, such as `de-en`.
-    max_target_length: tokens, EOS counted; longer outputs are left out and
-      counted.
+    first_id: number of the first source where the file gives no source_id.
+    max_source_length: tokens, EOS counted; longer sources are left out, and
+      their outputs counted.
+    max_target_length: likewise of outputs; references may be of any length.
 
   Returns:
     The rows and counts. Where the file gives no source_id, sources are
@@ -90,8 +95,8 @@ def import_samples(
 
   Raises:
     DataError: the file is missing, empty, of an unknown format or not UTF-8;
-      a line lacks a column or has a wrong type; a source_id stands for two
-      texts. File and line are named.
+      a line lacks a column, has a wrong type or an empty source; a source_id
+      stands for two texts. File and line are named.
   """
   path = epath.Path(path)
   sources: dict[Any, _Source] = {}
@@ -99,30 +104,33 @@ def import_samples(
     _add(sources, where, record)
   if not any(entry.targets for entry in sources.values()):
     raise errors.DataError(f'{path} holds no output: give a file that does')
-  numbered = _number(path, sources)
+  numbered = _number(path, sources, first_id)
+  outputs = sum(len(entry.targets) for entry in numbered.values())
+  if max_source_length is not None:
+    numbered = _short_enough(numbered, encode_batch, max_source_length)
   rows = _rows(numbered, grow_step, language_pair)
   tokens = encode_batch([row['target'] for row in rows])
-  kept, skipped = [], 0
+  kept, references = [], 0
   for row, ids in zip(rows, tokens, strict=True):
     row['target_tokens'] = [*ids, EOS_ID]
     row['length'] = len(ids) + 1
-    if max_target_length is not None and row['length'] > max_target_length:
-      skipped += 1
-    else:
-      kept.append(row)
-  if not kept:
+    if row['origin'] == 'reference':
+      references += 1
+    elif max_target_length is not None and row['length'] > max_target_length:
+      continue
+    kept.append(row)
+  if len(kept) == references:
     raise errors.DataError(
-      f'{path}: every output is longer than {max_target_length} tokens: raise '
-      'the maximum target length'
+      f'{path}: every output, or its source, is too long (at most '
+      f'{max_source_length} and {max_target_length} tokens): raise the maximum '
+      'lengths'
     )
-  table = pa.Table.from_pylist(kept, schema=store.SAMPLES_SCHEMA)
-  references = sum(row['origin'] == 'reference' for row in kept)
   return Imported(
-    table=table,
+    table=pa.Table.from_pylist(kept, schema=store.SAMPLES_SCHEMA),
     samples=len(kept) - references,
     references=references,
     sources=len({row['source_id'] for row in kept}),
-    skipped_too_long=skipped,
+    skipped_too_long=outputs - (len(kept) - references),
   )
 
 
@@ -141,6 +149,8 @@ def _add(sources: dict[Any, _Source], where: str, record: dict) -> None:
     raise errors.DataError(
       f'{where}: a line needs a source and a target (or targets): add them'
     )
+  if not text.strip():
+    raise errors.DataError(f'{where}: the source is empty: delete the line')
   if not all(isinstance(target, str) for target in targets):
     raise errors.DataError(f'{where}: targets holds what is not text')
   number = record.get('source_id')
@@ -158,7 +168,9 @@ def _add(sources: dict[Any, _Source], where: str, record: dict) -> None:
     entry.reference = record.get('reference')
 
 
-def _number(path: epath.Path, sources: dict[Any, _Source]) -> dict:
+def _number(
+  path: epath.Path, sources: dict[Any, _Source], first_id: int
+) -> dict[int, _Source]:
   """Sources by id: the file's own ids, or their order in it."""
   given = [key for key in sources if isinstance(key, int)]
   if given and len(given) != len(sources):
@@ -167,7 +179,18 @@ def _number(path: epath.Path, sources: dict[Any, _Source]) -> dict:
       f'{entry.where}: source_id is missing, but other lines of {path} have '
       'one: give it in every line or in none'
     )
-  return sources if given else dict(enumerate(sources.values()))
+  return sources if given else dict(enumerate(sources.values(), first_id))
+
+
+def _short_enough(
+  sources: dict[int, _Source], encode_batch, max_source_length: int
+) -> dict[int, _Source]:
+  tokens = encode_batch([entry.text for entry in sources.values()])
+  return {
+    source_id: entry
+    for (source_id, entry), ids in zip(sources.items(), tokens, strict=True)
+    if len(ids) < max_source_length  # EOS is counted too.
+  }
 
 
 def _rows(

@@ -30,6 +30,8 @@ COUNTS = (
 # A source's number is that of its row, plus this for every split of the task
 # that the run names before: numbers are unique in a run.
 SPLIT_STRIDE = 10_000_000_000
+# Sources of imported samples are numbered after those of the four splits.
+FIRST_IMPORTED_ID = 4 * SPLIT_STRIDE
 Writer = Callable[[epath.Path, Iterable[Mapping[str, Any]]], Any]
 
 

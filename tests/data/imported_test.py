@@ -77,7 +77,7 @@ def test_long_outputs_are_left_out_and_counted(tmp_path):
   result = read(path, max_target_length=3)
   assert result.table['target'].to_pylist() == ['xx']
   assert (result.samples, result.skipped_too_long) == (1, 1)
-  with pytest.raises(errors.DataError, match='longer than 2 tokens'):
+  with pytest.raises(errors.DataError, match='every output'):
     read(path, max_target_length=2)
 
 
@@ -87,6 +87,7 @@ def test_long_outputs_are_left_out_and_counted(tmp_path):
     ('a.tsv', b'a\tb\nonly\n', r'a\.tsv:2: 1 columns'),
     ('a.tsv', b'a\tb\n\xff\tb\n', r'a\.tsv:2: '),
     ('a.tsv', b'', 'no'),
+    ('a.tsv', b'a\tb\n \tb\n', r'a\.tsv:2: the source is empty'),
     ('a.jsonl', b'{"source": "a"}\n', r'a\.jsonl:1: a line needs a source'),
     ('a.jsonl', b'{"source": 3, "target": "b"}\n', 'source is 3, not of type'),
     ('a.jsonl', b'[1]\n', r'a\.jsonl:1: not a JSON object'),
@@ -123,3 +124,17 @@ def test_bad_files(tmp_path, name, content, message):
 def test_missing_files(tmp_path, name):
   with pytest.raises(errors.DataError, match=name):
     read(tmp_path / name)
+
+
+def test_long_sources_are_left_out_with_their_outputs(tmp_path):
+  path = tmp_path / 'teacher.jsonl'
+  records = [
+    {'source': 'aaaa', 'targets': ['x', 'y'], 'reference': 'z'},
+    {'source': 'aaa', 'target': 'x', 'reference': 'zzzzzz'},
+  ]
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  result = read(path, max_source_length=4, max_target_length=4, first_id=100)
+  # A reference serves the reward alone, so it may be of any length.
+  assert result.table['target'].to_pylist() == ['zzzzzz', 'x']
+  assert result.table['source_id'].to_pylist() == [101, 101]
+  assert (result.samples, result.skipped_too_long) == (1, 2)
