@@ -121,8 +121,8 @@ class Stage:
     """What `stage.json` says of a committed stage.
 
     Keys: `schema`, `config` (binding → value), `inputs` (name → fingerprint),
-    `files` (relative path → [bytes, SHA-256]), `counts`, `seconds`, `extra`,
-    `fingerprint`.
+    `files` (relative path → [bytes, SHA-256]), `contents`, `counts`, `seconds`,
+    `extra`, `fingerprint`.
 
     Raises:
       CorruptStateError: the stage is not committed, or its `stage.json` was
@@ -135,7 +135,7 @@ class Stage:
 
   @property
   def fingerprint(self) -> str:
-    """SHA-256 over config, inputs and files; not over counts or seconds.
+    """SHA-256 over config, inputs and content; not over counts or seconds.
 
     Raises:
       CorruptStateError, ConfigurationError: as `manifest`.
@@ -229,6 +229,7 @@ class Stage:
     counts: Mapping[str, Any],
     seconds: float | int,
     extra: Mapping[str, Any] | None = None,
+    contents: Mapping[str, str] | None = None,
   ) -> None:
     """Commits the stage: lists and hashes its files, writes `stage.json`.
 
@@ -236,6 +237,9 @@ class Stage:
       counts: how many of what it holds, for `status`.
       seconds: what it cost.
       extra: anything else a reader needs (the best step, say).
+      contents: folder → SHA-256 of what its files mean. It stands for them in
+        the fingerprint where the same content is never the same bytes twice,
+        as in checkpoints: the stage made again is then still the same input.
 
     Raises:
       CorruptStateError: the stage was not begun, or a part's size changed.
@@ -252,6 +256,7 @@ class Stage:
       'config': begun['config'],
       'inputs': begun['inputs'],
       'files': {name: self._measure(name) for name in self._files()},
+      'contents': dict(contents or {}),
       'counts': dict(counts),
       'seconds': float(seconds),
       'extra': dict(extra or {}),
@@ -417,8 +422,17 @@ class Stage:
 
 
 def _fingerprint(manifest: Mapping[str, Any]) -> str:
-  keys = ('schema', 'config', 'inputs', 'files')
-  return storage.fingerprint_of({key: manifest.get(key) for key in keys})
+  parts = {key: manifest.get(key) for key in ('schema', 'config', 'inputs')}
+  parts['files'] = files = manifest.get('files')
+  if contents := manifest.get('contents'):
+    folders = tuple(f'{folder}/' for folder in contents)
+    parts['files'] = {
+      name: value
+      for name, value in files.items()
+      if not name.startswith(folders)
+    }
+    parts['contents'] = contents
+  return storage.fingerprint_of(parts)
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

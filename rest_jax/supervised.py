@@ -107,7 +107,7 @@ def finish(
   counts: dict[str, int],
 ) -> None:
   """Keeps the best parameters, and commits."""
-  native.save_params(stage.folder / PARAMS, outcome.params)
+  content = native.save_params(stage.folder / PARAMS, outcome.params)
   last = outcome.history[-1]
   stage.commit(
     counts=counts
@@ -120,6 +120,7 @@ def finish(
     extra={
       'history': [dataclasses.asdict(e) for e in outcome.history],
     },
+    contents={PARAMS: content},
   )
 
 
@@ -138,8 +139,12 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
   began = time.monotonic()
   params = _initial_params(context, settings)
   if not settings.stopping.max_steps:
-    native.save_params(stage.folder / PARAMS, params)
-    stage.commit(counts={'updates': 0, 'train_tokens': 0}, seconds=0.0)
+    content = native.save_params(stage.folder / PARAMS, params)
+    stage.commit(
+      counts={'updates': 0, 'train_tokens': 0},
+      seconds=time.monotonic() - began,
+      contents={PARAMS: content},
+    )
     return
   packing = settings.training.packing
   rows = loader.write_rows(stage.work / 'rows', original_rows(context, 'train'))

@@ -297,6 +297,28 @@ def test_what_only_the_making_needs_is_not_committed(run):
   assert not again.work.exists()
 
 
+def test_content_stands_for_files_that_never_are_the_same_twice(run):
+  def made(content, name, other=b'same'):
+    stage = run.stage(f's{made.count}')
+    made.count += 1
+    stage.begin(CONFIG, INPUTS)
+    storage.write_atomic(stage.folder / 'params' / name, name.encode())
+    storage.write_atomic(stage.folder / 'params.json', other)
+    stage.commit({}, 0.0, contents={'params': content})
+    again = fresh(run).stage(stage.name)
+    again.verify()
+    return again
+
+  made.count = 0
+  stage = made('c0ffee', 'one')
+  assert made('c0ffee', 'two').fingerprint == stage.fingerprint
+  assert made('bad', 'one').fingerprint != stage.fingerprint
+  assert made('c0ffee', 'one', b'other').fingerprint != stage.fingerprint
+  (stage.folder / 'params' / 'one').write_bytes(b'two')
+  with pytest.raises(errors.CorruptStateError, match='params/one'):
+    fresh(run).stage(stage.name).verify()
+
+
 def test_what_a_death_after_the_commit_left_is_removed(run):
   stage = run.stage('s')
   stage.begin(CONFIG, INPUTS)

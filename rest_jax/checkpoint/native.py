@@ -7,6 +7,8 @@ caller wants to remember. A folder without it is what a killed process left
 behind, and is not a checkpoint.
 """
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -104,7 +106,7 @@ class Checkpoints:
 
 def save_params(
   folder: PathLike, params: Tree, extra: dict[str, Any] | None = None
-):
+) -> str:
   """Saves a policy's parameters, as float32.
 
   Args:
@@ -112,11 +114,19 @@ def save_params(
     params: nested dict of arrays.
     extra: JSON values to remember with them.
 
+  Returns:
+    SHA-256 of names, shapes and values: equal parameters, equal digest, which
+    the files, with orbax's random names and times, have not.
+
   Raises:
     StorageError: when the folder cannot be written.
   """
   float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   _write(epath.Path(folder), float32, extra)
+  digest = hashlib.sha256(json.dumps(_describe(float32)).encode())
+  for leaf in jax.tree.leaves(float32):
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
 
 
 def restore_params(folder: PathLike, abstract: Tree) -> Tree:

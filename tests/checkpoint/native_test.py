@@ -50,6 +50,12 @@ def test_a_training_state_comes_back(tmp_path):
   assert checkpoints.extra(7) == {'reward': 0.5, 'history': [1, 2]}
 
 
+def test_equal_parameters_have_equal_digests(tmp_path):
+  digest = native.save_params(tmp_path / 'a', params_of(1))
+  assert native.save_params(tmp_path / 'b', params_of(1)) == digest
+  assert native.save_params(tmp_path / 'c', params_of(2)) != digest
+
+
 def test_paths_may_be_relative(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   native.save_params('run/supervised/params', params_of())
