@@ -299,6 +299,16 @@ def run(
   supervised.finish(stage, outcome, began, counts)
 
 
+def random_control(chosen: Selections, seed: int) -> Selections:
+  """Random rows, as many of each source as `chosen` keeps.
+
+  They are drawn from D_g as the configuration has it: not from references where
+  these do not pass the filter in the first place.
+  """
+  pool = tuple(s for s in chosen if isinstance(s, selection.SamplesOnly))
+  return (*pool, selection.RandomLike(chosen, seed=seed))
+
+
 def _write_rows(
   context: Context, stage: Stage, settings: Improve, step: Step
 ) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
@@ -310,7 +320,7 @@ def _write_rows(
   grown = GrownData(context, settings, step.stores)
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':
-    chosen = (selection.RandomLike(chosen, seed=context.seed),)
+    chosen = random_control(chosen, context.seed)
   (kept,) = grown.previews([chosen])
   rows = loader.write_rows(folder, grown.training_rows(chosen))
   counts = {

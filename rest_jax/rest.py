@@ -165,7 +165,7 @@ def policies(run: ReST) -> list[PolicyPlan]:
     for i in run.improve_steps:
       last = (g, i) == (run.num_grow, run.num_improve)
       if run.improve.restart_from_base:
-        start = bc
+        start = random = continued = bc  # A control starts as its twin does.
       filtered = 'all' if i == 0 else run.improve.schedule.label(i)
       twin = f'grow_{g}/improve_{i}'
       start = PolicyPlan(twin, f'G{g} I{i}', start.stage, g, i, filtered)
