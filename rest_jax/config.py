@@ -68,7 +68,7 @@ def flatten(value: Any, name: str) -> dict[str, Any]:
   Returns:
     A dict of names to plain values; a dataclass stands as its class's name,
     so that replacing one by another shows. Fields with `compare=False` are
-    left out: they decide how fast something is made, not what.
+    left out: nothing that is made depends on them.
   """
   if isinstance(value, (str, int, float, bool, type(None))):
     return {name: value}

@@ -61,7 +61,7 @@ class Improve:
   before: Selections = ()
   after: Selections = ()
   learning_rate_decay: float = 0.5
-  allow_tau_below_mean: bool = False
+  allow_tau_below_mean: bool = dataclasses.field(default=False, compare=False)
   restart_from_base: bool = False
 
   def __post_init__(self):

@@ -172,7 +172,7 @@ class Stage:
     if self.begun:
       begun = storage.read_json(self.folder / _BEGUN)
       self._check_schema(begun)
-      mend = f'delete that folder to make it anew, or {branch_hint}'
+      mend = f'delete {self.folder} to make it anew, or {branch_hint}'
       self._check_same(begun, config, inputs, 'begun', mend)
       self._remove_temporary()
       return
@@ -184,6 +184,12 @@ class Stage:
       )
     record = {'schema': SCHEMA_VERSION, 'config': config, 'inputs': inputs}
     storage.write_json_atomic(self.folder / _BEGUN, record)
+
+  def made_with(self, config: Mapping[str, Any]) -> bool:
+    """Whether the stage is committed, and with this configuration."""
+    return self.committed and self.manifest['config'] == storage.canonical(
+      dict(config)
+    )
 
   def write_part(
     self,

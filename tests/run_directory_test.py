@@ -95,7 +95,7 @@ def test_changed_configuration_names_every_binding_and_the_way_out(
   assert 'new = nothing, now 1' in message
   assert "input supervised 'f00d', now 'beef'" in message
   assert message.endswith(', or branch with COMMAND')
-  assert ('delete that folder' in message) == half_done
+  assert (f'delete {stage.folder}' in message) == half_done
   assert 'num_samples' not in message
   assert '\n' not in message
 
@@ -107,6 +107,8 @@ def test_same_configuration_goes_on_whatever_its_python_types(run):
   again.begin({'n': 1, 'taus': [0.7, 0.8]}, {})
   again.commit({}, 0)
   again.begin({'n': 1, 'taus': (0.7, 0.8)}, {})
+  assert again.made_with({'n': 1, 'taus': (0.7, 0.8)})
+  assert not again.made_with({'n': 2, 'taus': (0.7, 0.8)})
 
 
 def test_parts_of_a_begun_stage_are_known_after_a_death(run):
