@@ -21,7 +21,7 @@ from rest_jax import (
 )
 from rest_jax.context import IMPORTED, Context
 from rest_jax.data import prepare
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.models.config import T5Config
 from rest_jax.run_directory import Stage
 from rest_jax.sharding import Layout
@@ -203,7 +203,7 @@ def stages(run: ReST) -> list[StagePlan]:
       config.flatten(run.supervised, 'Supervised')
       | config.flatten(run.model, 'T5Config')
       | {'SEED': run.seed},
-      lambda context, stage: supervised.run(context, stage, run.supervised),
+      _train(run),
     ),
     evaluation_stage(run, plans['supervised'], 'report'),
   ]
@@ -227,6 +227,37 @@ def _prepare(run: ReST) -> Callable[[Context, Stage], None]:
     context.prepare_data(stage, run.data)
 
   return execute
+
+
+def _train(run: ReST) -> Callable[[Context, Stage], None]:
+  def execute(context: Context, stage: Stage) -> None:
+    check_references(run, context)
+    supervised.run(context, stage, run.supervised)
+
+  return execute
+
+
+def check_references(run: ReST, context: Context) -> None:
+  """Makes sure that metrics find their references, before a costly stage.
+
+  Raises:
+    RewardError: a metric needs references that sources lack.
+  """
+  splits = context.read('data').manifest['extra']['splits']
+  sampled = 'grow' if 'grow' in splits else 'train'
+  wanted = [(run.annotate.reward, 'select'), (run.annotate.reward, 'report')]
+  if run.num_grow:
+    wanted += [(model, sampled) for model in run.annotate.metrics]
+  for model, split in wanted:
+    rows = splits[split]['rows']
+    lacking = rows - splits[split]['with_target']
+    if model.info.needs_reference and lacking:
+      binding = 'GROW_SPLIT' if split == sampled else 'DEV_SPLIT'
+      raise RewardError(
+        f'reward {model.info.name!r} needs references, and {lacking:,} of'
+        f' {rows:,} sources of the {split} data have none: use a'
+        f' reference-free reward, or a {binding} with references.'
+      )
 
 
 def _import_stages(run: ReST) -> Iterator[StagePlan]:
@@ -256,11 +287,16 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     'grow',
     ('data', grown_by),
     config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
-    lambda context, stage: grow.run(
-      context, stage, run.grow, policy_name=grown_by, grow_step=g
-    ),
+    functools.partial(_grow, run, grown_by, g),
   )
   yield from _annotate_stages(run, f'grow_{g}')
+
+
+def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
+  check_references(run, context)
+  grow.run(
+    context, stage, run.grow, policy_name=policy_name, grow_step=grow_step
+  )
 
 
 def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:

@@ -1,4 +1,4 @@
-"""One row a policy and split: what a run found, as CSV and as a table."""
+"""One row a policy and split: what a run found."""
 
 import csv
 import dataclasses
@@ -6,8 +6,6 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import rich.box
-import rich.table
 from jaxtyping import Float
 
 
@@ -107,51 +105,3 @@ def to_csv(rows: Sequence[Row]) -> str:
     values = [getattr(row, name) for name in names]
     writer.writerow([f'{v:.4f}' if isinstance(v, float) else v for v in values])
   return text.getvalue()
-
-
-def _count(value: int | None) -> str:
-  return '–' if value is None else f'{value:,}'
-
-
-def _figure(value: float | None) -> str:
-  return '–' if value is None else f'{value:.1f}'
-
-
-def to_table(rows: Sequence[Row]) -> rich.table.Table:
-  """The rows as a table for people."""
-  table = rich.table.Table(
-    title='Rewards × 100, 95 % intervals by bootstrap over sources',
-    box=rich.box.SIMPLE,
-    title_justify='left',
-  )
-  table.add_column('policy', no_wrap=True)
-  table.add_column('split')
-  table.add_column('trained on')
-  for name in (
-    'kept',
-    'sources',
-    'reward',
-    '95 %',
-    'greedy',
-    'best T',
-    'BLEU',
-    'chrF',
-    'time',
-  ):
-    table.add_column(name, justify='right', no_wrap=True)
-  for row in rows:
-    table.add_row(
-      row.policy,
-      row.split,
-      row.threshold,
-      _count(row.kept_samples),
-      _count(row.kept_sources),
-      f'{row.reward_mean:.1f}',
-      f'{row.reward_low:.1f}–{row.reward_high:.1f}',
-      f'{row.reward_greedy:.1f}',
-      f'{row.reward_best_t:.1f} (T {row.best_t:g})',
-      _figure(row.bleu),
-      _figure(row.chrf),
-      f'{row.seconds:.0f} s',
-    )
-  return table

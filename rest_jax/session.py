@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
+import datetime
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,14 @@ from importlib import metadata
 
 import jax
 import numpy as np
-import rich.box
 import rich.console
-import rich.table
 from etils import epath
 
 import rest_jax
-from rest_jax import generation, improve, rest, results, storage
-from rest_jax.context import IMPORTED, Context
+from rest_jax import improve, rest, results, storage, tables, translate
+from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.policy import Policy
 from rest_jax.progress import Progress, clock
 from rest_jax.run_directory import RunDirectory, Stage
 
@@ -61,10 +60,7 @@ def open_run(
     tensorboard = None if read_only else f'{directory.path}/tensorboard'
     progress = Progress(tensorboard=tensorboard)
     stack.callback(progress.close)
-    session = Session(run, texts, directory, progress)
-    if not read_only:
-      session.record()
-    yield session
+    yield Session(run, texts, directory, progress)
 
 
 class Session:
@@ -80,6 +76,8 @@ class Session:
     """Use `open_run`."""
     self._run, self._texts = run, texts
     self._directory, self._progress = directory, progress
+    self._recorded = False
+    self._valid: dict[str, Stage] = {}  # Committed, and found to be valid.
     self._stages = rest.stages(run)
     self._context = Context(
       directory=directory,
@@ -94,25 +92,35 @@ class Session:
     """Stages that are taken from other runs."""
     out = {}
     sources = (
-      (self._run.supervised_from, ('supervised',)),
-      (self._run.grow_from, ('supervised', 'grow_1/')),
+      (self._run.supervised_from, ('data', 'supervised')),
+      (self._run.grow_from, ('data', 'supervised', 'grow_1/')),
     )
     for path, prefixes in sources:
       for plan in self._stages if path else ():
-        taken = plan.name.startswith(prefixes) and plan.kind in (
-            'supervised', 'grow', 'annotate'
-        )  # fmt: skip
-        if taken:
-          out[plan.name] = RunDirectory(path).stage(plan.name)
-          if not out[plan.name].committed:
-            raise ConfigurationError(
-              f'{path} has no committed stage {plan.name} to branch from;'
-              ' finish it there, or train it here.'
-            )
+        if not plan.name.startswith(prefixes) or plan.kind not in (
+            'data', 'supervised', 'grow', 'annotate'
+        ):  # fmt: skip
+          continue
+        stage = RunDirectory(epath.Path(path).resolve()).stage(plan.name)
+        if plan.kind == 'annotate' and not stage.made_with(plan.config):
+          continue  # Scored here: another reward may judge the same samples.
+        if stage.committed:
+          out[plan.name] = stage
+        elif plan.name not in out:
+          raise ConfigurationError(
+            f'{path} has no committed stage {plan.name} to branch from;'
+            ' finish it there, or train it here.'
+          )
     return out
 
-  def record(self) -> None:
-    """Writes the configuration and what it runs on."""
+  def _record(self) -> None:
+    """Writes the configuration and what it runs on, once something is made.
+
+    So a command that is refused leaves no trace of what it was refused for.
+    """
+    if self._recorded:
+      return
+    self._recorded = True
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
@@ -169,29 +177,60 @@ class Session:
     self.show_results()
 
   def _run_stage(self, plan: rest.StagePlan) -> None:
-    stage = self._context.stage(plan.name)
-    inputs = {
-      name: self._context.read(name).fingerprint for name in plan.inputs
-    } | _fingerprints(plan.files, stage)
-    stage.begin(plan.config, inputs, self._branch_hint(plan))
+    resumed = self._context.stage(plan.name).begun
+    stage = self._begin(plan)
     if stage.committed:
       return
-    with self._progress.stage(plan.name):
-      plan.execute(self._context, stage)
+    self._record()
+    try:
+      with self._progress.stage(plan.name):
+        plan.execute(self._context, stage)
+    except (ConfigurationError, DataError):
+      # Other settings or data are the mend, and nothing made here goes with
+      # them; but what an earlier process left is not ours to delete.
+      if not resumed:
+        stage.abandon()
+      raise
+
+  def _begin(self, plan: rest.StagePlan) -> Stage:
+    """Begins a stage, goes on with it, or checks that it is still valid.
+
+    So is checked all that it is made from: the parts of a run (--stage,
+    --run_mode) must not mix configurations either.
+    """
+    if plan.name in self._valid:
+      return self._valid[plan.name]
+    stage = self._context.stage(plan.name)
+    inputs = _fingerprints(plan.files, stage)
+    for name in plan.inputs:
+      self._context.read(name)
+      (made_by,) = (other for other in self._stages if other.name == name)
+      inputs[name] = self._begin(made_by).fingerprint
+    stage.begin(plan.config, inputs, self._branch_hint(plan))
+    if stage.committed:
+      self._valid[plan.name] = stage
+    return stage
 
   def _branch_hint(self, plan: rest.StagePlan) -> str:
-    changed = {'MODEL_DIR': f'{self._run.model_dir}_branch'}
-    here = str(self._directory.path)
-    if plan.kind in ('grow', 'annotate') and plan.name.startswith('grow_1/'):
-      changed['SUPERVISED_FROM'] = self._run.supervised_from or here
-    elif plan.name.startswith(f'{IMPORTED}/'):
-      # Made before anything else, so there may be little to take along.
-      if self._context.stage('grow_1/reward').committed:
-        changed['GROW_FROM'] = self._run.grow_from or here
-      elif self._context.stage('supervised').committed:
-        changed['SUPERVISED_FROM'] = self._run.supervised_from or here
-    elif plan.kind in ('improve', 'evaluate', 'grow', 'annotate'):
-      changed['GROW_FROM'] = self._run.grow_from or here
+    """The command that keeps both: what a stage does not precede is taken."""
+    run, here = self._run, str(self._directory.path)
+    if plan.kind == 'evaluate':  # Cheap, and nothing is made from it.
+      return f'delete {here}/{plan.name} to evaluate again'
+    grown = self._context.stage('grow_1/samples')
+    if plan.kind in ('data', 'supervised'):
+      supervised_from = grow_from = None
+    elif grown.committed and plan.name != grown.name:
+      supervised_from, grow_from = run.supervised_from, run.grow_from or here
+    elif self._context.stage('supervised').committed:
+      supervised_from = run.supervised_from or run.grow_from or here
+      grow_from = None
+    else:
+      supervised_from = grow_from = None
+    changed = {'MODEL_DIR': f'{run.model_dir}_branch'}
+    if supervised_from != run.supervised_from:
+      changed['SUPERVISED_FROM'] = supervised_from
+    if grow_from != run.grow_from:
+      changed['GROW_FROM'] = grow_from
     command = self._texts.branch_command(**changed)
     return f'branch into another run directory: {command}'
 
@@ -240,7 +279,7 @@ class Session:
     path = self._directory.path / 'results.csv'
     storage.write_atomic(path, results.to_csv(rows).encode())
     console = rich.console.Console(width=_table_width(), highlight=False)
-    console.print(results.to_table(rows))
+    console.print(tables.results_table(rows))
     self._progress.note(
       f'results: {path}; samples, scores and policies: {self._directory.path}'
     )
@@ -282,9 +321,17 @@ class Session:
       raise ConfigurationError(
         'this run has no test data; set TEST_SPLIT and start a new run.'
       )
+    read = [
+      name
+      for name in names
+      if not self._context.stage(f'{name}/evaluation/test').committed
+    ]
+    if not read:
+      return
     path = self._directory.path / 'test_readings.json'
-    readings = json.loads(path.read_text()) if path.exists() else []
-    readings.append({'policies': list(names)})
+    readings = storage.read_json(path) if path.exists() else []
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    readings.append({'time': now, 'policies': read})
     storage.write_json_atomic(path, readings)
 
   def preview(self) -> None:
@@ -300,67 +347,38 @@ class Session:
       )
       steps = grown.selections(self._run.num_improve)
       console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
-      console.print(self._preview_table(grown.previews(steps)))
+      table = tables.preview_table(
+        grown.previews(steps), self._run.improve.schedule
+      )
+      console.print(table)
     if not shown:
       raise ConfigurationError(
         'nothing is grown and scored yet; run --run_mode=grow and'
         ' --run_mode=annotate first.'
       )
 
-  def _preview_table(self, previews) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE)
-    for name in ('step', 'keeps', 'samples', 'of', 'sources', 'starved',
-                 'duplicates', 'references', 'reward', 'length'):  # fmt: skip
-      table.add_column(name, justify='left' if name == 'keeps' else 'right')
-    for i, kept in enumerate(previews):
-      label = 'all' if i == 0 else self._run.improve.schedule.label(i)
-      table.add_row(
-          f'I{i}', label, f'{kept.kept_samples:,}', f'{kept.samples:,}',
-          f'{kept.kept_sources:,}', f'{kept.starved_sources:,}',
-          f'{kept.duplicates:,}', f'{kept.kept_references:,}',
-          f'{kept.mean_reward:.3f}', f'{kept.mean_length:.1f}',
-      )  # fmt: skip
-    return table
-
   def status(self, dry_run: bool = False) -> None:
     """Prints what is committed, what is next and what it has cost."""
     console = rich.console.Console(width=_table_width(), highlight=False)
-    table = rich.table.Table(box=rich.box.SIMPLE)
-    table.add_column('stage')
-    table.add_column('state')
-    table.add_column('what it holds')
-    table.add_column('time', justify='right')
-    total, next_found = 0.0, False
-    for plan in self._stages:
-      stage = self._context.stage(plan.name)
-      if stage.committed:
-        manifest = stage.manifest
-        counts = ', '.join(
-          f'{name} {value:,.4g}'
-          if isinstance(value, float)
-          else f'{name} {value:,}'
-          for name, value in manifest['counts'].items()
-        )
-        total += manifest['seconds']
-        state = 'elsewhere' if plan.name in self._context.elsewhere else 'done'
-        table.add_row(plan.name, state, counts, clock(manifest['seconds']))
-        continue
-      state = 'begun' if stage.begun else ('waits' if next_found else 'next')
-      next_found = True
-      table.add_row(plan.name, state, '', '')
-    console.print(f'{self._run.model_dir}: {clock(total)} so far')
-    console.print(table)
+    stages = [self._context.stage(plan.name) for plan in self._stages]
+    seconds = sum(s.manifest['seconds'] for s in stages if s.committed)
+    console.print(f'{self._run.model_dir}: {clock(seconds)} so far')
+    elsewhere = self._context.elsewhere
+    console.print(
+      tables.status_table([(s, s.name in elsewhere) for s in stages])
+    )
     if dry_run:
       console.print(self._disk_estimate())
 
   def _disk_estimate(self) -> str:
     """What the run will need on disk, from the configuration alone."""
     run = self._run
-    model = jax.eval_shape(lambda: self._policy_without_data().init(0))
+    model = Policy(config=run.model, layout=run.layout).abstract_params()
     params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model))
     kept = len(rest.policies(run)) * params * 4
-    # While a stage trains: two checkpoints with optimizer state.
-    training = 2 * params * 4 * (3 if _has_moments(run) else 2)
+    # While a stage trains: two checkpoints; Adafactor's moments are small.
+    moments = 2 if run.improve.training.optimizer.name == 'adamw' else 0
+    training = 2 * params * 4 * (1 + moments)
     length = run.grow.batching.max_decode_len
     # A token: its id, two log-probabilities and some four characters.
     a_source = run.grow.num_samples * length * 16
@@ -370,11 +388,6 @@ class Session:
       f' {a_source / 1e3:.0f} kB a source and Grow step (before'
       f' compression, at {length} tokens each)'
     )
-
-  def _policy_without_data(self):
-    from rest_jax.policy import Policy
-
-    return Policy(config=self._run.model, layout=self._run.layout)
 
   def translate(
     self, policy_name: str | None, source: str, target: str
@@ -386,35 +399,13 @@ class Session:
       source: file to read, or '-' for standard input.
       target: file to write, or '-' for standard output.
     """
-    name = policy_name or self._last_policy()
-    lines = _read_lines(source)
-    tokenizer, batching = self._context.tokenizer, self._run.evaluate.batching
-    longest = batching.source_buckets[-1]
-    tokens = [[*tokenizer.encode(line), 1] for line in lines]
-    cut = sum(len(t) > longest for t in tokens)
-    if cut:
-      print(f'{cut} lines were cut to {longest} tokens', file=sys.stderr)
-    tokens = [
-      t if len(t) <= longest else [*t[: longest - 1], 1] for t in tokens
-    ]
-    filled = [i for i, line in enumerate(lines) if line.strip()]
-    beams = generation.generate_beam(
-      self._context.policy,
-      self._context.params(name),
-      [tokens[i] for i in filled],
-      num_beams=self._run.evaluate.num_beams,
-      alpha=self._run.evaluate.alpha,
-      batching=batching,
-      num_tokens=tokenizer.size,
+    translate.run(
+      self._context,
+      self._run.evaluate,
+      policy_name=policy_name or self._last_policy(),
+      source=source,
+      target=target,
     )
-    out = [''] * len(lines)
-    for i, beam in zip(filled, beams, strict=True):
-      out[i] = ' '.join(tokenizer.decode(beam.tolist()).splitlines())
-    text = ''.join(line + '\n' for line in out)
-    if target == '-':
-      sys.stdout.write(text)
-    else:
-      storage.write_atomic(target, text.encode())
 
   def _last_policy(self) -> str:
     trained = [
@@ -447,36 +438,6 @@ def _fingerprints(files: dict[str, str], stage: Stage) -> dict[str, str]:
   return out
 
 
-def _has_moments(run: rest.ReST) -> bool:
-  return run.improve.training.optimizer.name == 'adamw'
-
-
 def _table_width() -> int | None:
   """Files and pipes get tables as wide as they need to be."""
   return None if sys.stdout.isatty() else 160
-
-
-def _read_lines(source: str) -> list[str]:
-  try:
-    if source == '-':
-      data = sys.stdin.buffer.read()
-    else:
-      with open(source, 'rb') as file:
-        data = file.read()
-  except OSError as error:
-    raise DataError(
-      f'--input={source} cannot be read ({error.strerror}).'
-    ) from error
-  lines = data.split(b'\n')
-  if lines and not lines[-1]:
-    lines.pop()
-  out = []
-  for number, line in enumerate(lines, 1):
-    try:
-      out.append(line.decode('utf-8').removesuffix('\r'))
-    except UnicodeDecodeError as error:
-      raise DataError(
-        f'--input={source}, line {number}: not UTF-8 ({error.reason} at byte'
-        f' {error.start}); convert the file to UTF-8.'
-      ) from error
-  return out

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from rest_jax import results
+from rest_jax import results, tables
 
 
 def row(**changed):
@@ -63,5 +63,5 @@ def test_bootstrap_is_repeatable():
 
 
 def test_table_shows_every_row():
-  table = results.to_table([row(), row(policy='BC', kept_samples=None)])
+  table = tables.results_table([row(), row(policy='BC', kept_samples=None)])
   assert table.row_count == 2

@@ -1,0 +1,107 @@
+"""What people see at the end of a run mode: tables."""
+
+from collections.abc import Sequence
+
+import rich.box
+import rich.table
+
+from rest_jax import preview, results, schedule
+from rest_jax.progress import clock
+from rest_jax.run_directory import Stage
+
+
+def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
+  """The rows of results.csv, without what only programs read."""
+  table = rich.table.Table(
+    title='Rewards × 100, 95 % intervals by bootstrap over sources',
+    box=rich.box.SIMPLE,
+    title_justify='left',
+  )
+  table.add_column('policy', no_wrap=True)
+  table.add_column('split')
+  table.add_column('trained on')
+  for name in (
+    'kept', 'sources', 'reward', '95 %', 'greedy', 'best T', 'BLEU', 'chrF',
+    'time',
+  ):  # fmt: skip
+    table.add_column(name, justify='right', no_wrap=True)
+  for row in rows:
+    table.add_row(
+      row.policy,
+      row.split,
+      row.threshold,
+      _count(row.kept_samples),
+      _count(row.kept_sources),
+      f'{row.reward_mean:.1f}',
+      f'{row.reward_low:.1f}–{row.reward_high:.1f}',
+      f'{row.reward_greedy:.1f}',
+      f'{row.reward_best_t:.1f} (T {row.best_t:g})',
+      _figure(row.bleu),
+      _figure(row.chrf),
+      f'{row.seconds:.0f} s',
+    )
+  return table
+
+
+def preview_table(
+  previews: Sequence[preview.StepPreview], steps: schedule.Schedule
+) -> rich.table.Table:
+  """What Improve steps 0 … I keep."""
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  table.add_column('step')
+  table.add_column('keeps')
+  for name in (
+    'samples', 'of', 'sources', 'starved', 'duplicates', 'references', 'reward',
+    'length',
+  ):  # fmt: skip
+    table.add_column(name, justify='right')
+  for i, kept in enumerate(previews):
+    table.add_row(
+      f'I{i}',
+      'all' if i == 0 else steps.label(i),
+      _count(kept.kept_samples),
+      _count(kept.samples),
+      _count(kept.kept_sources),
+      _count(kept.starved_sources),
+      _count(kept.duplicates),
+      _count(kept.kept_references),
+      f'{kept.mean_reward:.3f}',
+      f'{kept.mean_length:.1f}',
+    )
+  return table
+
+
+def status_table(stages: Sequence[tuple[Stage, bool]]) -> rich.table.Table:
+  """What each stage holds, or whether it is next.
+
+  Args:
+    stages: the stages of a run in order, and whether each is another run's.
+  """
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  table.add_column('stage')
+  table.add_column('state')
+  table.add_column('what it holds')
+  table.add_column('time', justify='right')
+  next_found = False
+  for stage, elsewhere in stages:
+    if stage.committed:
+      counts = ', '.join(
+        f'{name} {value:,.4g}' if isinstance(value, float)
+        else f'{name} {value:,}'
+        for name, value in stage.manifest['counts'].items()
+      )  # fmt: skip
+      state = 'elsewhere' if elsewhere else 'done'
+      table.add_row(stage.name, state, counts, clock(stage.manifest['seconds']))
+    else:
+      state = 'begun' if stage.begun else ('waits' if next_found else 'next')
+      next_found = True
+      table.add_row(stage.name, state, '', '')
+  return table
+
+
+def _count(value: int | None) -> str:
+  return '–' if value is None else f'{value:,}'
+
+
+def _figure(value: float | None) -> str:
+  return '–' if value is None else f'{value:.1f}'
