@@ -70,6 +70,12 @@ class Improve:
         f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
         ' (0, 1]: learning rates fall from step to step.'
       )
+    if self.mixture != 'union' and (
+      isinstance(self.mixture, str) or not 0 <= self.mixture <= 1
+    ):
+      raise ConfigurationError(
+        f"MIXTURE = {self.mixture!r} must be 'union' or a number in [0, 1]."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +328,14 @@ def _write_rows(
   if step.control == 'random':
     chosen = random_control(chosen, context.seed)
   (kept,) = grown.previews([chosen])
+  trained_on = kept.kept_samples + kept.kept_references
+  if not trained_on and settings.original_data != 'unfiltered':
+    i = step.improve_step
+    label = settings.schedule.label(i) if i else 'that they reached EOS'
+    raise DataError(
+      f'{stage.name}: none of {kept.samples:,} samples passes the filter'
+      f' ({label}); lower it (THRESHOLDS, SCHEDULE), or grow more samples.'
+    )
   rows = loader.write_rows(folder, grown.training_rows(chosen))
   counts = {
     'kept_samples': kept.kept_samples,

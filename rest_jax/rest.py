@@ -93,6 +93,16 @@ class ReST:
       raise ConfigurationError(
         f'NUM_GROW = {self.num_grow} must be at least 0.'
       )
+    if self.num_grow and not self.improve_steps:
+      raise ConfigurationError(
+        'NUM_IMPROVE = 0 without Improve.include_unfiltered leaves nothing to'
+        ' do after Grow; set NUM_GROW = 0, or either of the two.'
+      )
+    if not 0 <= self.seed < 2**31:
+      raise ConfigurationError(
+        f'SEED = {self.seed} must be a whole number from 0 to 2^31 − 1.'
+      )
+    self._check_lengths()
     if (
       self.improve.original_data == 'filtered'
       and self.annotate.reward.info.needs_reference
@@ -103,6 +113,29 @@ class ReST:
         ' reference scores highest against itself, so the filter would keep'
         " all of them; use 'unfiltered' or 'none'."
       )
+
+  def _check_lengths(self):
+    """Finds now what a long row would find after hours of Grow."""
+    source, target = self.data.max_source_length, self.data.max_target_length
+    target = max(target, self.grow.batching.max_decode_len)
+    packing = self.improve.training.packing
+    rooms = (
+      ('Grow.batching.source_buckets', self.grow.batching.source_buckets[-1]),
+      (
+        'Evaluate.batching.source_buckets',
+        self.evaluate.batching.source_buckets[-1],
+      ),
+      ('Improve.training.packing.source_length', packing.source_length),
+      ('Improve.training.packing.target_length', packing.target_length),
+    )
+    for name, room in rooms:
+      longest = target if name.endswith('target_length') else source
+      if room < longest:
+        raise ConfigurationError(
+          f'{name} has room for {room} tokens, but MAX_SOURCE_LENGTH,'
+          f' MAX_TARGET_LENGTH or max_decode_len allow {longest}; raise the one'
+          ' or lower the other.'
+        )
 
   @property
   def improve_steps(self) -> range:
