@@ -8,12 +8,15 @@ The only file that knows gin and flags.
 """
 
 import ast
+import difflib
+import io
 import os
 import pathlib
 import re
 import shlex
 import sys
 import tokenize
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -150,6 +153,8 @@ def _parse_gin(
   gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
   for path in ('.', str(gin_folder()), *search_paths):
     gin.add_config_file_search_path(path)
+  for binding in bindings:
+    _check_whole(binding)
   for file in files:
     roots = ('', '.', str(gin_folder()), *search_paths)
     if not any(os.path.exists(os.path.join(root, file)) for root in roots):
@@ -158,12 +163,53 @@ def _parse_gin(
         f' --gin_search_paths={",".join(search_paths)}.'
       )
   try:
-    gin.parse_config_files_and_bindings(list(files), list(bindings))
+    gin.parse_config_files_and_bindings(list(files), [], finalize_config=False)
+    # Bindings may name whatever some file has imported, though it uses it not.
+    gin.parse_config([*_gin_imports(), *bindings])
+    gin.finalize()
   except _GIN_ERRORS as error:
-    text = ' '.join(str(error).split())
+    text = _gin_text(error)
+    if missing := re.match(r'(\w+) set to `%gin\.REQUIRED`', text):
+      name = missing[1]
+      text = f'{name} must be set; add --gin.{name}=VALUE'
     raise ConfigurationError(
       f'the gin configuration cannot be read: {text}'
     ) from error
+
+
+def _gin_imports() -> list[str]:
+  """The imports of all files parsed, as gin statements."""
+  modules = sorted(
+    statement.format()
+    for statement in gin.config._IMPORTS
+    if not statement.module.startswith('__gin__.')
+  )
+  return ['from __gin__ import dynamic_registration', *modules]
+
+
+def _gin_text(error: BaseException) -> str:
+  """What gin or what it called says, in one line of reasonable length."""
+  text = str(error).partition(' in config string:')[0]
+  text = text.replace('/gin.macro', '').replace('/macro.value', '')
+  return ' '.join(text.split())
+
+
+def _check_whole(binding: str) -> None:
+  """Raises where a bracket or quote is not closed: gin would not say where."""
+  name, _, value = binding.partition('=')
+  try:
+    tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
+    whole = not any(
+      token.type == tokenize.ERRORTOKEN and token.string.strip()
+      for token in tokens
+    )
+  except (tokenize.TokenError, SyntaxError):
+    whole = False
+  if not whole:
+    raise ConfigurationError(
+      f'binding {name.strip()} ={value} breaks off: close its brackets and'
+      ' quotes.'
+    )
 
 
 def _build() -> Any:
@@ -175,13 +221,23 @@ def _build() -> Any:
   except RestJaxError:
     raise
   except _GIN_ERRORS as error:
-    text = ' '.join(str(error).split())
+    _check_types_at(error)
     raise ConfigurationError(
-      f'the gin configuration cannot be built: {text}'
+      f'the gin configuration cannot be built: {_gin_text(error)}'
     ) from error
   config.check_types(run)
   _check_all_used()
   return run
+
+
+def _check_types_at(error: BaseException) -> None:
+  """Raises when an object that was being built had values of a wrong type.
+
+  Its own checks then fail in ways that name no binding ('<' not supported …).
+  """
+  for frame, _ in traceback.walk_tb(error.__traceback__):
+    if frame.f_code.co_name == '__post_init__':
+      config.check_types(frame.f_locals['self'])
 
 
 def _check_all_used() -> None:
@@ -194,22 +250,41 @@ def _check_all_used() -> None:
   unused -= _shipped_names() - given
   if unused:
     name = sorted(unused)[0]
+    near = difflib.get_close_matches(name, sorted(used), n=1)
+    meant = f' (did you mean {near[0]}?)' if near else ''
     raise ConfigurationError(
       f'binding {name} is used by nothing in this configuration; remove it or'
-      ' correct its name (--run_mode=status prints those in use).'
+      f' correct its name{meant}.'
     )
 
 
-def command_line(**changed: str) -> str:
-  """This process's command, with some gin bindings replaced."""
-  kept = [
-    arg
-    for arg in sys.argv[1:]
-    if not any(arg.startswith(f'--gin.{name}=') for name in changed)
-    and not arg.startswith(('--stage', '--dry_run'))
-  ]
-  kept += [f'--gin.{name}={value}' for name, value in changed.items()]
-  return shlex.join(['python', '-m', 'rest_jax.main', *kept])
+def command_line(**changed: str | None) -> str:
+  """This process's command, with some gin bindings replaced.
+
+  What chooses a part of this run directory is left out: a stage or a policy
+  need not be in another.
+  """
+  bindings: dict[str, str | None] = {}
+  for binding in _GIN_BINDINGS.value:
+    name, _, value = binding.partition('=')
+    bindings[name.strip()] = _bare_word(value.strip())
+  bindings |= changed
+  words = [f'--gin_file={file}' for file in _GIN_FILE.value]
+  if _GIN_SEARCH_PATHS.value:
+    words.append(f'--gin_search_paths={",".join(_GIN_SEARCH_PATHS.value)}')
+  words += [f'--gin.{name}={value}' for name, value in bindings.items()]
+  if _RUN_MODE.value not in ('rest', 'evaluate'):
+    words.append(f'--run_mode={_RUN_MODE.value}')
+  return shlex.join(['python', '-m', 'rest_jax.main', *words])
+
+
+def _bare_word(value: str) -> str:
+  """`value` without its quotes, where `_literal` would put them back."""
+  try:
+    word = ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    return value
+  return word if isinstance(word, str) and _literal(word) == value else value
 
 
 def _dispatch(run: Any) -> None:
@@ -255,7 +330,9 @@ def _with_exit_code(argv: Sequence[str]) -> int:
     _main(argv)
     return 0
   except RestJaxError as error:
-    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    # Gin adds a line about what it called; ours name the binding themselves.
+    text = str(error).partition('\n  In call to configurable')[0]
+    print(f'{type(error).__name__}: {text}', file=sys.stderr)
     return error.exit_code
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', file=sys.stderr)
