@@ -335,22 +335,30 @@ class Session:
     storage.write_json_atomic(path, readings)
 
   def preview(self) -> None:
-    """Prints what each Improve step would train on, before any training."""
+    """Prints what each Improve step would train on, before any training.
+
+    Raises:
+      ConfigurationError: nothing is scored yet; or, below the table, what would
+        stop an Improve step.
+    """
+    lenient = dataclasses.replace(self._run.improve, allow_tau_below_mean=True)
     console = rich.console.Console(width=_table_width(), highlight=False)
     shown = 0
     for g in range(1, self._run.num_grow + 1):
       if not self._context.stage(f'grow_{g}/reward').committed:
         continue
       shown += 1
-      grown = improve.GrownData(
-        self._context, self._run.improve, rest.stores(self._run, g)
-      )
+      stores = rest.stores(self._run, g)
+      grown = improve.GrownData(self._context, lenient, stores)
       steps = grown.selections(self._run.num_improve)
       console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
       table = tables.preview_table(
         grown.previews(steps), self._run.improve.schedule
       )
       console.print(table)
+      improve.GrownData(self._context, self._run.improve, stores).selections(
+        self._run.num_improve
+      )
     if not shown:
       raise ConfigurationError(
         'nothing is grown and scored yet; run --run_mode=grow and'
@@ -361,7 +369,7 @@ class Session:
     """Prints what is committed, what is next and what it has cost."""
     console = rich.console.Console(width=_table_width(), highlight=False)
     stages = [self._context.stage(plan.name) for plan in self._stages]
-    seconds = sum(s.manifest['seconds'] for s in stages if s.committed)
+    seconds = sum((s.manifest['seconds'] for s in stages if s.committed), 0.0)
     console.print(f'{self._run.model_dir}: {clock(seconds)} so far')
     elsewhere = self._context.elsewhere
     console.print(
