@@ -6,6 +6,7 @@ TensorBoard files. Nothing here influences what a run computes.
 
 import contextlib
 import io
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,10 @@ from collections.abc import Iterator, Mapping
 import rich.console
 import rich.progress
 
+from rest_jax import storage
+
 _PLAIN_SECONDS = 15.0  # Seconds between two lines when not on a terminal.
+_FLUSH_SECONDS = 30.0  # Seconds after which TensorBoard sees what was written.
 
 
 def _format(value: float) -> str:
@@ -52,7 +56,7 @@ class Progress:
       file=stream or sys.stderr, highlight=False, soft_wrap=True
     )
     self._tensorboard = tensorboard
-    self._writers = {}
+    self._files: dict[str, _EventFile] = {}
     self._bar = None
     self._stage = ''
     self._began = self._last_line = self._first_time = 0.0
@@ -114,20 +118,63 @@ class Progress:
     self._console.print(head + text, markup=False)
 
   def scalars(self, run: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes `metrics` at `step` to the TensorBoard run of that name."""
+    """Writes `metrics` at `step` to the TensorBoard run of that name.
+
+    Raises:
+      StorageError: they cannot be written.
+    """
     if self._tensorboard is None:
       return
-    if run not in self._writers:
-      import tensorboardX  # Slow to import, so only where it is needed.
-
-      self._writers[run] = tensorboardX.SummaryWriter(
-        f'{self._tensorboard}/{run}', write_to_disk=True
-      )
-    for name, value in metrics.items():
-      self._writers[run].add_scalar(name, float(value), step)
+    with storage.reporting(f'{self._tensorboard}/{run}'):
+      if run not in self._files:
+        self._files[run] = _EventFile(f'{self._tensorboard}/{run}')
+      self._files[run].write(step, metrics)
 
   def close(self) -> None:
-    """Flushes and closes the TensorBoard files."""
-    for writer in self._writers.values():
-      writer.close()
-    self._writers = {}
+    """Flushes and closes the TensorBoard files.
+
+    Raises:
+      StorageError: one cannot be written.
+    """
+    files, self._files = self._files, {}
+    for run, file in files.items():
+      with storage.reporting(f'{self._tensorboard}/{run}'):
+        file.close()
+
+
+class _EventFile:
+  """A TensorBoard file, written in the caller's thread.
+
+  tensorboardX's SummaryWriter has a thread of its own; a full disk ends that,
+  and whoever writes the tenth scalar after it waits for ever.
+  """
+
+  def __init__(self, folder: str):
+    from tensorboardX import record_writer  # Slow, so only where needed.
+
+    record_writer.directory_check(folder)
+    name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+    self._records = record_writer.RecordWriter(f'{folder}/{name}')
+    self._write(file_version='brain.Event:2')
+    self._flushed = time.monotonic()
+
+  def _write(self, **content) -> None:
+    from tensorboardX.proto import event_pb2
+
+    event = event_pb2.Event(wall_time=time.time(), **content)
+    self._records.write(event.SerializeToString())
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    from tensorboardX import summary
+
+    for name, value in metrics.items():
+      self._write(step=step, summary=summary.scalar(name, float(value)))
+    if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+      self._records.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    try:
+      self._records.flush()
+    finally:
+      self._records.close()

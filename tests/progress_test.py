@@ -1,6 +1,10 @@
+import errno
 import io
+import os
 
-from rest_jax import progress
+import pytest
+
+from rest_jax import errors, progress
 
 
 def test_clock():
@@ -35,3 +39,18 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
   shown.close()
   (file,) = (tmp_path / 'supervised').iterdir()
   assert b'train/loss' in file.read_bytes()
+
+
+def test_a_full_disk_stops_a_run_instead_of_hanging_it(tmp_path, monkeypatch):
+  shown = progress.Progress(io.StringIO(), str(tmp_path))
+  shown.scalars('supervised', 0, {'train/loss': 2.5})
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'fsync', full)
+  monkeypatch.setattr(progress, '_FLUSH_SECONDS', 0.0)
+  with pytest.raises(errors.StorageError, match=r'/supervised: .*disk is full'):
+    shown.scalars('supervised', 1, {'train/loss': 2.5})
+  with pytest.raises(errors.StorageError):
+    shown.close()

@@ -9,6 +9,7 @@ behind, and is not a checkpoint.
 
 import hashlib
 import json
+import shutil
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from rest_jax import errors, storage
 _INDEX = 'checkpoint.json'
 _STATE = 'state'
 _FORMAT = 1
+_OVERHEAD = 1 << 20  # Bytes that orbax writes beside the arrays, at most.
 _NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
 
 Tree = Any
@@ -178,6 +180,7 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
   try:
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _require_space(folder, tree)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       checkpointer.save(_state_path(folder), args=ocp.args.PyTreeSave(tree))
     if jax.process_index() == 0:
@@ -201,6 +204,19 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
 
 def _read_params(folder: epath.Path, abstract: Tree) -> Tree:
   return _read(folder, {'params': abstract}, prefix='params/')['params']
+
+
+def _require_space(folder: epath.Path, tree: Tree):
+  """Fails before orbax does: it would complain from all of its threads."""
+  if not storage.is_local(folder):
+    return
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + _OVERHEAD
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise errors.StorageError(
+      f'cannot write the checkpoint {folder}: it needs {needed / 1e6:,.0f} MB'
+      f' and {free / 1e6:,.0f} MB are free: free some space and run again'
+    )
 
 
 def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:

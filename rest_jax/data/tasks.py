@@ -174,11 +174,8 @@ def tokenized(
     )
     for chunk in dataset.ragged_batch(_CHUNK):
       yield from _unpacked(chunk)
-  except Exception:
-    # TensorFlow wraps what the rows raised; the first error is the cause.
     if failures:
-      raise failures[0] from None
-    raise
+      raise failures[0]
   finally:
     seqio.TaskRegistry.remove(name)
 
@@ -244,8 +241,8 @@ def _register(seqio, task, part, model_file, counts, failures) -> str:
     try:
       yield from _chunks(task, part, counts)
     except Exception as error:
+      # TensorFlow would wrap it, and log a traceback besides.
       failures.append(error)
-      raise
 
   def dataset(split: str, shuffle_files: bool, seed: int | None = None):
     del split, shuffle_files, seed
