@@ -3,11 +3,16 @@
 import dataclasses
 import io
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from etils import epath
 
+import rest_jax
 from rest_jax import annotate, errors, import_samples, improve, run_directory
 from rest_jax.context import Context
 from rest_jax.data import corpora, prepare, store, tokenizer
@@ -251,3 +256,77 @@ def test_rewards_that_need_references_say_which_source_has_none(
   import_samples.run(context, stage, path, DATA)
   with pytest.raises(errors.RewardError, match=r"'vier'.* has none"):
     score(context, 'imported', Length(needs_reference=True))
+
+
+TESTING = pathlib.Path(__file__).parent / 'testing'
+
+
+def main(folder, *arguments):
+  """Runs the real program on the tests' text files."""
+  environment = dict(os.environ, JAX_PLATFORMS='cpu')
+  environment.pop('XLA_FLAGS', None)  # One device.
+  root = pathlib.Path(rest_jax.__file__).parents[1]
+  environment['PYTHONPATH'] = f'{root}{os.pathsep}{TESTING}'
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'rest_jax.main'),
+      f'--gin_file={TESTING / "faulty.gin"}',
+      f'--gin.MODEL_DIR={folder}/run',
+      f'--gin.DATA_DIR={folder}',
+      f'--gin.IMPORTED_SAMPLES={folder}/teacher.tsv',
+      '--gin.GROW_SPLIT=mono',
+      '--gin.ORIGINAL_DATA=filtered',
+      *arguments,
+    ],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=500,
+  )
+  assert done.returncode == 0, done.stderr
+  return done
+
+
+def counts(folder, stage):
+  manifest = folder / 'run' / stage / 'stage.json'
+  return json.loads(manifest.read_text())['counts']
+
+
+@pytest.mark.slow
+def test_a_run_with_a_teachers_outputs_and_sources_without_references(tmp_path):
+  for name, rows in (('train', 24), ('dev', 8)):
+    for language in ('de', 'en'):
+      lines = ''.join(f'{language} {i}\n' for i in range(100, 100 + rows))
+      (tmp_path / f'{name}.{language}').write_text(lines)
+  (tmp_path / 'mono.de').write_text(''.join(f'm {i}\n' for i in range(20)))
+  # The reward of the tests likes an even number of letters.
+  (tmp_path / 'teacher.tsv').write_text('x\teven\nx\todd\ny\tsix678\n')
+
+  main(tmp_path, '--run_mode=import_samples')
+  made = {
+    str(path.parent.relative_to(tmp_path / 'run'))
+    for path in tmp_path.rglob('stage.json')
+  }
+  assert made == {'data', 'imported/samples'}
+
+  main(tmp_path)
+  grown = counts(tmp_path, 'grow_1/samples')
+  assert (grown['samples'], grown['references']) == (40, 24)
+  assert counts(tmp_path, 'imported/reward')['rows'] == 3
+  everything, filtered = (
+    counts(tmp_path, f'grow_1/improve_{i}') for i in range(2)
+  )
+  assert everything['references'] == filtered['references'] == 24
+  assert everything['kept_samples'] == grown['finished'] + 3
+  policys = store.read_row_groups(tmp_path / 'run/grow_1/samples')
+  lengths = [
+    len(row['target'])
+    for table in policys
+    for row in table.to_pylist()
+    if row['origin'] == 'policy' and row['finished']
+  ]
+  assert filtered['kept_samples'] == 2 + sum(n % 2 == 0 for n in lengths)
+
+  shown = main(tmp_path, '--run_mode=preview').stdout
+  assert f' {everything["kept_samples"]} ' in shown
+  assert f' {filtered["kept_samples"]} ' in shown
