@@ -17,6 +17,7 @@ _TEST = [
   'polars>=1.0',
   'pytest>=8.0',
   'pytest-timeout>=2.3',
+  'pytest-xdist>=3.6',
   'ruff>=0.8',
 ]
 

@@ -332,6 +332,8 @@ def _with_exit_code(argv: Sequence[str]) -> int:
   except RestJaxError as error:
     # Gin adds a line about what it called; ours name the binding themselves.
     text = str(error).partition('\n  In call to configurable')[0]
+    # What others' libraries and metrics say may have several lines.
+    text = ' '.join(text.splitlines())
     print(f'{type(error).__name__}: {text}', file=sys.stderr)
     return error.exit_code
   except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from rest_jax.training.optimizer import Optimizer
 @pytest.fixture
 def run():
   """A run of two Grow steps with two filters, and both controls."""
-  training = Training(Optimizer(), Packing(8, 8, 2))
+  training = Training(Optimizer(), Packing(128, 128, 2))
   stopping = Stopping(max_steps=2, eval_every=1, patience=1)
   return rest.ReST(
     model_dir='unused',
