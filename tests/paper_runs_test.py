@@ -203,6 +203,7 @@ def test_iwslt14(tmp_path):
   assert fetched == {'train': 161, 'dev': 7, 'test': 20}
   settings = (
     f'--gin.DATA_DIR={tmp_path}/data',
+    '--gin.VOCAB_SIZE=52',
     '--gin.NUM_SAMPLES=8',
     '--gin.NUM_IMPROVE=2',
   )
