@@ -305,14 +305,22 @@ def run(
   supervised.finish(stage, outcome, began, counts)
 
 
-def random_control(chosen: Selections, seed: int) -> Selections:
+def random_control(
+  chosen: Selections, num_after: int, seed: int
+) -> Selections:
   """Random rows, as many of each source as `chosen` keeps.
 
-  They are drawn from D_g as the configuration has it: not from references where
-  these do not pass the filter in the first place.
+  They are drawn from what the filter chose among: D_g as the configuration has
+  it, less what the selections before the filter drop.
+
+  Args:
+    chosen: selections before the filter, the filter, and those after it.
+    num_after: how many selections stand after the filter.
+    seed: of the draw.
   """
-  pool = tuple(s for s in chosen if isinstance(s, selection.SamplesOnly))
-  return (*pool, selection.RandomLike(chosen, seed=seed))
+  filter_at = len(chosen) - 1 - num_after
+  like = selection.RandomLike(chosen[filter_at:], seed=seed)
+  return (*chosen[:filter_at], like)
 
 
 def _write_rows(
@@ -326,7 +334,7 @@ def _write_rows(
   grown = GrownData(context, settings, step.stores)
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':
-    chosen = random_control(chosen, context.seed)
+    chosen = random_control(chosen, len(settings.after), context.seed)
   (kept,) = grown.previews([chosen])
   trained_on = kept.kept_samples + kept.kept_references
   if not trained_on and settings.original_data != 'unfiltered':

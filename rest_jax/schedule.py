@@ -189,6 +189,10 @@ class PerSource:
           f'PerSource.values = {self.values} must get stricter from step to '
           f'step for the rule {self.rule!r}'
         )
+    if self.rule == 'top_k' and any(k != int(k) for k in self.values):
+      raise errors.ConfigurationError(
+        f"PerSource.values = {self.values} must be whole numbers for 'top_k'"
+      )
     self.filters(lambda: ())  # Each selection checks its value's range.
 
   @property

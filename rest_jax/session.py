@@ -49,10 +49,17 @@ def open_run(
   """Opens a run directory, alone unless only to read.
 
   Raises:
+    ConfigurationError: the folder is in an object store.
     LockedError: another process is working there.
     StorageError: the folder cannot be written.
   """
-  # Checkpoints need absolute paths; resolve() leaves gs:// and the like alone.
+  if '://' in run.model_dir:
+    # Training rows are memory-mapped, and the lock is a local one.
+    raise ConfigurationError(
+      f'MODEL_DIR = {run.model_dir!r} must be a local folder in this version;'
+      ' copy the run to the object store when it is done.'
+    )
+  # Checkpoints need absolute paths.
   directory = RunDirectory(epath.Path(run.model_dir).resolve())
   with contextlib.ExitStack() as stack:
     if not read_only:

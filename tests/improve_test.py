@@ -28,9 +28,23 @@ def test_the_random_control_draws_from_what_the_filter_chose_among(
   if not with_references:
     chosen = (selection.SamplesOnly(), *chosen)
   kept = [
-    selection.select(improve.random_control(chosen, seed), rows)
+    selection.select(improve.random_control(chosen, 0, seed), rows)
     for seed in range(50)
   ]
   assert {int(k.sum()) for k in kept} == {1 + with_references}
   drawn = set(np.flatnonzero(np.any(kept, axis=0)))
   assert drawn == ({0, 1, 2, 3} if with_references else {1, 2, 3})
+
+
+def test_the_random_control_respects_what_stands_before_the_filter():
+  rows = one_source([POLICY] * 4, [0.9, 0.8, 0.1, 0.2])
+  chosen = (
+    selection.Cap(2, by='reward'),
+    selection.Threshold(0.85),
+    selection.Unfiltered(),
+  )
+  for seed in range(20):
+    control = improve.random_control(chosen, 1, seed)
+    kept = selection.select(control, rows)
+    assert kept.sum() == 1
+    assert not kept[2:].any()

@@ -184,3 +184,8 @@ def test_only_global_thresholds_are_held_against_the_mean():
   with pytest.raises(errors.ConfigurationError, match='not above V'):
     schedule.check_filters([selection.Threshold(0.5)], 0.9)
   schedule.check_filters([selection.Threshold(0.5)], 0.9, allow_below_mean=True)
+
+
+def test_top_k_takes_whole_numbers():
+  with pytest.raises(errors.ConfigurationError, match='whole numbers'):
+    schedule.PerSource('top_k', (2.5,))
