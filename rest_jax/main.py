@@ -351,7 +351,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-  """Entry point of `python -m rest_jax.main` and of the script `rest_jax`."""
+  """Entry point of `python -m rest_jax.main`."""
   # gin logs every folder that it looks for a file in as an error.
   logging.set_verbosity(logging.FATAL)
   app.run(_with_exit_code, flags_parser=_parse_flags)
