@@ -1,0 +1,151 @@
+"""Every gin file that comes with rest_jax parses, builds and means its name."""
+
+import math
+import re
+
+import jax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import gin
+from rest_jax import main, policy, rest
+from rest_jax.models import config as t5
+
+_GIN = main.gin_folder()
+_ALL = sorted(str(path.relative_to(_GIN)) for path in _GIN.rglob('*.gin'))
+_RUNS = [name for name in _ALL if '/' not in name]
+_SIZES = [
+  name.removeprefix('models/').removesuffix('.gin')
+  for name in _ALL
+  if name.startswith('models/') and not name.endswith('_settings.gin')
+  if name != 'models/t5_base.gin'
+]
+
+# As published: Raffel et al. 2020 (arXiv:1910.10683), Shazeer 2020
+# (arXiv:2002.05202) with the released checkpoints of T5 1.1, and Xue et al.
+# 2021 (arXiv:2010.11934). The exact counts are those of the checkpoints.
+_PARAMETERS = {
+  't5_1_0_small': 60_506_624,
+  't5_1_0_base': 222_903_552,
+  't5_1_0_large': 737_668_096,
+  't5_1_0_xl': 2_851_598_336,
+  't5_1_0_xxl': 11_307_321_344,
+  't5_1_1_small': 76_961_152,
+  't5_1_1_base': 247_577_856,
+  't5_1_1_large': 783_150_080,
+  't5_1_1_xl': 2_849_757_184,
+  't5_1_1_xxl': 11_135_332_352,
+  'mt5_small': 300_176_768,
+  'mt5_base': 582_401_280,
+  'mt5_large': 1_229_581_312,
+  'mt5_xl': 3_742_619_648,
+  'mt5_xxl': 12_921_057_280,
+}
+
+
+@pytest.fixture
+def parse():
+  """Parses gin files as main does, into an empty configuration."""
+
+  def parse_files(*files, bindings=()):
+    flags.FLAGS.gin_bindings = list(bindings)
+    main._parse_gin(files, bindings, ())
+
+  with flagsaver.flagsaver():
+    flags.FLAGS(['rest_jax'])
+    gin.clear_config(clear_constants=True)
+    yield parse_files
+    gin.clear_config(clear_constants=True)
+
+
+def test_there_are_gin_files():
+  assert {'quickstart.gin', 'multi30k.gin', 'runs/rest.gin'} <= set(_ALL)
+
+
+@pytest.mark.parametrize('name', _ALL)
+def test_every_file_parses_with_what_it_imports(parse, name):
+  required = re.findall(
+    r'^(\w+) = %gin.REQUIRED', (_GIN / name).read_text(), re.MULTILINE
+  )
+  parse(name, bindings=[f"{macro} = 'given'" for macro in required])
+  assert gin.config_str()
+
+
+@pytest.mark.parametrize('name', _RUNS)
+def test_every_ready_run_builds_all_its_objects(parse, tmp_path, name):
+  bindings = [f"MODEL_DIR = '{tmp_path}/run'"]
+  if 'DATA_DIR' in (_GIN / name).read_text():
+    bindings.append(f"DATA_DIR = '{tmp_path}/data'")
+  parse(name, bindings=bindings)
+  run = main._build()
+  assert isinstance(run, rest.ReST)
+  assert run.model_dir == f'{tmp_path}/run'
+  names = [plan.name for plan in rest.stages(run)]
+  assert names[0] == 'data'
+  assert f'grow_{run.num_grow}/improve_{run.num_improve}' in names
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', _RUNS)
+def test_the_header_of_a_run_tells_the_command(name):
+  header = re.match(r'(#.*\n)+', (_GIN / name).read_text())[0]
+  assert 'python -m rest_jax.main' in header
+  assert f'--gin_file={name}' in header
+
+
+@pytest.mark.parametrize('name', [n for n in _ALL if n.startswith('models/')])
+def test_model_files_are_short(name):
+  assert len((_GIN / name).read_text().splitlines()) <= 15
+
+
+def _count(config: t5.T5Config) -> int:
+  shapes = policy.Policy(config).abstract_params()
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def _parsed(parse, size: str) -> t5.T5Config:
+  bindings = []
+  if size.startswith('paper_'):
+    bindings = ['t5.T5Config.vocab_size = 32000']
+  parse(f'models/{size}.gin', bindings=bindings)
+  return gin.get_configurable(t5.T5Config)()
+
+
+@pytest.mark.parametrize('size', _PARAMETERS)
+def test_a_size_file_gives_the_published_number_of_parameters(parse, size):
+  assert _by_hand(_parsed(parse, size)) == _PARAMETERS[size]
+
+
+@pytest.mark.parametrize(
+  'size',
+  [
+    pytest.param(
+      size,
+      # Tracing many layers takes seconds.
+      marks=[pytest.mark.slow] * size.endswith(('base', 'large', 'xl')),
+    )
+    for size in _SIZES
+  ],
+)
+def test_the_network_has_the_parameters_of_its_description(parse, size):
+  config = _parsed(parse, size)
+  assert _count(config) == _by_hand(config)
+
+
+def test_every_published_size_has_its_file():
+  assert set(_PARAMETERS) <= set(_SIZES)
+  others = set(_SIZES) - set(_PARAMETERS)
+  assert all(s.startswith('paper_') or s.endswith('_tiny') for s in others)
+
+
+def _by_hand(config: t5.T5Config) -> int:
+  """Counts the parameters of a T5 network from its description."""
+  d = config.emb_dim
+  attention = 4 * d * config.num_heads * config.head_dim
+  mlp = (len(config.mlp_activations) + 1) * d * config.mlp_dim
+  encoder = config.num_encoder_layers * (attention + mlp + 2 * d)
+  decoder = config.num_decoder_layers * (2 * attention + mlp + 3 * d)
+  relative = 2 * config.relpos_num_buckets * config.num_heads
+  outputs = 1 if config.logits_via_embedding else 2
+  return encoder + decoder + relative + 2 * d + outputs * config.vocab_size * d

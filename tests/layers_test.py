@@ -1,0 +1,237 @@
+"""Holds the imports of every module against the layers of the design."""
+
+import ast
+import fnmatch
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import rest_jax
+
+_PACKAGE = pathlib.Path(rest_jax.__file__).parent
+
+# Nothing imports from a layer above its own. The first pattern that matches a
+# module decides; every module must match one.
+_LAYERS = (
+  (0, 'rest_jax'),
+  (0, 'errors'),
+  (1, 'types'),
+  (1, 'sharding'),
+  (1, 'storage'),
+  (1, 'config'),
+  (2, 'losses'),
+  (2, 'rows'),
+  (2, 'selection'),
+  (2, 'schedule'),
+  (2, 'preview'),
+  (2, 'run_lock'),
+  (2, 'results'),
+  (2, 'progress'),
+  (2, 'models.*'),
+  (2, 'decoding.*'),
+  (3, 'rewards.learned'),
+  (3, 'rewards.metricx'),
+  (2, 'rewards.*'),
+  (3, 'data.store'),
+  (3, 'data.loader'),
+  (3, 'data.scored'),
+  (3, 'data.imported'),
+  (2, 'data.*'),
+  (3, 'policy'),
+  (3, 'generation'),
+  (3, 'context'),
+  (3, 'run_directory'),
+  (3, 'tables'),
+  (3, 'training.*'),
+  (3, 'checkpoint.*'),
+  (4, 'supervised'),
+  (4, 'grow'),
+  (4, 'annotate'),
+  (4, 'import_samples'),
+  (4, 'improve'),
+  (4, 'evaluate'),
+  (4, 'translate'),
+  (5, 'rest'),
+  (5, 'session'),
+  (6, 'main'),
+)
+# Libraries that few files may know: name → patterns of these files.
+_CONFINED = {
+  'flax.linen': ('models.*',),
+  'gin': ('main',),
+  'absl': ('main',),
+  'orbax': ('checkpoint.native',),
+  'seqio': ('data.tasks',),
+  'tensorflow': ('data.tasks',),
+  'tensorflow_datasets': ('data.tasks',),
+  'urllib': ('data.download',),
+  'tensorboardX': ('progress',),
+  # What loads or runs code that a file brings.
+  'pickle': (),
+  'cloudpickle': (),
+  'dill': (),
+  'joblib': (),
+  'marshal': (),
+  'shelve': (),
+  'runpy': (),
+  # Optional at most, and never of the core.
+  't5x': (),
+  'torch': (),
+  'transformers': (),
+}
+_SLOW = ('seqio', 'tensorflow', 'tensorflow_datasets', 'tensorboardX')
+_CALLS_NEVER_MADE = ('eval', 'exec', 'compile', '__import__')
+# Files that tools and tests import for themselves, so they have to be fast.
+_WITHOUT_JAX = (
+  'run_directory',
+  'selection',
+  'data.store',
+  'data.numerals',
+  'data.tokenizer',
+  'data.text',
+  'rewards.lexical',
+  'rewards.numerals',
+)
+
+
+def _name(path: pathlib.Path) -> str:
+  """The module's name below rest_jax; 'rest_jax' for the package itself."""
+  parts = path.relative_to(_PACKAGE).with_suffix('').parts
+  parts = parts[:-1] if parts[-1] == '__init__' else parts
+  return '.'.join(parts) or 'rest_jax'
+
+
+_TREES = {
+  _name(path): ast.parse(path.read_text(), str(path))
+  for path in sorted(_PACKAGE.rglob('*.py'))
+}
+
+
+def _imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
+  """Everything imported, as dotted names: `from a import b` is 'a.b'."""
+  found = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      found += [(alias.name, node) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'line {node.lineno}: a relative import'
+      found += [(f'{node.module}.{alias.name}', node) for alias in node.names]
+  return found
+
+
+def _own_modules(tree: ast.AST) -> set[str]:
+  """Names of our modules that a module imports."""
+  found = set()
+  for name, _ in _imports(tree):
+    if name == 'rest_jax':
+      found.add(name)
+    elif name.startswith('rest_jax.'):
+      inner = name.removeprefix('rest_jax.')
+      # `from rest_jax.policy import Policy` imports the module before it.
+      while inner and inner not in _TREES:
+        inner = inner.rpartition('.')[0]
+      found.add(inner or 'rest_jax')
+  return found
+
+
+def _layer(name: str) -> int:
+  for layer, pattern in _LAYERS:
+    if fnmatch.fnmatch(name, pattern) or f'{name}.*' == pattern:
+      return layer
+  raise AssertionError(f'{name} has no layer: add it to the table')
+
+
+def _within(name: str, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize('name', _TREES)
+def test_nothing_imports_upwards(name):
+  above = {
+    other
+    for other in _own_modules(_TREES[name])
+    if _layer(other) > _layer(name)
+  }
+  assert not above, f'{name} is of layer {_layer(name)}'
+
+
+def test_the_table_names_no_module_that_is_gone():
+  learned = {'rewards.learned', 'rewards.metricx'}  # To come.
+  for _, pattern in _LAYERS:
+    if pattern not in learned:
+      assert any(fnmatch.fnmatch(name, pattern) for name in _TREES), pattern
+
+
+def test_no_module_imports_itself_round_a_corner():
+  left = {name: _own_modules(tree) for name, tree in _TREES.items()}
+  while free := [name for name, needs in left.items() if not needs & set(left)]:
+    for name in free:
+      del left[name]
+  assert not left, 'these import each other'
+
+
+def test_decoding_knows_no_model_and_models_no_decoding():
+  for name, tree in _TREES.items():
+    room = name.partition('.')[0]
+    other = {'decoding': 'models.', 'models': 'decoding.'}.get(room)
+    if other:
+      assert not [m for m in _own_modules(tree) if m.startswith(other)], name
+
+
+@pytest.mark.parametrize('library', _CONFINED)
+def test_a_library_stays_where_it_belongs(library):
+  users = {
+    name
+    for name, tree in _TREES.items()
+    for imported, _ in _imports(tree)
+    if imported == library or imported.startswith(f'{library}.')
+  }
+  allowed = _CONFINED[library]
+  assert {name for name in users if not _within(name, allowed)} == set()
+  if allowed and library not in ('tensorflow_datasets',):
+    assert users, f'{library} is confined to {allowed}, which do not use it'
+
+
+@pytest.mark.parametrize('library', _SLOW)
+def test_slow_libraries_are_imported_within_functions(library):
+  for name, tree in _TREES.items():
+    for node in tree.body:
+      if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        imported = {found.partition('.')[0] for found, _ in _imports(node)}
+        assert library not in imported, name
+
+
+@pytest.mark.parametrize('name', _TREES)
+def test_no_text_or_file_is_run_as_code(name):
+  for node in ast.walk(_TREES[name]):
+    if not isinstance(node, ast.Call):
+      continue
+    where = f'{name}, line {node.lineno}'
+    if isinstance(node.func, ast.Name):
+      assert node.func.id not in _CALLS_NEVER_MADE, where
+    if isinstance(node.func, ast.Attribute):
+      target = ast.unparse(node.func)
+      assert target not in ('os.system', 'os.popen', 'yaml.load'), where
+    for keyword in node.keywords:
+      if keyword.arg in ('shell', 'allow_pickle'):
+        assert isinstance(keyword.value, ast.Constant), where
+        assert keyword.value.value is False, where
+
+
+def test_light_modules_import_neither_jax_nor_tensorflow():
+  modules = ', '.join(f'rest_jax.{name}' for name in _WITHOUT_JAX)
+  program = (
+    f'import sys, {modules}\n'
+    "print(sorted({'jax', 'flax', 'tensorflow', 'seqio'} & set(sys.modules)))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=_PACKAGE.parent,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=120,
+  )
+  assert done.stdout.strip() == '[]'

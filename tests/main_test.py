@@ -1,0 +1,495 @@
+"""The real main on a tiny run, end to end."""
+
+import contextlib
+import json
+import re
+import shlex
+import shutil
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import running
+
+from rest_jax import run_lock
+from rest_jax.data import store
+
+_POLICIES = {
+  'BC': 'supervised',
+  'G1 I0': 'grow_1/improve_0',
+  'G1 I1': 'grow_1/improve_1',
+  'BC+': 'continued/grow_1/improve_1',
+  'G1 I1 random': 'random/grow_1/improve_1',
+}
+_STAGES = {
+  'data',
+  'supervised',
+  'grow_1/samples',
+  'grow_1/scores/shared_letters',
+  'grow_1/reward',
+  'grow_1/improve_0',
+  'grow_1/improve_1',
+  'continued/grow_1/improve_0',
+  'continued/grow_1/improve_1',
+  'random/grow_1/improve_1',
+  *(f'{policy}/evaluation/report' for policy in _POLICIES.values()),
+}
+# Compiled once for each: T > 0 and greedy; the optimizers of BC and Improve;
+# parameters and loss. Neither thresholds, learning rates, temperatures, splits,
+# controls nor Improve steps add any.
+_COMPILED = {
+  'jit(_sample)': 2,
+  'jit(_update)': 2,
+  'jit(_beam_search)': 1,
+  'jit(<lambda>)': 2,
+}
+
+
+def _stages(run):
+  return {str(path.parent.relative_to(run)) for path in run.rglob('stage.json')}
+
+
+def _started(done):
+  """The stages that a process worked on."""
+  return re.findall(r'^\[(\S+)\] starting$', done.stderr, re.MULTILINE)
+
+
+def _read(folder):
+  return pa.concat_tables(map(pq.read_table, store.part_paths(folder)))
+
+
+def _one_line(text):
+  lines = text.splitlines()
+  assert len(lines) == 1, text
+  return lines[0]
+
+
+# --- The whole run ----------------------------------------------------------
+
+
+def test_a_whole_run_ends_with_the_table_of_all_policies(whole_run):
+  table = whole_run.done.stdout
+  for policy in _POLICIES:
+    assert re.search(rf'^ *{re.escape(policy)} +report ', table, re.MULTILINE)
+  assert f'results: {whole_run.folder}/results.csv' in whole_run.done.stderr
+  assert set(_started(whole_run.done)) == _STAGES
+
+
+def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
+  rows = running.results(whole_run.folder)
+  assert [row['policy'] for row in rows] == list(_POLICIES)
+  assert list(rows[0]) == [
+    *('policy', 'split', 'seed', 'grow_step', 'improve_step', 'loss'),
+    *('threshold', 'kept_samples', 'kept_sources', 'distinct_samples'),
+    *('reward_mean', 'reward_low', 'reward_high', 'reward_greedy'),
+    *('reward_best_t', 'best_t', 'bleu', 'chrf'),
+    *('bleu_signature', 'chrf_signature', 'train_tokens'),
+  ]
+  by_policy = {row['policy']: row for row in rows}
+  for row in rows:
+    low, mean, high = (
+      float(row[f'reward_{name}']) for name in ('low', 'mean', 'high')
+    )
+    assert 0 <= low <= mean <= high <= 100
+    assert 'tok:13a' in row['bleu_signature']
+    assert row['split'] == 'report'
+  # The filter keeps some of the samples, and the control as many.
+  kept = {name: row['kept_samples'] for name, row in by_policy.items()}
+  assert kept['BC'] == kept['BC+'] == ''
+  assert 0 < int(kept['G1 I1']) < int(kept['G1 I0']) <= 48
+  assert kept['G1 I1 random'] == kept['G1 I1']
+  # Improve counts BC's tokens too.
+  tokens = {name: int(row['train_tokens']) for name, row in by_policy.items()}
+  assert 0 < tokens['BC'] < tokens['G1 I0'] < tokens['G1 I1']
+
+
+def test_the_run_directory_is_as_designed(whole_run):
+  run = whole_run.folder
+  assert _stages(run) == _STAGES
+  for name in ('config.gin', 'operative_config.gin', 'run.json'):
+    assert (run / name).stat().st_size
+  assert {path.name for path in (run / 'data').iterdir()} == {
+    *('train', 'grow', 'select', 'report', 'test'),
+    *('tokenizer.model', 'stage.json'),
+  }
+  for policy in _POLICIES.values():
+    assert {path.name for path in (run / policy).iterdir()} == {
+      *('params', 'stage.json', 'evaluation')
+    }
+    evaluation = run / policy / 'evaluation' / 'report'
+    assert {path.name for path in evaluation.iterdir()} == {
+      *('samples.parquet', 'beam.parquet', 'stage.json')
+    }
+  assert list((run / 'tensorboard').rglob('events.out.tfevents.*'))
+  assert json.loads((run / 'run.json').read_text())['seed'] == 0
+
+
+def test_samples_hold_n_rows_a_source_and_the_references(whole_run):
+  grown = whole_run.folder / 'grow_1'
+  rows = _read(grown / 'samples')
+  assert rows.schema.names == store.SAMPLES_SCHEMA.names
+  origins = rows['origin'].to_pylist()
+  assert (origins.count('policy'), origins.count('reference')) == (48, 64)
+  for row in rows.to_pylist():
+    if row['origin'] == 'reference':
+      assert row['sample_index'] == store.REFERENCE_INDEX
+      assert row['log_prob'] is None
+    else:
+      assert row['sample_index'] in (0, 1)
+      assert row['grow_step'] == 1
+      assert len(row['token_log_probs']) == row['length'] <= 16
+      assert row['log_prob'] == pytest.approx(sum(row['token_log_probs']))
+  for scores in ('scores/shared_letters', 'reward'):
+    scored = _read(grown / scores)
+    for column in ('source_id', 'sample_index'):
+      assert scored[column].to_pylist() == rows[column].to_pylist()
+
+
+def test_nothing_is_compiled_twice(whole_run):
+  compiled = whole_run.report['compiled']
+  assert {name: compiled[name] for name in _COMPILED} == _COMPILED
+  # The rest are single operations, of two or three shapes at most.
+  assert max(compiled.values()) <= 3
+
+
+def test_only_the_data_stage_imports_tensorflow(whole_run):
+  assert 'tensorflow' in whole_run.report['modules']
+
+
+def test_a_second_start_skips_everything(whole_run, tmp_path):
+  before = running.digests(whole_run.folder, '**/*')
+  report = tmp_path / 'report.json'
+  done = running.start(
+    running.instrument(running.command(whole_run.folder), report=report)
+  )
+  assert done.stdout == whole_run.done.stdout
+  assert not _started(done)
+  report = json.loads(report.read_text())
+  assert not report['compiled']
+  assert not {'tensorflow', 'seqio'} & set(report['modules'])
+  after = running.digests(whole_run.folder, '**/*')
+  assert {name for name in before if before[name] != after.get(name)} <= {
+    '.lock'  # Holds the process's number.
+  }
+  assert before.keys() == after.keys()
+
+
+# --- Parts ------------------------------------------------------------------
+
+
+def test_run_modes_in_turn_give_the_same_bytes_as_the_whole_run(
+  whole_run, compiled, tmp_path
+):
+  run = tmp_path / 'run'
+  started = []
+  for mode in ('supervised', 'grow', 'annotate', 'improve', 'evaluate'):
+    done = running.start(
+      running.command(run, f'--run_mode={mode}'), cache=compiled
+    )
+    started.append(_started(done))
+  assert started[0] == ['data', 'supervised']
+  assert started[1] == ['grow_1/samples']
+  assert started[2] == ['grow_1/scores/shared_letters', 'grow_1/reward']
+  assert len(started[3]) == len(started[4]) == 5
+  assert _stages(run) == _STAGES
+  # The same seed in another MODEL_DIR, too.
+  assert running.digests(run) == running.digests(whole_run.folder)
+  assert running.results(run) == running.results(whole_run.folder)
+  for policy in _POLICIES.values():
+    running.assert_equal_parameters(run / policy, whole_run.folder / policy)
+
+
+def test_one_stage_alone(whole_run, compiled, tmp_path):
+  run = running.copy_of(whole_run.folder, tmp_path / 'run')
+  shutil.rmtree(run / 'grow_1/improve_1')
+  report = tmp_path / 'report.json'
+  done = running.start(
+    running.instrument(
+      running.command(run, '--stage=grow_1/improve_1'), report=report
+    ),
+    cache=compiled,
+  )
+  assert _started(done) == ['grow_1/improve_1']
+  assert not (run / 'grow_1/improve_1/evaluation').exists()
+  modules = json.loads(report.read_text())['modules']
+  assert not {'tensorflow', 'seqio'} & set(modules)
+  running.assert_equal_parameters(
+    run / 'grow_1/improve_1', whole_run.folder / 'grow_1/improve_1'
+  )
+
+
+def test_translate_gives_a_line_a_line(whole_run, compiled, tmp_path):
+  source = tmp_path / 'source.txt'
+  source.write_text('zwei\n\nein Haus\u2028mit Garten\nzwei\n')
+  done = running.start(
+    running.command(
+      whole_run.folder,
+      '--run_mode=translate',
+      '--policy=grow_1/improve_0',
+      f'--input={source}',
+    ),
+    cache=compiled,
+  )
+  lines = done.stdout.split('\n')
+  assert len(lines) == 5 and lines[4] == ''
+  assert lines[1] == ''
+  assert lines[0] == lines[3]
+
+
+def test_evaluation_on_test_data_is_logged(whole_run, compiled, tmp_path):
+  run = running.copy_of(whole_run.folder, tmp_path / 'run')
+  running.start(
+    running.command(
+      *(run, '--run_mode=evaluate', '--split=test', '--policy=supervised')
+    ),
+    cache=compiled,
+  )
+  rows = running.results(run)
+  assert [(row['policy'], row['split']) for row in rows[:2]] == [
+    ('BC', 'report'),
+    ('BC', 'test'),
+  ]
+  (reading,) = json.loads((run / 'test_readings.json').read_text())
+  assert reading['policies'] == ['supervised']
+
+
+def test_status_of_a_finished_run(whole_run):
+  shown = running.within(
+    running.TINY, f'--gin.MODEL_DIR={whole_run.folder}', '--run_mode=status'
+  )
+  assert (shown.code, shown.stderr) == (0, '')
+  for stage in _STAGES:
+    assert re.search(rf'^ *{stage} +done ', shown.stdout, re.MULTILINE)
+
+
+def test_status_and_dry_run_of_one_not_begun_touch_nothing(tmp_path):
+  run = tmp_path / 'run'
+  flags = [running.TINY, f'--gin.MODEL_DIR={run}']
+  status = running.within(*flags, '--run_mode=status')
+  planned = running.within(*flags, '--dry_run')
+  for shown in (status, planned):
+    assert shown.code == 0
+    assert re.search(r'^ *data +next', shown.stdout, re.MULTILINE)
+    for stage in _STAGES - {'data'}:
+      assert re.search(rf'^ *{stage} +waits', shown.stdout, re.MULTILINE)
+  assert 'parameters; policies' in planned.stdout
+  assert not run.exists()
+
+
+def test_preview_prints_what_each_step_would_keep(whole_run):
+  shown = running.within(
+    running.TINY,
+    f'--gin.MODEL_DIR={whole_run.folder}',
+    '--run_mode=preview',
+    '--gin.NUM_IMPROVE=2',
+    '--gin.THRESHOLDS=(0.3, 0.5)',
+  )
+  assert shown.code == 0, shown.stderr
+  rows = dict(
+    re.findall(r'^ *(I\d) +(?:all|R > \S+) +(\d+) ', shown.stdout, re.M)
+  )
+  assert list(rows) == ['I0', 'I1', 'I2']
+  kept = [int(count) for count in rows.values()]
+  assert kept == sorted(kept, reverse=True)
+
+
+# --- Errors -----------------------------------------------------------------
+
+
+# Flags → what the message must name.
+_FAULTS = (
+  (['--gin.NUM_SAMPELS=3'], 'NUM_SAMPELS'),
+  (['--gin.grow.Grow.num_sampels=3'], 'num_sampels'),
+  (['--gin.nosuch.Thing.size=3'], 'nosuch'),
+  (['--gin.NUM_SAMPLES=%NOPE'], "'NOPE'"),
+  (['--gin.REWARD=@nosuch.Reward()'], 'nosuch'),
+  # Quantiles are not the schedule that is set.
+  (['--gin.schedule.Quantiles.levels=(0.5,)'], 'schedule.Quantiles.levels'),
+  (['--gin.NUM_SAMPLES=many'], 'Grow.num_samples'),
+  (['--gin.NUM_SAMPLES=2.5'], 'Grow.num_samples'),
+  (['--gin.SEED=first'], 'ReST.seed'),
+  (['--gin.THRESHOLDS=0.4'], 'Thresholds.taus'),
+  (['--gin.LEARNING_RATE=fast'], 'Optimizer.learning_rate'),
+  (['--gin.MAX_TARGET_LENGTH=(16,)'], 'Packing.target_length'),
+  (['--gin.CONTROLS=continued'], 'ReST.controls'),
+  (["--gin.CONTROLS=('contniued',)"], 'ReST.controls'),
+  (['--gin.DEV_SPLIT=3'], 'Data.dev'),
+  (['--gin.REWARD=3'], 'Annotate.reward'),
+  (['--gin.NUM_IMPROVE=3'], 'NUM_IMPROVE'),
+  (['--gin.NUM_GROW=-1'], 'NUM_GROW'),
+  (['--gin.TEMPERATURE=-1'], 'Sampling.temperature'),
+  (['--gin.THRESHOLDS=(0.4,'], 'THRESHOLDS'),
+  (['--gin.SEED'], '--gin.SEED'),
+  (['--run_mode=improove'], 'run_mode'),
+  (['--nosuch=1'], 'nosuch'),
+  (['improve'], 'improve'),
+  (['--gin_file=nosuch.gin'], 'nosuch.gin'),
+  (['--stage=grow_9/samples'], 'grow_9/samples'),
+  (['--stage=grow_1/reward'], 'grow_1/scores/shared_letters'),
+  (['--run_mode=preview'], '--run_mode=grow'),
+  (['--run_mode=translate'], '--run_mode=supervised'),
+  (['--run_mode=evaluate', '--policy=nosuch'], 'nosuch'),
+)
+
+
+@pytest.fixture(scope='module')
+def prepared(whole_run, tmp_path_factory):
+  """A run that has its data and nothing else."""
+  run = tmp_path_factory.mktemp('prepared')
+  for name in ('data', 'config.gin', 'operative_config.gin', 'run.json'):
+    copy = shutil.copytree if name == 'data' else shutil.copy
+    copy(whole_run.folder / name, run / name)
+  (run / '.lock').touch()
+  return run
+
+
+@pytest.fixture(scope='module')
+def faulty(prepared):
+  """How main ended with each of `_FAULTS`, on a run with nothing but data."""
+  before = running.digests(prepared, '**/*')
+  model = f'--gin.MODEL_DIR={prepared}'
+  ended = running.in_another(
+    [(running.TINY, model, *flags) for flags, _ in _FAULTS]
+  )
+  assert running.digests(prepared, '**/*').keys() == before.keys()
+  return ended
+
+
+@pytest.mark.parametrize(
+  'number', range(len(_FAULTS)), ids=[' '.join(flags) for flags, _ in _FAULTS]
+)
+def test_a_faulty_command_is_one_line_that_names_the_fault(faulty, number):
+  ended, (_, named) = faulty[number], _FAULTS[number]
+  assert ended.code == 2, ended
+  line = _one_line(ended.stderr)
+  assert line.startswith('ConfigurationError: ')
+  assert named in line
+  assert len(line) < 600
+  assert ended.stdout == ''
+
+
+def test_a_run_file_with_faults(tmp_path):
+  def started(text):
+    file = tmp_path / 'run.gin'
+    file.write_text(text)
+    ended = running.within(f'--gin_file={file}')
+    assert ended.code == 2, ended
+    return _one_line(ended.stderr)
+
+  assert 'nosuch.gin' in started("include 'nosuch.gin'\n")
+  header = 'from __gin__ import dynamic_registration\n'
+  assert 'nosuch' in started(f'{header}from rest_jax import nosuch\n')
+  tiny = (running.TESTING / 'tiny.gin').read_text()
+  assert 'MODEL_DIR' in started(tiny)
+  assert 'NUM_SAMPELS' in started(f"{tiny}MODEL_DIR='x'\nNUM_SAMPELS = 3\n")
+
+
+def test_no_gin_file_at_all():
+  line = _one_line(running.within().stderr)
+  assert 'quickstart.gin' in line
+
+
+def test_a_second_process_on_a_run_directory_stops(tmp_path):
+  run = tmp_path / 'run'
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(run_lock.hold(run / '.lock'))
+    done = running.start(running.command(run), expected=7)
+  line = _one_line(done.stderr)
+  assert line.startswith('LockedError: ')
+  assert str(run) in line
+  assert {path.name for path in run.iterdir()} == {'.lock'}
+
+
+# --- Branches ---------------------------------------------------------------
+
+
+def _refused(whole_run, *flags):
+  """The error and the branching command that a changed binding gives."""
+  before = running.digests(whole_run.folder, '**/*')
+  ended = running.within(
+    running.TINY, f'--gin.MODEL_DIR={whole_run.folder}', *flags
+  )
+  assert ended.code == 2, ended
+  line = _one_line(ended.stderr)
+  after = running.digests(whole_run.folder, '**/*')
+  assert {n for n in after if before.get(n) != after[n]} <= {'.lock'}
+  message, _, command = line.partition('branch into another run directory: ')
+  python, *arguments = shlex.split(command)
+  assert python == 'python'
+  return message, [sys.executable, *arguments]
+
+
+def test_a_changed_improve_step_branches_from_the_grown_data(
+  whole_run, compiled, tmp_path
+):
+  message, command = _refused(
+    whole_run, '--gin.IMPROVE_LEARNING_RATE=0.01', '--gin.CONTROLS=()'
+  )
+  assert 'stage grow_1/improve_0' in message
+  assert 'optimizer.learning_rate = 0.02, now 0.01' in message
+  assert f'--gin.GROW_FROM={whole_run.folder}' in command
+  branch = tmp_path / 'branch'
+  done = running.start([*command, f'--gin.MODEL_DIR={branch}'], cache=compiled)
+  assert _started(done) == [
+    'supervised/evaluation/report',
+    'grow_1/improve_0',
+    'grow_1/improve_0/evaluation/report',
+    'grow_1/improve_1',
+    'grow_1/improve_1/evaluation/report',
+  ]
+  assert not (branch / 'grow_1/samples').exists()
+  bc, *improved = running.results(branch)
+  assert bc == running.results(whole_run.folder)[0]
+  assert [row['policy'] for row in improved] == ['G1 I0', 'G1 I1']
+
+
+def test_changed_sampling_branches_from_the_supervised_policy(
+  whole_run, compiled, tmp_path
+):
+  message, command = _refused(whole_run, '--gin.NUM_SAMPLES=1')
+  assert 'stage grow_1/samples' in message
+  assert 'Grow.num_samples = 2, now 1' in message
+  assert f'--gin.SUPERVISED_FROM={whole_run.folder}' in command
+  branch = tmp_path / 'branch'
+  done = running.start(
+    [*command, f'--gin.MODEL_DIR={branch}', '--run_mode=grow'],
+    cache=compiled,
+  )
+  assert _started(done) == ['grow_1/samples']
+  rows = _read(branch / 'grow_1/samples')
+  assert rows['sample_index'].to_pylist().count(0) == 24
+
+
+def test_a_changed_policy_or_data_starts_anew(whole_run):
+  message, command = _refused(whole_run, '--gin.t5.T5Config.emb_dim=32')
+  assert 'T5Config.emb_dim = 16, now 32' in message
+  assert not [c for c in command if '_FROM=' in c]
+  message, _ = _refused(whole_run, '--gin.VOCAB_SIZE=60')
+  assert 'stage data' in message
+  assert 'Data.tokenizer.vocab_size = 64, now 60' in message
+
+
+def test_a_branch_from_nothing_says_so(tmp_path):
+  ended = running.within(
+    running.TINY,
+    f'--gin.MODEL_DIR={tmp_path}/run',
+    f'--gin.SUPERVISED_FROM={tmp_path}/nothing',
+  )
+  assert ended.code == 2
+  line = _one_line(ended.stderr)
+  assert f'{tmp_path}/nothing' in line
+
+
+# --- Many devices -----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_eight_devices(tmp_path):
+  run = tmp_path / 'run'
+  done = running.start(
+    running.command(run, '--gin.MODEL_PARALLEL=2'), devices=8
+  )
+  assert _stages(run) == _STAGES
+  assert set(_started(done)) == _STAGES
+  assert len(json.loads((run / 'run.json').read_text())['devices']) == 8

@@ -1,0 +1,121 @@
+"""Runs that are killed, and started again with the same command."""
+
+import json
+import shutil
+
+import pytest
+import running
+
+_POLICIES = (
+  'supervised',
+  'grow_1/improve_0',
+  'grow_1/improve_1',
+  'continued/grow_1/improve_0',
+  'continued/grow_1/improve_1',
+  'random/grow_1/improve_1',
+)
+# Stage → the renames before which its process is killed: (pattern, k-th).
+_PART = r'/part-00001\.parquet$'
+_SIDECAR = r'/\.parts/part-00001\.parquet\.json$'
+_TRAINING = (
+  (r'/checkpoints/0/checkpoint\.json$', 1),  # Before any update is kept.
+  (r'/checkpoints/4/checkpoint\.json$', 1),  # In the midst of a checkpoint.
+  (r'/params/checkpoint\.json$', 1),  # Trained, not yet kept.
+  (r'/stage\.json$', 1),  # Kept, not yet committed.
+)
+_KILLS = {
+  'data': (
+    (r'/data/begun\.json$', 1),
+    (r'/data/tokenizer\.model$', 1),
+    (r'/data/grow/part-', 1),
+    (r'/data/stage\.json$', 1),
+  ),
+  'supervised': _TRAINING,
+  'grow_1/samples': (
+    (_PART, 1),  # Inside a chunk: its samples are drawn, and lost.
+    (_SIDECAR, 1),  # Between two chunks.
+    (r'/part-00005\.parquet$', 1),  # Amid the references.
+    (r'/stage\.json$', 1),
+  ),
+  'grow_1/scores/shared_letters': (
+    (_PART, 1),
+    (_SIDECAR, 1),
+    (r'/stage\.json$', 1),
+  ),
+  'grow_1/reward': ((_PART, 1), (r'/stage\.json$', 1)),
+  'grow_1/improve_1': _TRAINING,
+  'random/grow_1/improve_1': _TRAINING[1:2],
+  'grow_1/improve_1/evaluation/report': (
+    (r'/samples\.parquet$', 1),
+    (r'/beam\.parquet$', 1),
+    (r'/stage\.json$', 1),
+  ),
+}
+_CASES = [(stage, *kill) for stage, kills in _KILLS.items() for kill in kills]
+
+
+def _killed(command, pattern, count, cache):
+  """Starts a command that is killed on its way."""
+  command = running.instrument(command, kill=[pattern, count])
+  return running.start(command, cache=cache, expected=-9)
+
+
+def _manifest(stage):
+  """What a stage says of itself, without what no two runs share."""
+  manifest = json.loads((stage / 'stage.json').read_text())
+  keys = ('config', 'counts', 'extra')
+  return {key: manifest[key] for key in keys}
+
+
+def test_a_run_killed_in_two_stages_ends_as_one_never_killed(
+  whole_run, compiled, tmp_path
+):
+  run = tmp_path / 'run'
+  # Its data are there: they take long, and are killed in a test below.
+  shutil.copytree(whole_run.folder / 'data', run / 'data')
+  for pattern in (
+    r'/grow_1/samples/part-00001\.parquet$',
+    r'/grow_1/improve_1/\.work/checkpoints/2/checkpoint\.json$',
+  ):
+    _killed(running.command(run), pattern, 1, compiled)
+    assert not (run / 'results.csv').exists()
+  done = running.start(running.command(run), cache=compiled)
+  # What was committed before a kill was not made again.
+  assert '[grow_1/samples] starting' not in done.stderr
+  assert '[grow_1/improve_1] starting' in done.stderr
+
+  assert running.digests(run) == running.digests(whole_run.folder)
+  assert running.results(run) == running.results(whole_run.folder)
+  for policy in _POLICIES:
+    running.assert_equal_parameters(run / policy, whole_run.folder / policy)
+    assert _manifest(run / policy) == _manifest(whole_run.folder / policy)
+  left = {path.name for path in run.rglob('*')} & {
+    *('begun.json', '.parts', '.work')
+  }
+  assert not left
+  assert not [path for path in run.rglob('.*') if '.tmp-' in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage, pattern, count', _CASES)
+def test_a_stage_killed_anywhere_ends_as_one_never_killed(
+  stage, pattern, count, whole_run, compiled, tmp_path
+):
+  run = running.copy_of(whole_run.folder, tmp_path / 'run')
+  nested = [path for path in (run / stage).glob('evaluation') if path.is_dir()]
+  for path in nested:
+    path.rename(tmp_path / path.name)
+  shutil.rmtree(run / stage)
+  command = running.command(run, f'--stage={stage}')
+  _killed(command, pattern, count, compiled)
+  assert not (run / stage / 'stage.json').exists()
+  running.start(command, cache=compiled)
+
+  made, expected = run / stage, whole_run.folder / stage
+  assert _manifest(made) == _manifest(expected)
+  for path in nested:
+    path = tmp_path / path.name
+    path.rename(made / path.name)
+  assert running.digests(run) == running.digests(whole_run.folder)
+  if stage in _POLICIES:
+    running.assert_equal_parameters(made, expected)
