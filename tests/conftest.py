@@ -12,9 +12,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
 import dataclasses
+import fcntl
 import json
 import pathlib
-import subprocess
 from typing import Any
 
 import jaxtyping
@@ -35,28 +35,43 @@ class WholeRun:
 
   Attributes:
     folder: its run directory.
-    done: the process that made it.
-    report: what that process compiled and imported, see testing/instrumented.
+    stdout: what it printed.
+    stderr: what it said while it ran.
+    report: what its process compiled and imported, see testing/instrumented.
   """
 
   folder: pathlib.Path
-  done: subprocess.CompletedProcess
+  stdout: str
+  stderr: str
   report: dict[str, Any]
 
 
 @pytest.fixture(scope='session')
-def compiled(tmp_path_factory) -> pathlib.Path:
-  """A folder of compiled programs, which the runs of a session share."""
-  return tmp_path_factory.mktemp('compiled')
+def shared(tmp_path_factory) -> pathlib.Path:
+  """A folder that all processes of this test session share."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
 
 
 @pytest.fixture(scope='session')
-def whole_run(tmp_path_factory, compiled) -> WholeRun:
-  """The tiny run that others are held against."""
+def compiled(shared) -> pathlib.Path:
+  """A folder of compiled programs, which the runs of a session share."""
+  return shared / 'compiled'
+
+
+@pytest.fixture(scope='session')
+def whole_run(shared, compiled) -> WholeRun:
+  """The tiny run that others are held against, made once."""
   import running  # Of tests/testing; imports gin, which few tests need.
 
-  folder = tmp_path_factory.mktemp('whole') / 'run'
-  report = folder.parent / 'report.json'
-  command = running.instrument(running.command(folder), report=report)
-  done = running.start(command, cache=compiled)
-  return WholeRun(folder, done, json.loads(report.read_text()))
+  folder, said = shared / 'whole_run', shared / 'whole_run.json'
+  report = shared / 'whole_run_report.json'
+  with open(shared / 'whole_run.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not said.exists():
+      command = running.instrument(running.command(folder), report=report)
+      done = running.start(command, cache=compiled)
+      said.write_text(json.dumps([done.stdout, done.stderr]))
+  return WholeRun(
+    folder, *json.loads(said.read_text()), json.loads(report.read_text())
+  )

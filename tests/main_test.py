@@ -51,7 +51,7 @@ def _stages(run):
 
 
 def _started(done):
-  """The stages that a process worked on."""
+  """The stages that a process (with its `stderr`) worked on."""
   return re.findall(r'^\[(\S+)\] starting$', done.stderr, re.MULTILINE)
 
 
@@ -69,11 +69,11 @@ def _one_line(text):
 
 
 def test_a_whole_run_ends_with_the_table_of_all_policies(whole_run):
-  table = whole_run.done.stdout
+  table = whole_run.stdout
   for policy in _POLICIES:
     assert re.search(rf'^ *{re.escape(policy)} +report ', table, re.MULTILINE)
-  assert f'results: {whole_run.folder}/results.csv' in whole_run.done.stderr
-  assert set(_started(whole_run.done)) == _STAGES
+  assert f'results: {whole_run.folder}/results.csv' in whole_run.stderr
+  assert set(_started(whole_run)) == _STAGES
 
 
 def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
@@ -163,7 +163,7 @@ def test_a_second_start_skips_everything(whole_run, tmp_path):
   done = running.start(
     running.instrument(running.command(whole_run.folder), report=report)
   )
-  assert done.stdout == whole_run.done.stdout
+  assert done.stdout == whole_run.stdout
   assert not _started(done)
   report = json.loads(report.read_text())
   assert not report['compiled']
@@ -404,15 +404,13 @@ def test_a_second_process_on_a_run_directory_stops(tmp_path):
 # --- Branches ---------------------------------------------------------------
 
 
-def _refused(whole_run, *flags):
+def _refused(run, *flags):
   """The error and the branching command that a changed binding gives."""
-  before = running.digests(whole_run.folder, '**/*')
-  ended = running.within(
-    running.TINY, f'--gin.MODEL_DIR={whole_run.folder}', *flags
-  )
+  before = running.digests(run, '**/*')
+  ended = running.within(running.TINY, f'--gin.MODEL_DIR={run}', *flags)
   assert ended.code == 2, ended
   line = _one_line(ended.stderr)
-  after = running.digests(whole_run.folder, '**/*')
+  after = running.digests(run, '**/*')
   assert {n for n in after if before.get(n) != after[n]} <= {'.lock'}
   message, _, command = line.partition('branch into another run directory: ')
   python, *arguments = shlex.split(command)
@@ -424,7 +422,7 @@ def test_a_changed_improve_step_branches_from_the_grown_data(
   whole_run, compiled, tmp_path
 ):
   message, command = _refused(
-    whole_run, '--gin.IMPROVE_LEARNING_RATE=0.01', '--gin.CONTROLS=()'
+    whole_run.folder, '--gin.IMPROVE_LEARNING_RATE=0.01', '--gin.CONTROLS=()'
   )
   assert 'stage grow_1/improve_0' in message
   assert 'optimizer.learning_rate = 0.02, now 0.01' in message
@@ -443,11 +441,22 @@ def test_a_changed_improve_step_branches_from_the_grown_data(
   assert bc == running.results(whole_run.folder)[0]
   assert [row['policy'] for row in improved] == ['G1 I0', 'G1 I1']
 
+  # A branch of the branch takes what is there from where it is.
+  taken = f'--gin.GROW_FROM={whole_run.folder}'
+  _, command = _refused(branch, taken, '--gin.IMPROVE_LEARNING_RATE=0.03')
+  assert taken in command
+  _, command = _refused(branch, taken, '--gin.NUM_SAMPLES=1')
+  assert f'--gin.SUPERVISED_FROM={whole_run.folder}' in command
+  assert '--gin.GROW_FROM=None' in command
+  _, command = _refused(branch, taken, '--gin.SEED=1')
+  assert '--gin.GROW_FROM=None' in command
+  assert not [c for c in command if c.startswith('--gin.SUPERVISED_FROM')]
+
 
 def test_changed_sampling_branches_from_the_supervised_policy(
   whole_run, compiled, tmp_path
 ):
-  message, command = _refused(whole_run, '--gin.NUM_SAMPLES=1')
+  message, command = _refused(whole_run.folder, '--gin.NUM_SAMPLES=1')
   assert 'stage grow_1/samples' in message
   assert 'Grow.num_samples = 2, now 1' in message
   assert f'--gin.SUPERVISED_FROM={whole_run.folder}' in command
@@ -462,10 +471,10 @@ def test_changed_sampling_branches_from_the_supervised_policy(
 
 
 def test_a_changed_policy_or_data_starts_anew(whole_run):
-  message, command = _refused(whole_run, '--gin.t5.T5Config.emb_dim=32')
+  message, command = _refused(whole_run.folder, '--gin.t5.T5Config.emb_dim=32')
   assert 'T5Config.emb_dim = 16, now 32' in message
   assert not [c for c in command if '_FROM=' in c]
-  message, _ = _refused(whole_run, '--gin.VOCAB_SIZE=60')
+  message, _ = _refused(whole_run.folder, '--gin.VOCAB_SIZE=60')
   assert 'stage data' in message
   assert 'Data.tokenizer.vocab_size = 64, now 60' in message
 
