@@ -305,9 +305,7 @@ def run(
   supervised.finish(stage, outcome, began, counts)
 
 
-def random_control(
-  chosen: Selections, num_after: int, seed: int
-) -> Selections:
+def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:
   """Random rows, as many of each source as `chosen` keeps.
 
   They are drawn from what the filter chose among: D_g as the configuration has
