@@ -41,23 +41,6 @@ class StepPreview:
   mean_length: float
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardSummary:
-  """The rewards of D_g, samples and references, finished or not.
-
-  Attributes:
-    count: rows.
-    mean: V = E_{D_g}[R]; NaN if there are none.
-    low: the smallest.
-    high: the largest.
-  """
-
-  count: int
-  mean: float
-  low: float
-  high: float
-
-
 def preview(
   stream: Iterable[rows_lib.Rows],
   steps: Sequence[Sequence[selection.Selection]],
@@ -125,20 +108,3 @@ def _preview(counts: np.ndarray, sums: np.ndarray) -> StepPreview:
     mean_reward=reward,
     mean_length=length,
   )
-
-
-def summarize(stream: Iterable[rows_lib.Rows]) -> RewardSummary:
-  """Mean and range of the rewards of D_g, in one pass.
-
-  Args:
-    stream: rows, without any optional field.
-  """
-  count, total, low, high = 0, 0.0, float('nan'), float('nan')
-  for rows in stream:
-    if len(rows.reward):
-      count += len(rows.reward)
-      total += float(rows.reward.sum(dtype=np.float64))
-      low = float(np.fmin(low, rows.reward.min()))
-      high = float(np.fmax(high, rows.reward.max()))
-  mean = total / count if count else float('nan')
-  return RewardSummary(count, mean, low, high)

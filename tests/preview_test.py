@@ -71,11 +71,3 @@ def test_nothing_kept_and_nothing_there():
   assert math.isnan(nothing.mean_length)
   (empty,) = preview.preview(iter(()), [(Unfiltered(),)])
   assert (empty.samples, empty.sources) == (0, 0)
-
-
-def test_summary_is_of_the_whole_of_the_grown_data():
-  summary = preview.summarize(stream())
-  assert summary.count == 7
-  assert summary.mean == (1.0 + 0.5 + 0.5 + 0.25 + 0.75 + 0.25 + 1.0) / 7
-  assert (summary.low, summary.high) == (0.25, 1.0)
-  assert math.isnan(preview.summarize(iter(())).mean)

@@ -35,11 +35,6 @@ class Packing:
           f'Packing.{field.name} = {value}: must be at least 1.'
         )
 
-  @property
-  def tokens_per_batch(self) -> int:
-    """Positions of a batch, both sides together, with padding."""
-    return self.rows_per_batch * (self.source_length + self.target_length)
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
