@@ -23,7 +23,7 @@ from typing import Any
 from absl import app, flags, logging
 
 import gin
-from rest_jax import config
+from rest_jax import allocator, config
 from rest_jax.errors import ConfigurationError, RestJaxError
 
 RUN_MODES = (
@@ -354,6 +354,7 @@ def main() -> None:
   """Entry point of `python -m rest_jax.main`."""
   # gin logs every folder that it looks for a file in as an error.
   logging.set_verbosity(logging.FATAL)
+  allocator.keep_freed_memory()
   app.run(_with_exit_code, flags_parser=_parse_flags)
 
 

@@ -21,6 +21,7 @@ _LAYERS = (
   (1, 'sharding'),
   (1, 'storage'),
   (1, 'config'),
+  (1, 'allocator'),
   (2, 'losses'),
   (2, 'rows'),
   (2, 'selection'),
