@@ -24,4 +24,5 @@ def keep_freed_memory() -> bool:
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None:
     return False
-  return all([mallopt(name, value) for name, value in _SETTINGS])
+  accepted = [mallopt(name, value) for name, value in _SETTINGS]
+  return all(accepted)
