@@ -25,6 +25,9 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
     'time',
   ):  # fmt: skip
     table.add_column(name, justify='right', no_wrap=True)
+  further = list(dict.fromkeys(name for row in rows for name in row.further))
+  for name in further:
+    table.add_column(name.removesuffix('_mean'), justify='right')
   for row in rows:
     table.add_row(
       row.policy,
@@ -39,6 +42,7 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
       _figure(row.bleu),
       _figure(row.chrf),
       f'{row.seconds:.0f} s',
+      *(_figure(row.further.get(name)) for name in further),
     )
   return table
 

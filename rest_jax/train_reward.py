@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from rest_jax import grow, losses, supervised
 from rest_jax.checkpoint import native
-from rest_jax.context import Context
+from rest_jax.context import REWARD_DATA, Context
 from rest_jax.data import loader, reward_rows, scored, splits, store
 from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.data.reward_rows import Example
@@ -31,7 +31,6 @@ from rest_jax.training import early_stopping, step
 from rest_jax.types import Params
 
 STAGE = 'reward'
-SAMPLES = 'reward_data'  # Store of the samples that a reward learns from.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +50,14 @@ class OwnSamples:
   learns = 'scores'
 
   @property
+  def sample_stage(self) -> str:
+    """The stage of the samples."""
+    return f'{REWARD_DATA}/samples'
+
+  @property
   def score_stage(self) -> str:
     """The stage of the metric's scores."""
-    return f'{SAMPLES}/scores/{self.metric.info.name}'
+    return f'{REWARD_DATA}/scores/{self.metric.info.name}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +243,7 @@ def _examples(context: Context, settings: TrainReward) -> Iterator[Example]:
     return
   info = settings.rows.metric.info
   tables = scored.iter_scored(
-    context.read(f'{SAMPLES}/samples').folder,
+    context.read(settings.rows.sample_stage).folder,
     {'score': context.read(settings.rows.score_stage).folder},
     ('source', 'target'),
   )

@@ -5,8 +5,9 @@ Two kinds of files, TSV (`.gz` allowed) or Parquet:
   source, candidate, score            a score of each candidate
   source, better, worse               which of two candidates is better
 
-A TSV file begins with a line of column names and has no quoting; further
-columns are ignored but `document`, which rows are held out by where it is there.
+A TSV file begins with a line of column names and has no quoting. A column
+`document` is used where it is there: whole documents are held out. Others are
+ignored.
 """
 
 import dataclasses
