@@ -17,6 +17,7 @@ at most ε are a tie of the metric (Deutsch et al. 2023, arXiv:2305.14324).
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -109,8 +110,7 @@ def kendall_tau(
     metric_differ += int(np.count_nonzero(m))
   if not (human_differ and metric_differ):
     return float('nan')
-  # Two roots: the product may exceed an int64 and loses digits as a float.
-  return agreeing / human_differ**0.5 / metric_differ**0.5
+  return agreeing / math.sqrt(human_differ * metric_differ)
 
 
 def _tau_within(human, metric, groups) -> float:
