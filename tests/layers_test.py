@@ -40,6 +40,7 @@ _LAYERS = (
   (3, 'data.loader'),
   (3, 'data.scored'),
   (3, 'data.imported'),
+  (3, 'data.mqm'),
   (2, 'data.*'),
   (3, 'network'),
   (3, 'policy'),
@@ -97,6 +98,8 @@ _WITHOUT_JAX = (
   'data.numerals',
   'data.tokenizer',
   'data.text',
+  'data.mqm',
+  'rewards.agreement',
   'rewards.lexical',
   'rewards.numerals',
 )
