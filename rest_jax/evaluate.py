@@ -246,10 +246,9 @@ def _further(
   sampled: Sequence[str],
   greedy: Sequence[str],
 ) -> dict[str, float | None]:
-  """A further metric's means over sampled and greedy outputs, × 100.
+  """A further metric's means over sampled and greedy outputs, on its own scale.
 
-  On the scale of rewards, higher is better. None without references where the
-  metric needs them.
+  None without references where the metric needs them.
   """
   out: dict[str, float | None] = {}
   for name, texts in (('mean', sampled), ('greedy', greedy)):
@@ -257,10 +256,10 @@ def _further(
     references = data.references and _repeat(data.references, count)
     value = None
     if references is not None or not metric.info.needs_reference:
-      rewards = scoring.rewards(
+      scores = scoring.raw_scores(
         metric, _repeat(data.sources, count), texts, references
       )
-      value = 100 * float(rewards.mean(dtype=np.float64))
+      value = float(scores.mean(dtype=np.float64))
     out[f'{metric.info.name}_{name}'] = value
   return out
 

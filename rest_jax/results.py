@@ -37,9 +37,9 @@ class Row:
     chrf_signature: sacrebleu's signature of `chrf`.
     train_tokens: target tokens seen in training, from BC's first update on.
     seconds: of training and evaluating this policy.
-    further: what further metrics say of the same outputs, × 100, on the scale
-      of rewards: `NAME_mean` of the samples of `reward_mean`, `NAME_greedy` of
-      greedy outputs; a column each.
+    further: what further metrics say of the same outputs, on their own scales:
+      `NAME_mean` of the samples of `reward_mean`, `NAME_greedy` of greedy
+      outputs; a column each.
   """
 
   policy: str

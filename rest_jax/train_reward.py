@@ -9,6 +9,7 @@ held-out sources is kept of each.
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.data.reward_rows import Example
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
-from rest_jax.rewards import base, learned
+from rest_jax.rewards import agreement, base, learned
 from rest_jax.rewards.regressor import Buckets, Regressor
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
@@ -353,7 +354,13 @@ def _train_member(
 def _judge(
   stage: Stage, ensemble: learned.Ensemble, examples: Sequence[Example]
 ) -> dict[str, float]:
-  """Writes what the ensemble says of held-out rows, and how right it is."""
+  """Writes what the ensemble says of held-out rows, and how right it is.
+
+  Returns:
+    `disagreement`, the mean standard deviation; `accuracy`, the share of pairs
+    of one source (of preferences) in the right order; `tau_within` and `tau`,
+    Kendall's within a source and over all; those that are defined.
+  """
   texts = [(e.source, text) for e in examples for text in e.candidates]
   sources, candidates = map(list, zip(*texts, strict=True))
   rewards = ensemble.rewards(sources, candidates)
@@ -372,51 +379,20 @@ def _judge(
     'disagreement': std,
   }
   stage.write_part('held_out.parquet', store.table_bytes(pa.table(columns)))
-  groups = [i for i, e in enumerate(examples) for _ in e.candidates]
-  if ensemble.bounded:
-    numbers = {source: i for i, source in enumerate(dict.fromkeys(sources))}
-    groups = [numbers[source] for source in sources]
-  figures = {
-    'pairwise_accuracy': pairwise_accuracy(
-      np.array(groups), np.array(wanted), mean
-    ),
-    'disagreement': float(std.mean()),
-  }
-  if ensemble.bounded:
-    figures['pearson'] = pearson(np.array(wanted), mean)
+  figures = {'disagreement': float(std.mean())}
+  # A preference is between two candidates, scores compare all of a source.
+  numbers: dict[Any, int] = {}
+  groups = [
+    numbers.setdefault(e.source if ensemble.bounded else i, len(numbers))
+    for i, e in enumerate(examples)
+    for _ in e.candidates
+  ]
+  if len(numbers) < len(groups):
+    found = agreement.agreement(np.array(wanted), mean, np.array(groups))
+    figures['accuracy'] = found.accuracy
+    if math.isfinite(found.tau_within):
+      figures['tau_within'] = found.tau_within
+  tau = agreement.kendall_tau(np.array(wanted), mean)
+  if ensemble.bounded and math.isfinite(tau):
+    figures['tau'] = tau
   return figures
-
-
-def pairwise_accuracy(
-  groups: np.ndarray, wanted: np.ndarray, given: np.ndarray
-) -> float:
-  """The share of pairs of one group, unequal in `wanted`, in the right order.
-
-  A tie in `given` counts one half.
-
-  Args:
-    groups: int [n], which rows are compared.
-    wanted: float [n].
-    given: float [n].
-
-  Returns:
-    In [0, 1]; 0.5 where there is no such pair.
-  """
-  right = total = 0.0
-  order = np.argsort(groups, kind='stable')
-  bounds = np.flatnonzero(np.diff(groups[order])) + 1
-  for rows in np.split(order, bounds):
-    first, second = np.triu_indices(len(rows), 1)
-    difference = wanted[rows[first]] - wanted[rows[second]]
-    product = difference * (given[rows[first]] - given[rows[second]])
-    unequal = difference != 0
-    right += np.sum(product[unequal] > 0) + 0.5 * np.sum(product[unequal] == 0)
-    total += np.sum(unequal)
-  return float(right / total) if total else 0.5
-
-
-def pearson(wanted: np.ndarray, given: np.ndarray) -> float:
-  """Pearson's correlation; 0 where either side is constant."""
-  if not (np.std(wanted) and np.std(given)):
-    return 0.0
-  return float(np.corrcoef(wanted, given)[0, 1])

@@ -252,9 +252,7 @@ class _Run:
     self._writer = writer
     self._advance = advance
     self.report: dict[str, collections.Counter] = {}
-    self._parts = data.near_duplicates and near_lib.Parts(
-      data.near_duplicates
-    )
+    self._parts = data.near_duplicates and near_lib.Parts(data.near_duplicates)
 
   def write(
     self,
