@@ -5,7 +5,6 @@ import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import pyarrow as pa
 from etils import epath
 
@@ -107,19 +106,9 @@ class Context:
     if self._params is None or self._params[0] != policy_name:
       self._params = None  # Let go of the old before the new are read.
       folder = self.read(policy_name).folder / PARAMS
-      params = native.restore_params(folder, self.abstract_params())
+      params = native.restore_params(folder, self.policy.placed_params())
       self._params = (policy_name, params)
     return self._params[1]
-
-  def abstract_params(self) -> Params:
-    """Shapes and shardings of the policy's parameters, to restore them."""
-    return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      self.policy.abstract_params(),
-      self.policy.param_shardings(),
-    )
 
   def split_folder(self, split: str) -> epath.Path:
     """Folder of a data split; `grow` is `train` where they are the same."""

@@ -184,4 +184,4 @@ def _initial_params(context: Context, settings: Supervised) -> Params:
   path = settings.initial_checkpoint_path
   if path is None:
     return context.policy.init(context.seed)
-  return native.restore_initial(path, context.abstract_params())
+  return native.restore_initial(path, context.policy.placed_params())
