@@ -61,7 +61,7 @@ def test_a_score_depends_on_no_other_row_nor_on_padding(metricx_24):
     np.testing.assert_array_equal(some, everything[chosen])
   wider = metric(24, buckets=Buckets((128,), tokens_per_batch=2048))
   np.testing.assert_allclose(
-    wider.score(SOURCES, CANDIDATES), everything, rtol=0, atol=1e-4
+    wider.score(SOURCES, CANDIDATES), everything, rtol=0, atol=1e-3
   )
   assert metricx_24.score([], []).shape == (0,)
 
@@ -77,14 +77,14 @@ def test_texts_too_long_are_counted_and_get_the_worst_score(caplog):
   with caplog.at_level(logging.WARNING):
     scores = model.score(SOURCES, CANDIDATES)
   official = np.array(EXPECTED['scores']['24_qe'])
-  # Row 9 alone has 120 tokens with EOS or more, by its candidate.
+  # The last row alone has more than 89 tokens, by its candidate.
   long = [len(c) > 100 for c in CANDIDATES]
   assert sum(long) == 1
   long = np.array(long)
   np.testing.assert_array_equal(scores[long], 25.0)
   np.testing.assert_allclose(scores[~long], official[~long], atol=1e-3)
   assert model.counts == {'scored': 10, 'too_long': 1}
-  assert '1 of 10 inputs are longer than 119 tokens (worst)' in caplog.text
+  assert '1 of 10 inputs are longer than 89 tokens (worst)' in caplog.text
   reward = base.to_unit_interval(scores, model.info)
   np.testing.assert_array_equal(reward[long], 0.0)
 
@@ -169,7 +169,7 @@ def test_pickled_weights_are_refused_with_the_recipe(tmp_path):
 @pytest.mark.parametrize(
   ('changed', 'message'),
   [
-    ({'d_model': 32}, r'not of this model.*\(200, 16\)'),
+    ({'d_model': 32}, r'not of this model.*\(16, 1\), not \(32, 1\)'),
     ({'num_layers': 3}, 'not of this model.*encoder/layers_2'),
     ({'num_layers': 1}, 'not of this model.*encoder/layers_1'),
     ({'feed_forward_proj': 'relu'}, 'not of this model.*mlp/wi'),
