@@ -20,6 +20,7 @@ from rest_jax.sharding import Layout
 from rest_jax.types import Params
 
 PARAMS = 'params'  # Folder of a policy's final parameters in its stage.
+REWARD_DATA = 'reward_data'  # Store of samples that the reward learns from.
 IMPORTED = 'imported'  # Store of others' outputs, as grow_1 is of samples.
 
 
@@ -65,7 +66,7 @@ class Context:
       ', '.join(f'{name} {rows:,}' for name, rows in counts.items())
     )
     for name, split in report['splits'].items():
-      for problem in ('over_long', 'empty', 'in_dev'):
+      for problem in ('over_long', 'empty', 'in_dev', 'near_duplicates'):
         if split.get(problem):
           self.progress.note(f'{name}: {split[problem]:,} rows {problem}')
     stage.commit(counts, time.monotonic() - began, extra=report)

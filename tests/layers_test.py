@@ -51,6 +51,7 @@ _LAYERS = (
   (3, 'training.*'),
   (3, 'checkpoint.*'),
   (4, 'supervised'),
+  (4, 'train_reward'),
   (4, 'grow'),
   (4, 'annotate'),
   (4, 'import_samples'),
