@@ -145,32 +145,31 @@ def read_extra(folder: PathLike) -> dict[str, Any]:
   return _read_index(epath.Path(folder))['extra']
 
 
+def index_path(folder: PathLike) -> epath.Path:
+  """The file that commits a checkpoint, and has the checksums of the others."""
+  return epath.Path(folder) / _INDEX
+
+
+def is_checkpoint(folder: PathLike) -> bool:
+  """Whether a folder holds a finished checkpoint of ours."""
+  return index_path(folder).exists()
+
+
 def restore_initial(path: PathLike, abstract: Tree) -> Tree:
-  """Reads parameters to start a run from (`INITIAL_CHECKPOINT_PATH`).
+  """Reads parameters to start a run from.
 
   Args:
-    path: a folder of `save_params`, one step's folder of `Checkpoints`, or the
-      folder of `Checkpoints`, of which the last step is taken.
+    path: a folder of `save_params`, or one step's folder of `Checkpoints`.
     abstract: the policy's parameters, as `jax.ShapeDtypeStruct`.
 
   Returns:
     The parameters.
 
   Raises:
-    ConfigurationError: when there is no checkpoint of ours, or its names or
-      shapes are not those of the policy.
-    CorruptStateError: when a file of it was altered.
+    ConfigurationError: its names or shapes are not those of the policy.
+    CorruptStateError: there is no checkpoint, or a file of it was altered.
   """
   folder = epath.Path(path)
-  if not (folder / _INDEX).exists():
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.latest()
-    if step is None:
-      raise errors.ConfigurationError(
-        f"INITIAL_CHECKPOINT_PATH = '{path}' holds no checkpoint of "
-        f'rest_jax (no {_INDEX} in it): give the folder of one.'
-      )
-    folder = checkpoints.path(step)
   if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
     return _read_params(folder, abstract)
   return _read(folder, abstract)
