@@ -30,21 +30,26 @@ class Grow:
     num_samples: N, samples a source.
     sampling: how tokens are drawn.
     batching: shapes of decoding.
-    sources_per_part: sources a committed chunk; a killed run loses at most one
-      chunk's work.
+    samples_per_part: samples a committed part, rounded to whole sources; a
+      killed run loses at most one part's work, and one part lies in memory.
   """
 
   num_samples: int = 25
   sampling: Sampling = Sampling()
   batching: generation.Batching = generation.Batching()
-  sources_per_part: int = 1024
+  samples_per_part: int = 32768
 
   def __post_init__(self):
-    for name in ('num_samples', 'sources_per_part'):
+    for name in ('num_samples', 'samples_per_part'):
       if getattr(self, name) < 1:
         raise ConfigurationError(
           f'Grow.{name} = {getattr(self, name)} must be at least 1.'
         )
+
+  @property
+  def sources_per_part(self) -> int:
+    """Sources of a part."""
+    return max(1, self.samples_per_part // self.num_samples)
 
 
 def _chunks(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -260,8 +265,8 @@ def _write_references(
 ) -> None:
   """Parts with the references of D where Grow has sources of its own."""
   first = len(infos)
-  # References cost no decoding, so their parts can be much larger.
-  rows = settings.sources_per_part * max(1, settings.num_samples)
+  # A reference is a row as a sample is.
+  rows = settings.samples_per_part
   for number, sources in enumerate(_chunks(context.sources('train'), rows)):
     name = store.part_name(first + number)
     info = stage.part(name)
