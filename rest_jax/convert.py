@@ -154,7 +154,7 @@ def _check_flags(source: str, target: str, output_format: str | None) -> None:
     raise DataError(f'--input={source} is not there: check the path')
 
 
-# -- Reading --------------------------------------------------------------------
+# -- Reading ------------------------------------------------------------------
 
 
 def _open(path: epath.Path, model: T5Config | None) -> _Input:
@@ -252,7 +252,7 @@ def _check(given: _Input, written: _Model) -> None:
   )
 
 
-# -- Writing --------------------------------------------------------------------
+# -- Writing ------------------------------------------------------------------
 
 
 def _write(

@@ -164,8 +164,8 @@ def _line(name: str, ours: np.ndarray, theirs: np.ndarray) -> str:
   # A NaN is never within the tolerance.
   if not difference <= allowed:
     raise errors.CorruptStateError(
-      f'the logits of {name} differ by {difference:.3g} from ours, {allowed:.3g}'
-      f' is allowed (largest logit {largest:.3g}); nothing was committed:'
+      f'the logits of {name} differ by {difference:.3g} from ours,'
+      f' {allowed:.3g} is allowed (largest logit {largest:.3g}); nothing was committed:'
       ' report this, with the configuration of the model.'
     )
   return (
