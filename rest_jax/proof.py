@@ -165,8 +165,8 @@ def _line(name: str, ours: np.ndarray, theirs: np.ndarray) -> str:
   if not difference <= allowed:
     raise errors.CorruptStateError(
       f'the logits of {name} differ by {difference:.3g} from ours,'
-      f' {allowed:.3g} is allowed (largest logit {largest:.3g}); nothing was committed:'
-      ' report this, with the configuration of the model.'
+      f' {allowed:.3g} is allowed (largest logit {largest:.3g}); nothing was'
+      ' committed: report this, with the configuration of the model.'
     )
   return (
     f'logits, {name}: differ by at most {difference:.2g}, largest'
