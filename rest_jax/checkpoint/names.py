@@ -97,66 +97,6 @@ _TO_HUGGINGFACE = {
 _FROM_HUGGINGFACE = {
   theirs: ours for ours, (theirs, _) in _TO_HUGGINGFACE.items()
 }
-_LAYER = (
-  ('pre_attention_layer_norm/scale', 'layer.0.layer_norm', False),
-  ('attention/query/kernel', f'{_SELF}.q', True),
-  ('attention/key/kernel', f'{_SELF}.k', True),
-  ('attention/value/kernel', f'{_SELF}.v', True),
-  ('attention/out/kernel', f'{_SELF}.o', True),
-  ('relpos_bias/rel_embedding', f'{_SELF}.relative_attention_bias', True),
-  ('pre_mlp_layer_norm/scale', 'layer.1.layer_norm', False),
-  ('mlp/wi/kernel', 'layer.1.DenseReluDense.wi', True),
-  ('mlp/wi_0/kernel', 'layer.1.DenseReluDense.wi_0', True),
-  ('mlp/wi_1/kernel', 'layer.1.DenseReluDense.wi_1', True),
-  ('mlp/wo/kernel', 'layer.1.DenseReluDense.wo', True),
-)
-# In `decoder/layers_{i}/` and in `decoder.block.{i}.`.
-_DECODER_LAYER = (
-  ('pre_self_attention_layer_norm/scale', 'layer.0.layer_norm', False),
-  ('self_attention/query/kernel', f'{_SELF}.q', True),
-  ('self_attention/key/kernel', f'{_SELF}.k', True),
-  ('self_attention/value/kernel', f'{_SELF}.v', True),
-  ('self_attention/out/kernel', f'{_SELF}.o', True),
-  ('relpos_bias/rel_embedding', f'{_SELF}.relative_attention_bias', True),
-  ('pre_cross_attention_layer_norm/scale', 'layer.1.layer_norm', False),
-  ('encoder_decoder_attention/query/kernel', f'{_CROSS}.q', True),
-  ('encoder_decoder_attention/key/kernel', f'{_CROSS}.k', True),
-  ('encoder_decoder_attention/value/kernel', f'{_CROSS}.v', True),
-  ('encoder_decoder_attention/out/kernel', f'{_CROSS}.o', True),
-  ('pre_mlp_layer_norm/scale', 'layer.2.layer_norm', False),
-  ('mlp/wi/kernel', 'layer.2.DenseReluDense.wi', True),
-  ('mlp/wi_0/kernel', 'layer.2.DenseReluDense.wi_0', True),
-  ('mlp/wi_1/kernel', 'layer.2.DenseReluDense.wi_1', True),
-  ('mlp/wo/kernel', 'layer.2.DenseReluDense.wo', True),
-)
-_TABLE = (
-  *_WHOLE,
-  *(
-    (f'encoder/layers_{{i}}/{ours}', f'encoder.block.{{i}}.{theirs}', turned)
-    for ours, theirs, turned in _ENCODER_LAYER
-  ),
-  *(
-    (f'decoder/layers_{{i}}/{ours}', f'decoder.block.{{i}}.{theirs}', turned)
-    for ours, theirs, turned in _DECODER_LAYER
-  ),
-)
-# The biases that all layers of a side share stand in the side itself, or in
-# its first layer.
-_RELPOS = 'relpos_bias/rel_embedding'
-
-# Names that old Hugging Face files have beside `shared.weight`, equal to it.
-EMBEDDING_COPIES = (
-  'decoder.embed_tokens.weight',
-  'encoder.embed_tokens.weight',
-)
-# A name that old files have and that no version of the network ever used.
-IGNORED = (
-  'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',
-)
-
-_TO_HUGGINGFACE = {ours: (theirs, turned) for ours, theirs, turned in _TABLE}
-# Where one name of theirs has two of ours, the later one: a bias a layer.
-_FROM_HUGGINGFACE = {theirs: ours for ours, theirs, _ in _TABLE}
 _LAYER = re.compile(r'(?<=layers_)\d+(?=/)')
 _BLOCK = re.compile(r'(?<=\.block\.)\d+(?=\.)')
 _SIDE = re.compile(r'(encoder|decoder)/layers_(\d+)/(.+)')
