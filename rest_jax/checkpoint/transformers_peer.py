@@ -5,6 +5,7 @@ The only file that knows torch and transformers; neither is needed.
 
 import importlib.metadata
 import importlib.util
+import os
 
 import numpy as np
 
@@ -50,6 +51,8 @@ def logits(
     ConfigurationError: transformers finds weights missing, left over, or of
       other shapes.
   """
+  # It would import TensorFlow too, which takes longer than all the rest.
+  os.environ.setdefault('USE_TF', '0')
   import torch
   import transformers
 
