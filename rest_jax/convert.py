@@ -6,6 +6,7 @@ is then renamed: an output is whole and proven, or not there.
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from flax import traverse_util
 from rest_jax import model_card, proof, run_policy, storage
 from rest_jax.checkpoint import (
   exports,
+  formats,
   huggingface,
   huggingface_export,
   native,
@@ -34,7 +36,12 @@ from rest_jax.sharding import Layout
 
 FORMATS = ('huggingface', 't5x', 'native')
 VERIFY = ('logits', 'tensors')
-_CONFIG = 'T5Config'  # In what is remembered with our own checkpoints.
+_READERS = {
+  'huggingface': huggingface.Source,
+  't5x': t5x.Source,
+  'native': native.Source,
+}
+_STEP = re.compile(r'checkpoint_(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,32 +177,21 @@ def _open(path: epath.Path, model: T5Config | None) -> _Input:
       policy,
       policy.updates,
     )
-  if huggingface.is_checkpoint(path):
+  found = formats.find(path, '--input')
+  if found.format == 'huggingface':
     return _open_huggingface(path)
-  if native.is_checkpoint(path):
-    source = native.Source(path)
-    config = model
-    if config is None and _CONFIG in source.extra:
-      config = T5Config(**source.extra[_CONFIG])
-    step = source.extra.get('step', 0)
-  elif t5x.is_checkpoint(path):
-    source = t5x.Source(path)
-    config, step = model or _config_beside(path), source.step
-  else:
-    raise DataError(
-      f'--input={path} is no checkpoint: give a folder of Hugging Face'
-      ' (config.json and safetensors), of T5X (checkpoint_…), of rest_jax, or a'
-      ' policy of a run (MODEL_DIR/grow_1/improve_3)'
-    )
-  if config is None:
-    raise ConfigurationError(
-      f'--input={path} does not tell the size of its model; add'
-      ' --gin_file=models/t5_1_1_base.gin or another, or put a config.json with'
-      ' the fields of T5Config beside it.'
-    )
-  tokenizer = tokenizer_export.load(path) if path.is_dir() else None
-  kind = 'native' if isinstance(source, native.Source) else 't5x'
-  return _Input(kind, path, source, config, tokenizer, step=step)
+  source = _READERS[found.format](found.path)
+  step = _STEP.fullmatch(found.path.name)
+  return _Input(
+    found.format,
+    found.path,
+    source,
+    model or _config_beside(found),
+    tokenizer_export.load(found.path) if found.path.is_dir() else None,
+    step=source.extra.get('step', 0)
+    if isinstance(source, native.Source)
+    else int(step[1] if step else 0),
+  )
 
 
 def _open_huggingface(path: epath.Path) -> _Input:
@@ -215,21 +211,16 @@ def _open_huggingface(path: epath.Path) -> _Input:
   )
 
 
-def _config_beside(path: epath.Path) -> T5Config | None:
+def _config_beside(found: formats.Found) -> T5Config:
   """The shape in a `config.json` with T5Config's fields, in or beside."""
-  known = {field.name for field in dataclasses.fields(T5Config)}
-  for place in (path / t5x_export.CONFIG, path.parent / t5x_export.CONFIG):
-    if not place.exists():
-      continue
-    values = storage.read_json(place)
-    unknown = sorted(set(values) - known)
-    if unknown or 'vocab_size' not in values:
-      problem = f'{unknown[0]!r}, no field' if unknown else 'no vocab_size'
-      raise ConfigurationError(
-        f'{place} has {problem} of T5Config: correct it, or give --gin_file.'
-      )
-    return T5Config(**values)
-  return None
+  for folder in (found.path, found.path.parent):
+    if (folder / t5x_export.CONFIG).exists():
+      return formats.read_config(dataclasses.replace(found, path=folder))
+  raise ConfigurationError(
+    f'--input={found.path} does not tell the size of its model; add'
+    ' --gin_file=models/t5_1_1_base.gin or another, or put a config.json with'
+    ' the fields of T5Config beside it.'
+  )
 
 
 def _as_written(given: _Input, output_format: str) -> _Model:
@@ -288,8 +279,10 @@ def _write_native(folder: epath.Path, written: _Model, step: int) -> None:
     sep='/',
   )
   params = restoring.restore(written.source, abstract)
-  plain = exports.plain_config(written.config)
-  native.save_params(folder, params, {_CONFIG: plain, 'step': step})
+  native.save_params(folder, params, {'step': step})
+  storage.write_json_atomic(
+    folder / t5x_export.CONFIG, exports.plain_config(written.config)
+  )
 
 
 def _write_tokenizer(
@@ -316,12 +309,7 @@ def _prove(
   verify: str,
 ) -> proof.Proof:
   """Reads back what was written, and compares."""
-  readers = {
-    'huggingface': huggingface.Source,
-    't5x': t5x.Source,
-    'native': native.Source,
-  }
-  read_back = readers[output_format](folder)
+  read_back = _READERS[output_format](folder)
   if output_format != 'native':
     read_back, _, _ = exports.as_model(
       read_back, written.config, written.score_id

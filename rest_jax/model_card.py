@@ -77,7 +77,10 @@ def _how(run: RunPolicy) -> str:
     for stage in reversed(run.lineage)
   ]
   head = ('stage', 'counts', 'seconds', 'fingerprint')
-  return '## How it was made\n\n' + _table(head, rows)
+  first = run.lineage[-1].manifest
+  start = first['config'].get('Supervised.initial_checkpoint_path')
+  begun = 'From random parameters.' if start is None else f'From `{start}`.'
+  return f'## How it was made\n\n{begun}\n\n' + _table(head, rows)
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

@@ -107,6 +107,52 @@ class Checkpoints:
     _clear(self.path(step))
 
 
+class Source:
+  """The parameters of a checkpoint, read one by one; see `restoring.Source`."""
+
+  def __init__(self, folder: PathLike):
+    """Reads the index, and holds all files against their checksums.
+
+    Args:
+      folder: of `save_params`, or one step's of `Checkpoints`.
+
+    Raises:
+      CorruptStateError: there is no checkpoint, or a file of it was altered.
+    """
+    self._folder = epath.Path(folder)
+    self.where = str(self._folder)
+    index = _read_index(self._folder)
+    _check_files(self._folder, index['files'])
+    self.extra = index['extra']
+    arrays = {
+      name: tuple(shape) for name, (shape, _) in index['arrays'].items()
+    }
+    # A training state has more than parameters.
+    inner = any(name.startswith('params/') for name in arrays)
+    self._prefix = 'params/' if inner else ''
+    self.shapes: Mapping[str, tuple[int, ...]] = {
+      name.removeprefix(self._prefix): shape
+      for name, shape in arrays.items()
+      if name.startswith(self._prefix)
+    }
+
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """Part of a parameter, in the checkpoint's dtype."""
+    leaf: Any = jax.ShapeDtypeStruct(self.shapes[name], jnp.float32)
+    args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for part in reversed((self._prefix + name).split('/')):
+      leaf, args = {part: leaf}, {part: args}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      restored = checkpointer.restore(
+        _state_path(self._folder),
+        args=ocp.args.PyTreeRestore(
+          leaf, restore_args=args, partial_restore=True
+        ),
+      )
+    (array,) = jax.tree.leaves(restored)
+    return array[index]
+
+
 def save_params(
   folder: PathLike, params: Tree, extra: dict[str, Any] | None = None
 ) -> str:
@@ -146,59 +192,6 @@ def read_extra(folder: PathLike) -> dict[str, Any]:
   return _read_index(epath.Path(folder))['extra']
 
 
-def is_checkpoint(path: PathLike) -> bool:
-  """Whether a folder is a checkpoint of ours, or holds those of some steps."""
-  folder = epath.Path(path)
-  return (folder / _INDEX).exists() or bool(Checkpoints(folder).steps())
-
-
-class Source:
-  """The parameters of a checkpoint, read one by one; see `restoring.Source`."""
-
-  def __init__(self, path: PathLike):
-    """Reads the index, and holds all files against their checksums.
-
-    Args:
-      path: as `restore_initial`.
-
-    Raises:
-      ConfigurationError: there is no checkpoint of ours.
-      CorruptStateError: a file of it was altered.
-    """
-    self._folder = _find(epath.Path(path))
-    self.where = str(self._folder)
-    index = _read_index(self._folder)
-    _check_files(self._folder, index['files'])
-    self.extra = index['extra']
-    arrays = {
-      name: tuple(shape) for name, (shape, _) in index['arrays'].items()
-    }
-    # A training state has more than parameters.
-    inner = any(name.startswith('params/') for name in arrays)
-    self._prefix = 'params/' if inner else ''
-    self.shapes: Mapping[str, tuple[int, ...]] = {
-      name.removeprefix(self._prefix): shape
-      for name, shape in arrays.items()
-      if name.startswith(self._prefix)
-    }
-
-  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Part of a parameter, in the checkpoint's dtype."""
-    leaf: Any = jax.ShapeDtypeStruct(self.shapes[name], jnp.float32)
-    args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-    for part in reversed((self._prefix + name).split('/')):
-      leaf, args = {part: leaf}, {part: args}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      restored = checkpointer.restore(
-        _state_path(self._folder),
-        args=ocp.args.PyTreeRestore(
-          leaf, restore_args=args, partial_restore=True
-        ),
-      )
-    (array,) = jax.tree.leaves(restored)
-    return array[index]
-
-
 def restore_initial(path: PathLike, abstract: Tree) -> Tree:
   """Reads parameters to start a run from (`INITIAL_CHECKPOINT_PATH`).
 
@@ -215,24 +208,19 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
       shapes are not those of the policy.
     CorruptStateError: when a file of it was altered.
   """
-  folder = _find(epath.Path(path))
+  folder = epath.Path(path)
+  if not (folder / _INDEX).exists():
+    checkpoints = Checkpoints(folder)
+    step = checkpoints.latest()
+    if step is None:
+      raise errors.ConfigurationError(
+        f"INITIAL_CHECKPOINT_PATH = '{path}' holds no checkpoint of "
+        f'rest_jax (no {_INDEX} in it): give the folder of one.'
+      )
+    folder = checkpoints.path(step)
   if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
     return _read_params(folder, abstract)
   return _read(folder, abstract)
-
-
-def _find(folder: epath.Path) -> epath.Path:
-  """The folder of one checkpoint: this one, or that of the last step in it."""
-  if (folder / _INDEX).exists():
-    return folder
-  checkpoints = Checkpoints(folder)
-  step = checkpoints.latest()
-  if step is None:
-    raise errors.ConfigurationError(
-      f"INITIAL_CHECKPOINT_PATH = '{folder}' holds no checkpoint of "
-      f'rest_jax (no {_INDEX} in it): give the folder of one.'
-    )
-  return checkpoints.path(step)
 
 
 def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):

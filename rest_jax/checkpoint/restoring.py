@@ -1,7 +1,7 @@
 """From any checkpoint's tensors to parameters on their devices, one by one."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ _MOST_SHOWN = 20  # Problems that an error lists by name.
 Index = tuple[slice, ...]
 
 
+@runtime_checkable
 class Source(Protocol):
   """The parameters of a checkpoint, by our names, not yet read.
 
