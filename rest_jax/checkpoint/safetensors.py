@@ -42,6 +42,11 @@ class Tensor:
   dtype: np.dtype
   offset: int
 
+  @property
+  def num_bytes(self) -> int:
+    """Bytes in the file."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
   def read(self, rows: slice = slice(None)) -> np.ndarray:
     """Reads some rows (all by default) in the dtype of the file.
 
