@@ -13,6 +13,7 @@ from etils import epath
 
 import rest_jax
 from rest_jax import reports, rest, stages, storage, train_reward, translate
+from rest_jax.checkpoint import formats
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.progress import Progress
@@ -219,7 +220,7 @@ class Session:
     if plan.name in self._valid:
       return self._valid[plan.name]
     stage = self._context.stage(plan.name)
-    inputs = _fingerprints(plan.files, stage)
+    inputs = _fingerprints(plan, stage)
     for name in plan.inputs:
       self._context.read(name)
       (made_by,) = (other for other in self._stages if other.name == name)
@@ -343,17 +344,28 @@ class Session:
     return trained[-1]
 
 
-def _fingerprints(files: dict[str, str], stage: Stage) -> dict[str, str]:
-  """Binding → SHA-256 of its file, which a committed stage can do without."""
+def _fingerprints(plan: stages.StagePlan, stage: Stage) -> dict[str, str]:
+  """Binding → SHA-256 of what lies outside the run; see `StagePlan`.
+
+  A committed stage can do without it.
+  """
   out = {}
-  for binding, path in files.items():
+  known = stage.manifest['inputs'] if stage.committed else {}
+  for binding, path in (plan.files | plan.checkpoints).items():
+    if stage.committed and binding not in known:
+      continue  # Made before checkpoints had fingerprints.
     try:
-      out[binding] = storage.checksum(path)[1]
-    except OSError as error:
+      if binding in plan.files:
+        out[binding] = storage.checksum(path)[1]
+      else:
+        out[binding] = formats.fingerprint(formats.find(path, binding))
+    except (OSError, ConfigurationError) as error:
       if not stage.committed:
+        if isinstance(error, ConfigurationError):
+          raise
         raise DataError(
           f'{binding} = {path!r} cannot be read'
           f' ({error.strerror or error}); check the path.'
         ) from error
-      out[binding] = stage.manifest['inputs'].get(binding)
+      out[binding] = known.get(binding)
   return out

@@ -49,6 +49,7 @@ class StagePlan:
     config: the values that its content depends on.
     execute: writes and commits it.
     files: binding → file outside the run whose content it depends on.
+    checkpoints: binding → checkpoint outside the run, likewise.
   """
 
   name: str
@@ -57,6 +58,7 @@ class StagePlan:
   config: dict[str, Any]
   execute: Callable[[Context, Stage], None]
   files: dict[str, str] = dataclasses.field(default_factory=dict)
+  checkpoints: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def plan(run: ReST) -> list[StagePlan]:
@@ -75,6 +77,7 @@ def plan(run: ReST) -> list[StagePlan]:
       | config.flatten(run.model, 'T5Config')
       | {'SEED': run.seed},
       _train(run),
+      checkpoints=_initial_checkpoint(run),
     ),
     *_reward_stages(run),
     evaluation_stage(run, plans['supervised'], 'report'),
@@ -107,6 +110,11 @@ def _train(run: ReST) -> Callable[[Context, Stage], None]:
     supervised.run(context, stage, run.supervised)
 
   return execute
+
+
+def _initial_checkpoint(run: ReST) -> dict[str, str]:
+  path = run.supervised.initial_checkpoint_path
+  return {} if path is None else {'INITIAL_CHECKPOINT_PATH': path}
 
 
 def check_references(run: ReST, context: Context) -> None:

@@ -352,11 +352,11 @@ def prepare(source: str | None, target: str | None) -> dict[str, int]:
     source: a file of annotations, or a folder of them; each may have a file
       of shipped scores beside it.
     target: the '.tsv' or '.parquet' file to write, with the columns source,
-      candidate, score, group (the document, see `common_documents`), system,
-      segment, language_pair.
+      candidate, score, document (see `common_documents`), system, segment,
+      language_pair.
 
   Returns:
-    Counts of rows, groups and checked scores.
+    Counts of rows, documents and checked scores.
 
   Raises:
     ConfigurationError: no input or output, or an output of another ending.
@@ -389,7 +389,11 @@ def prepare(source: str | None, target: str | None) -> dict[str, int]:
     storage.write_atomic(target, store.table_bytes(table))
   else:
     storage.write_atomic(target, _tsv(rows).encode())
-  return {'rows': len(rows), 'groups': len(set(names.values())), **counts}
+  return {
+    'rows': len(rows),
+    'documents': len(set(names.values())),
+    **counts,
+  }
 
 
 def _annotation_files(source: epath.Path) -> list[epath.Path]:
@@ -438,7 +442,7 @@ def _rows(
       'source': row.source,
       'candidate': row.candidate,
       'score': row.score,
-      'group': names[pair, row.document],
+      'document': names[pair, row.document],
       'system': row.system,
       'segment': row.segment,
       'language_pair': pair,

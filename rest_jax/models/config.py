@@ -15,7 +15,8 @@ class T5Config:
   """Sizes and variants of a T5 network, named as T5X names them.
 
   T5 1.0 is `mlp_activations=('relu',)` with `logits_via_embedding=True`
-  (Raffel et al. 2020, arXiv:1910.10683); T5 1.1 and mT5 are the defaults here.
+  (Raffel et al. 2020, arXiv:1910.10683); T5 1.1 and mT5 are the defaults here,
+  and UMT5 (Chung et al. 2023, arXiv:2304.09151) adds `relpos_per_layer=True`.
 
   Attributes:
     vocab_size: rows of the embedding, padding beyond the tokenizer's included.
@@ -34,6 +35,8 @@ class T5Config:
     float32_attention_logits: whether attention logits are float32 in any case.
     relpos_num_buckets: buckets of relative positions.
     relpos_max_distance: distance from which all positions share a bucket.
+    relpos_per_layer: whether every layer has relative position biases of its
+      own (UMT5, and T5X's scalable_t5), not one set for all of a side.
     remat: 'none', or 'full' to compute a layer's activations again in the
       backward pass instead of keeping them.
   """
@@ -52,6 +55,7 @@ class T5Config:
   float32_attention_logits: bool = False
   relpos_num_buckets: int = 32
   relpos_max_distance: int = 128
+  relpos_per_layer: bool = False
   remat: str = 'none'
 
   def __post_init__(self):

@@ -60,6 +60,8 @@ class EncoderLayer(nn.Module):
   placement: Placement
 
   def setup(self):
+    if self.config.relpos_per_layer:
+      self.relpos_bias = _relpos(self.config, bidirectional=True)
     self.pre_attention_layer_norm = _norm(self.config)
     self.attention = Attention(self.config, self.placement)
     self.pre_mlp_layer_norm = _norm(self.config)
@@ -67,6 +69,8 @@ class EncoderLayer(nn.Module):
 
   def __call__(self, x, mask, bias):
     rate = self.config.dropout_rate
+    if self.config.relpos_per_layer:
+      bias = self.relpos_bias(x.shape[1])
     y = self.pre_attention_layer_norm(x)
     x = x + dropout(self, self.attention(y, y, mask, bias), rate)
     x = x + dropout(self, self.mlp(self.pre_mlp_layer_norm(x)), rate)
@@ -80,6 +84,8 @@ class DecoderLayer(nn.Module):
   placement: Placement
 
   def setup(self):
+    if self.config.relpos_per_layer:
+      self.relpos_bias = _relpos(self.config, bidirectional=False)
     self.pre_self_attention_layer_norm = _norm(self.config)
     self.self_attention = Attention(self.config, self.placement)
     self.pre_cross_attention_layer_norm = _norm(self.config)
@@ -89,6 +95,8 @@ class DecoderLayer(nn.Module):
 
   def __call__(self, x, encoded, mask, cross_mask, bias):
     rate = self.config.dropout_rate
+    if self.config.relpos_per_layer:
+      bias = self.relpos_bias(x.shape[1])
     y = self.pre_self_attention_layer_norm(x)
     x = x + dropout(self, self.self_attention(y, y, mask, bias), rate)
     y = self.pre_cross_attention_layer_norm(x)
@@ -99,6 +107,8 @@ class DecoderLayer(nn.Module):
 
   def step(self, x, self_cache, cross_cache, source_mask, step, bias):
     """Does the same for one token of each sample; returns x and its cache."""
+    if self.config.relpos_per_layer:
+      bias = _step_bias(self.relpos_bias, self_cache[0].shape[3], step)
     y = self.pre_self_attention_layer_norm(x)
     y, *self_cache = self.self_attention.step_self(y, *self_cache, step, bias)
     x = x + y
@@ -119,7 +129,8 @@ class Encoder(nn.Module):
   def setup(self):
     cfg = self.config
     layer = nn.remat(EncoderLayer) if cfg.remat == 'full' else EncoderLayer
-    self.relpos_bias = _relpos(cfg, bidirectional=True)
+    if not cfg.relpos_per_layer:
+      self.relpos_bias = _relpos(cfg, bidirectional=True)
     self.layers = [
       layer(cfg, self.placement) for _ in range(cfg.num_encoder_layers)
     ]
@@ -127,7 +138,9 @@ class Encoder(nn.Module):
 
   def __call__(self, x, mask):
     rate = self.config.dropout_rate
-    bias = self.relpos_bias(x.shape[1])
+    bias = None
+    if not self.config.relpos_per_layer:
+      bias = self.relpos_bias(x.shape[1])
     x = dropout(self, x, rate)
     for layer in self.layers:
       x = layer(x, mask, bias)
@@ -143,7 +156,8 @@ class Decoder(nn.Module):
   def setup(self):
     cfg = self.config
     layer = nn.remat(DecoderLayer) if cfg.remat == 'full' else DecoderLayer
-    self.relpos_bias = _relpos(cfg, bidirectional=False)
+    if not cfg.relpos_per_layer:
+      self.relpos_bias = _relpos(cfg, bidirectional=False)
     self.layers = [
       layer(cfg, self.placement) for _ in range(cfg.num_decoder_layers)
     ]
@@ -154,7 +168,9 @@ class Decoder(nn.Module):
 
   def __call__(self, x, encoded, mask, cross_mask):
     rate = self.config.dropout_rate
-    bias = self.relpos_bias(x.shape[1])
+    bias = None
+    if not self.config.relpos_per_layer:
+      bias = self.relpos_bias(x.shape[1])
     x = dropout(self, x, rate)
     for layer in self.layers:
       x = layer(x, encoded, mask, cross_mask, bias)
@@ -170,11 +186,10 @@ class Decoder(nn.Module):
 
   def step(self, x, cache: DecodeCache):
     """Runs one token of each sample; returns hidden states and the cache."""
-    length = cache.self_keys[0].shape[3]
-    # by_offset[:, i] belongs to offset i − (length − 1), key minus query.
-    by_offset = self.relpos_bias.by_offset(1 - length, 0)
-    index = jnp.arange(length) - cache.step + length - 1
-    bias = by_offset[None, None, :, jnp.clip(index, 0, length - 1)]
+    bias = None
+    if not self.config.relpos_per_layer:
+      length = cache.self_keys[0].shape[3]
+      bias = _step_bias(self.relpos_bias, length, cache.step)
     source_mask = cache.source_mask[:, None, None, :]
     keys, values = list(cache.self_keys), list(cache.self_values)
     for i, layer in enumerate(self.layers):
@@ -189,6 +204,14 @@ class Decoder(nn.Module):
     return self.decoder_norm(x), cache.replace(
       self_keys=tuple(keys), self_values=tuple(values), step=cache.step + 1
     )
+
+
+def _step_bias(relpos: RelativePositionBias, length: int, step: jax.Array):
+  """Biases [1, 1, h, t] of all key positions for the query at `step`."""
+  # by_offset[:, i] belongs to offset i − (length − 1), key minus query.
+  by_offset = relpos.by_offset(1 - length, 0)
+  index = jnp.arange(length) - step + length - 1
+  return by_offset[None, None, :, jnp.clip(index, 0, length - 1)]
 
 
 class Transformer(nn.Module):

@@ -207,7 +207,7 @@ def test_the_same_talk_has_one_name_in_both_directions(tmp_path):
 def test_prepare_writes_rows_that_a_reward_can_be_trained_on(tmp_path, ending):
   out = tmp_path / f'rows.{ending}'
   counts = mqm.prepare(str(talks(tmp_path)), str(out))
-  assert counts == {'rows': 16, 'groups': 2, 'unchecked_scores': 16}
+  assert counts == {'rows': 16, 'documents': 2, 'unchecked_scores': 16}
   if ending == 'parquet':
     rows = pq.read_table(out).to_pylist()
   else:
@@ -218,12 +218,12 @@ def test_prepare_writes_rows_that_a_reward_can_be_trained_on(tmp_path, ending):
     'source',
     'candidate',
     'score',
-    'group',
+    'document',
     'system',
     'segment',
     'language_pair',
   ]
-  assert {row['group'] for row in rows} == {'en-de/t1', 'en-de/t2'}
+  assert {row['document'] for row in rows} == {'en-de/t1', 'en-de/t2'}
   assert {float(row['score']) for row in rows} == {0.0}
 
 
@@ -257,13 +257,13 @@ def test_every_published_score_of_the_ted_talks_comes_out(tmp_path):
   counts = mqm.prepare(str(TED), str(out))
   assert counts == {
     'rows': 15_341,
-    'groups': 5,
+    'documents': 5,
     'equal_system_scores': 13_754,
     'equal_reference_scores': 1_587,
     'not_annotated': 5_788,
   }
   table = pq.read_table(out)
-  assert sorted(set(table['group'].to_pylist())) == [
+  assert sorted(set(table['document'].to_pylist())) == [
     f'en-de/talk.{n}' for n in (1, 3, 4, 5, 6)
   ]
   texts = table['candidate'].to_pylist() + table['source'].to_pylist()

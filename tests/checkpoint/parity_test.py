@@ -1,0 +1,99 @@
+"""What foreign checkpoints answer, read as a run reads them.
+
+`goldens/hf_*` are tiny models that transformers 4.57.6 made and ran
+(goldens/make_hugging_face.py); the larger fixtures are read where they lie
+beside the checkout.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from rest_jax.checkpoint import huggingface
+from rest_jax.policy import Policy
+from rest_jax.sharding import Layout
+from rest_jax.types import Batch
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
+FIXTURES = (pathlib.Path(__file__).parents[2] / '../shared/fixtures').resolve()
+FOLDERS = {
+  'mt5': GOLDENS / 'hf_mt5',
+  'byt5': GOLDENS / 'hf_byt5',
+  'umt5': GOLDENS / 'hf_umt5',
+  't5_v1_0': FIXTURES / 'hf_t5_v1_0_tiny',
+  't5_v1_1': FIXTURES / 'hf_t5_v1_1_tiny',
+}
+
+
+def abstract_of(policy):
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    policy.abstract_params(),
+    policy.param_shardings(),
+  )
+
+
+def run(policy, params, batch):
+  """Encoder output, logits and the log-probability of every sequence."""
+  model, apply = policy._model, policy._model.apply
+
+  @jax.jit
+  def forward(params, batch):
+    sources = batch.encoder_input_tokens
+    variables = {'params': params}
+    encoded = apply(variables, sources, method=model.encode)
+    logits = apply(
+      variables,
+      encoded,
+      sources,
+      batch.decoder_input_tokens,
+      method=model.decode,
+    )
+    scores = policy.score(params, batch).log_probs
+    return encoded, logits, scores * batch.decoder_loss_weights
+
+  return [np.asarray(x) for x in forward(params, batch)]
+
+
+@pytest.fixture(scope='module', params=list(FOLDERS))
+def opened(request):
+  folder = FOLDERS[request.param]
+  if not folder.exists():
+    pytest.skip('the fixtures do not lie beside this checkout')
+  policy = Policy(huggingface.read_config(folder), Layout(data=1))
+  params = huggingface.restore_params(folder, abstract_of(policy))
+  return policy, params, np.load(folder / 'expected.npz')
+
+
+def test_encoder_output_and_logits_are_the_origins(opened):
+  policy, params, expected = opened
+  targets = expected['decoder_target_tokens']
+  batch = Batch(
+    encoder_input_tokens=expected['encoder_input_tokens'],
+    decoder_input_tokens=expected['decoder_input_tokens'],
+    decoder_target_tokens=targets,
+    decoder_loss_weights=(targets > 0).astype(np.float32),
+  )
+  encoded, logits, _ = run(policy, params, batch)
+  for got, known, where in (
+    (encoded, expected['encoded'], batch.encoder_input_tokens > 0),
+    (logits, expected['logits'], targets > 0),
+  ):
+    scale = max(1, np.abs(known[where]).max())
+    np.testing.assert_allclose(
+      got[where], known[where], rtol=0, atol=1e-4 * scale
+    )
+
+
+def test_greedy_outputs_are_the_origins(opened):
+  policy, params, expected = opened
+  known = expected['greedy_tokens']
+  known = known[:, 1:] if (known[:, 0] == 0).all() else known
+  greedy = policy.greedy(
+    params, expected['encoder_input_tokens'], max_decode_len=known.shape[1]
+  )
+  np.testing.assert_array_equal(greedy.tokens[:, 0], known)
