@@ -3,9 +3,9 @@
 import ctypes
 
 # Parameters of glibc's mallopt(3), and the largest values that it accepts.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _SETTINGS = (
-  (_M_MMAP_THRESHOLD, 32 << 20),
+  (_M_MMAP_MAX, 0),  # What is mapped alone is always given back.
   (_M_TRIM_THRESHOLD, (1 << 31) - 1),
   (_M_TOP_PAD, 64 << 20),
 )
@@ -24,4 +24,5 @@ def keep_freed_memory() -> bool:
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is None:
     return False
-  return all([mallopt(name, value) for name, value in _SETTINGS])
+  accepted = [mallopt(name, value) for name, value in _SETTINGS]
+  return all(accepted)

@@ -1,40 +1,17 @@
-"""The algorithm: which stages a run has, in which order, from what.
+"""A run of ReST: its settings, and the policies that it makes from what.
 
-  supervised → for g = 1 … G: Grow → Annotate → Improve 0 … I → evaluation
-
-(Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1.) Nothing is run here.
+Nothing is run here; `stages` lists what is.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
-from rest_jax import (
-  annotate,
-  config,
-  evaluate,
-  grow,
-  import_samples,
-  improve,
-  supervised,
-)
-from rest_jax.context import IMPORTED, Context
+from rest_jax import annotate, evaluate, grow, improve, supervised
+from rest_jax.context import IMPORTED
 from rest_jax.data import prepare
-from rest_jax.errors import ConfigurationError, RewardError
+from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
-from rest_jax.run_directory import Stage
 from rest_jax.sharding import Layout
-
-Kind = Literal[
-  'data',
-  'import_samples',
-  'supervised',
-  'grow',
-  'annotate',
-  'improve',
-  'evaluate',
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,27 +144,6 @@ class PolicyPlan:
   reported: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class StagePlan:
-  """A stage of the run.
-
-  Attributes:
-    name: its folder in the run directory.
-    kind: the run mode that it belongs to.
-    inputs: stages that it reads.
-    config: the values that its content depends on.
-    execute: writes and commits it.
-    files: binding → file outside the run whose content it depends on.
-  """
-
-  name: str
-  kind: Kind
-  inputs: tuple[str, ...]
-  config: dict[str, Any]
-  execute: Callable[[Context, Stage], None]
-  files: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
 def policies(run: ReST) -> list[PolicyPlan]:
   """All policies of a run, in the order in which they are trained."""
   bc = PolicyPlan('supervised', 'BC')
@@ -221,218 +177,7 @@ def policies(run: ReST) -> list[PolicyPlan]:
   return out + controls
 
 
-def stages(run: ReST) -> list[StagePlan]:
-  """All stages of a run, each after those that it reads."""
-  plans = {policy.stage: policy for policy in policies(run)}
-  out = [
-    StagePlan(
-      'data', 'data', (), config.flatten(run.data, 'Data'), _prepare(run)
-    ),
-    *_import_stages(run),
-    StagePlan(
-      'supervised',
-      'supervised',
-      ('data',),
-      config.flatten(run.supervised, 'Supervised')
-      | config.flatten(run.model, 'T5Config')
-      | {'SEED': run.seed},
-      _train(run),
-    ),
-    evaluation_stage(run, plans['supervised'], 'report'),
-  ]
-  for policy in plans.values():
-    if policy.stage == 'supervised':
-      continue
-    if policy.improve_step == run.improve_steps[0] and _is_main(policy):
-      out += _grow_stages(run, policy)
-    out.append(_improve_stage(run, policy))
-    if policy.reported:
-      out.append(evaluation_stage(run, policy, 'report'))
-  return out
-
-
-def _is_main(policy: PolicyPlan) -> bool:
-  return policy.stage.startswith('grow_')
-
-
-def _prepare(run: ReST) -> Callable[[Context, Stage], None]:
-  def execute(context: Context, stage: Stage) -> None:
-    context.prepare_data(stage, run.data)
-
-  return execute
-
-
-def _train(run: ReST) -> Callable[[Context, Stage], None]:
-  def execute(context: Context, stage: Stage) -> None:
-    check_references(run, context)
-    supervised.run(context, stage, run.supervised)
-
-  return execute
-
-
-def check_references(run: ReST, context: Context) -> None:
-  """Makes sure that metrics find their references, before a costly stage.
-
-  Raises:
-    RewardError: a metric needs references that sources lack.
-  """
-  splits = context.read('data').manifest['extra']['splits']
-  sampled = 'grow' if 'grow' in splits else 'train'
-  wanted = [(run.annotate.reward, 'select'), (run.annotate.reward, 'report')]
-  if run.num_grow:
-    wanted += [(model, sampled) for model in run.annotate.metrics]
-  for model, split in wanted:
-    rows = splits[split]['rows']
-    lacking = rows - splits[split]['with_target']
-    if model.info.needs_reference and lacking:
-      binding = 'GROW_SPLIT' if split == sampled else 'DEV_SPLIT'
-      raise RewardError(
-        f'reward {model.info.name!r} needs references, and {lacking:,} of'
-        f' {rows:,} sources of the {split} data have none: use a'
-        f' reference-free reward, or a {binding} with references.'
-      )
-
-
-def _import_stages(run: ReST) -> Iterator[StagePlan]:
-  """Others' outputs and their reward, first: a faulty file shows at once."""
-  if run.imported_samples is None:
-    return
-  path = run.imported_samples
-  yield StagePlan(
-    f'{IMPORTED}/samples',
-    'import_samples',
-    ('data',),
-    {'IMPORTED_SAMPLES': path},
-    lambda context, stage: import_samples.run(context, stage, path, run.data),
-    files={'IMPORTED_SAMPLES': path},
-  )
-  yield from _annotate_stages(run, IMPORTED)
-
-
-def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
-  """Grow, Annotate and the reward of the Grow step that `policy` begins."""
-  g = policy.grow_step
-  grown_by = policy.start
-  if g > 1:
-    grown_by = f'grow_{g - 1}/improve_{run.num_improve}'
-  yield StagePlan(
-    f'grow_{g}/samples',
-    'grow',
-    ('data', grown_by),
-    config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
-    functools.partial(_grow, run, grown_by, g),
-  )
-  yield from _annotate_stages(run, f'grow_{g}')
-
-
-def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
-  check_references(run, context)
-  grow.run(
-    context, stage, run.grow, policy_name=policy_name, grow_step=grow_step
-  )
-
-
-def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
-  """The scores and the reward of a store of samples."""
-  samples = f'{store}/samples'
-  for model in run.annotate.metrics:
-    yield StagePlan(
-      f'{store}/scores/{model.info.name}',
-      'annotate',
-      ('data', samples),
-      _reward_config(model),
-      functools.partial(_score, run, model, samples),
-    )
-  reward = run.annotate.reward
-  scores = f'{store}/scores/{reward.info.name}'
-  yield StagePlan(
-    f'{store}/reward',
-    'annotate',
-    (scores,),
-    _reward_config(reward),
-    lambda context, stage: annotate.run_reward(
-      context, stage, reward, context.stage(scores)
-    ),
-  )
-
-
-def _score(run, model, samples, context: Context, stage: Stage) -> None:
-  annotate.run_scores(
-    context, stage, model, context.stage(samples), run.annotate.batch_size
-  )
-
-
-def _reward_config(model: Any) -> dict[str, Any]:
-  return config.flatten(model, 'reward') | config.flatten(
-    model.info, 'RewardInfo'
-  )
-
-
 def stores(run: ReST, grow_step: int) -> tuple[str, ...]:
   """The stores of scored rows that make up D_g."""
   imported = () if run.imported_samples is None else (IMPORTED,)
   return (f'grow_{grow_step}', *imported)
-
-
-def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
-  g, i = policy.grow_step, policy.improve_step
-  main = f'grow_{g}/improve_{i}'
-  control = 'none' if policy.stage == main else policy.stage.split('/')[0]
-  inputs = ['data', policy.start]
-  if control != 'none':
-    inputs.append(main)
-  if control != 'continued':
-    for store in stores(run, g):
-      inputs += [f'{store}/samples', f'{store}/reward']
-  # Later thresholds do not concern this step: a schedule may grow.
-  settings = dataclasses.replace(
-    run.improve, schedule=run.improve.schedule.first(i)
-  )
-  step = improve.Step(
-    policy.start,
-    g,
-    i,
-    stores(run, g),
-    control,
-    main if control != 'none' else None,
-  )
-  return StagePlan(
-    policy.stage,
-    'improve',
-    tuple(dict.fromkeys(inputs)),
-    config.flatten(settings, 'Improve')
-    | _selecting_config(run.evaluate)
-    | _reward_config(run.annotate.reward)
-    | {'SEED': run.seed, 'control': control},
-    lambda context, stage: improve.run(
-      context, stage, settings, run.evaluate, run.annotate.reward, step
-    ),
-  )
-
-
-def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:
-  """What of `Evaluate` decides which checkpoint is kept."""
-  out = {}
-  for name in ('sampling', 'batching', 'select_sources', 'select_samples'):
-    out |= config.flatten(getattr(settings, name), f'Evaluate.{name}')
-  return out
-
-
-def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
-  """The evaluation of a policy on a split."""
-  return StagePlan(
-    f'{policy.stage}/evaluation/{split}',
-    'evaluate',
-    ('data', policy.stage),
-    config.flatten(run.evaluate, 'Evaluate')
-    | _reward_config(run.annotate.reward)
-    | {'SEED': run.seed},
-    lambda context, stage: evaluate.run(
-      context,
-      stage,
-      run.evaluate,
-      policy_name=policy.stage,
-      split=split,
-      reward=run.annotate.reward,
-    ),
-  )

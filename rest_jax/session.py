@@ -4,21 +4,17 @@ import contextlib
 import dataclasses
 import datetime
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
 import jax
-import numpy as np
-import rich.console
 from etils import epath
 
 import rest_jax
-from rest_jax import improve, rest, results, storage, tables, translate
+from rest_jax import reports, rest, stages, storage, translate
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
-from rest_jax.policy import Policy
-from rest_jax.progress import Progress, clock
+from rest_jax.progress import Progress
 from rest_jax.run_directory import RunDirectory, Stage
 
 _PACKAGES = (
@@ -85,7 +81,7 @@ class Session:
     self._directory, self._progress = directory, progress
     self._recorded = False
     self._valid: dict[str, Stage] = {}  # Committed, and found to be valid.
-    self._stages = rest.stages(run)
+    self._stages = stages.plan(run)
     self._context = Context(
       directory=directory,
       elsewhere=self._elsewhere(),
@@ -181,9 +177,9 @@ class Session:
         break  # Later Grow steps wait for other kinds of stages.
       self._run_stage(plan)
       ran += plan.kind != 'data'
-    self.show_results()
+    reports.show_results(self._run, self._context)
 
-  def _run_stage(self, plan: rest.StagePlan) -> None:
+  def _run_stage(self, plan: stages.StagePlan) -> None:
     resumed = self._context.stage(plan.name).begun
     stage = self._begin(plan)
     if stage.committed:
@@ -199,7 +195,7 @@ class Session:
         stage.abandon()
       raise
 
-  def _begin(self, plan: rest.StagePlan) -> Stage:
+  def _begin(self, plan: stages.StagePlan) -> Stage:
     """Begins a stage, goes on with it, or checks that it is still valid.
 
     So is checked all that it is made from: the parts of a run (--stage,
@@ -218,7 +214,7 @@ class Session:
       self._valid[plan.name] = stage
     return stage
 
-  def _branch_hint(self, plan: rest.StagePlan) -> str:
+  def _branch_hint(self, plan: stages.StagePlan) -> str:
     """The command that keeps both: what a stage does not precede is taken."""
     run, here = self._run, str(self._directory.path)
     if plan.kind == 'evaluate':  # Cheap, and nothing is made from it.
@@ -240,56 +236,6 @@ class Session:
       changed['GROW_FROM'] = grow_from
     command = self._texts.branch_command(**changed)
     return f'branch into another run directory: {command}'
-
-  # -- Results ----------------------------------------------------------------
-
-  def rows(self) -> list[results.Row]:
-    """A row for every committed evaluation."""
-    out = []
-    plans = {policy.stage: policy for policy in rest.policies(self._run)}
-    for policy in plans.values():
-      for split in ('report', 'select', 'test'):
-        stage = self._context.directory.stage(
-          f'{policy.stage}/evaluation/{split}'
-        )
-        if stage.committed:
-          out.append(self._row(plans, policy, split, stage))
-    return out
-
-  def _row(self, plans, policy, split, evaluation: Stage) -> results.Row:
-    lineage, at = [], policy
-    while at is not None:
-      lineage.append(self._context.stage(at.stage).manifest)
-      at = plans.get(at.start)
-    counts = lineage[0]['counts']
-    return results.Row(
-      policy=policy.label,
-      split=split,
-      seed=self._run.seed,
-      grow_step=policy.grow_step,
-      improve_step=policy.improve_step,
-      loss='bc',
-      threshold=policy.trained_on,
-      kept_samples=counts.get('kept_samples'),
-      kept_sources=counts.get('kept_sources'),
-      distinct_samples=counts.get('distinct_samples'),
-      train_tokens=sum(m['counts'].get('train_tokens', 0) for m in lineage),
-      seconds=lineage[0]['seconds'] + evaluation.manifest['seconds'],
-      **evaluation.manifest['extra']['figures'],
-    )
-
-  def show_results(self) -> None:
-    """Writes results.csv and prints the table of all policies."""
-    rows = self.rows()
-    if not rows:
-      return
-    path = self._directory.path / 'results.csv'
-    storage.write_atomic(path, results.to_csv(rows).encode())
-    console = rich.console.Console(width=_table_width(), highlight=False)
-    console.print(tables.results_table(rows))
-    self._progress.note(
-      f'results: {path}; samples, scores and policies: {self._directory.path}'
-    )
 
   # -- Other modes ------------------------------------------------------------
 
@@ -319,8 +265,8 @@ class Session:
     if split == 'test':
       self._log_test_reading([policy.stage for policy in chosen])
     for policy in chosen:
-      self._run_stage(rest.evaluation_stage(self._run, policy, split))
-    self.show_results()
+      self._run_stage(stages.evaluation_stage(self._run, policy, split))
+    reports.show_results(self._run, self._context)
 
   def _log_test_reading(self, names: Sequence[str]) -> None:
     """Every reading of test data is logged: figures on them wear out."""
@@ -342,67 +288,12 @@ class Session:
     storage.write_json_atomic(path, readings)
 
   def preview(self) -> None:
-    """Prints what each Improve step would train on, before any training.
-
-    Raises:
-      ConfigurationError: nothing is scored yet; or, below the table, what would
-        stop an Improve step.
-    """
-    lenient = dataclasses.replace(self._run.improve, allow_tau_below_mean=True)
-    console = rich.console.Console(width=_table_width(), highlight=False)
-    shown = 0
-    for g in range(1, self._run.num_grow + 1):
-      if not self._context.stage(f'grow_{g}/reward').committed:
-        continue
-      shown += 1
-      stores = rest.stores(self._run, g)
-      grown = improve.GrownData(self._context, lenient, stores)
-      steps = grown.selections(self._run.num_improve)
-      console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
-      table = tables.preview_table(
-        grown.previews(steps), self._run.improve.schedule
-      )
-      console.print(table)
-      improve.GrownData(self._context, self._run.improve, stores).selections(
-        self._run.num_improve
-      )
-    if not shown:
-      raise ConfigurationError(
-        'nothing is grown and scored yet; run --run_mode=grow and'
-        ' --run_mode=annotate first.'
-      )
+    """Prints what each Improve step would train on; see `reports`."""
+    reports.show_preview(self._run, self._context)
 
   def status(self, dry_run: bool = False) -> None:
-    """Prints what is committed, what is next and what it has cost."""
-    console = rich.console.Console(width=_table_width(), highlight=False)
-    stages = [self._context.stage(plan.name) for plan in self._stages]
-    seconds = sum((s.manifest['seconds'] for s in stages if s.committed), 0.0)
-    console.print(f'{self._run.model_dir}: {clock(seconds)} so far')
-    elsewhere = self._context.elsewhere
-    console.print(
-      tables.status_table([(s, s.name in elsewhere) for s in stages])
-    )
-    if dry_run:
-      console.print(self._disk_estimate())
-
-  def _disk_estimate(self) -> str:
-    """What the run will need on disk, from the configuration alone."""
-    run = self._run
-    model = Policy(config=run.model, layout=run.layout).abstract_params()
-    params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model))
-    kept = len(rest.policies(run)) * params * 4
-    # While a stage trains: two checkpoints; Adafactor's moments are small.
-    moments = 2 if run.improve.training.optimizer.name == 'adamw' else 0
-    training = 2 * params * 4 * (1 + moments)
-    length = run.grow.batching.max_decode_len
-    # A token: its id, two log-probabilities and some four characters.
-    a_source = run.grow.num_samples * length * 16
-    return (
-      f'{params:,} parameters; policies {kept / 1e9:.2f} GB, checkpoints'
-      f' while training {training / 1e9:.2f} GB; samples at most'
-      f' {a_source / 1e3:.0f} kB a source and Grow step (before'
-      f' compression, at {length} tokens each)'
-    )
+    """Prints what is committed and what is next; see `reports`."""
+    reports.show_status(self._run, self._context, dry_run=dry_run)
 
   def translate(
     self, policy_name: str | None, source: str, target: str
@@ -451,8 +342,3 @@ def _fingerprints(files: dict[str, str], stage: Stage) -> dict[str, str]:
         ) from error
       out[binding] = stage.manifest['inputs'].get(binding)
   return out
-
-
-def _table_width() -> int | None:
-  """Files and pipes get tables as wide as they need to be."""
-  return None if sys.stdout.isatty() else 160

@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import gin
-from rest_jax import main, policy, rest
+from rest_jax import main, policy, rest, stages
 from rest_jax.models import config as t5
 
 _GIN = main.gin_folder()
@@ -81,7 +81,7 @@ def test_every_ready_run_builds_all_its_objects(parse, tmp_path, name):
   run = main._build()
   assert isinstance(run, rest.ReST)
   assert run.model_dir == f'{tmp_path}/run'
-  names = [plan.name for plan in rest.stages(run)]
+  names = [plan.name for plan in stages.plan(run)]
   assert names[0] == 'data'
   assert f'grow_{run.num_grow}/improve_{run.num_improve}' in names
   assert not (tmp_path / 'run').exists()

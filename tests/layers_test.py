@@ -55,6 +55,8 @@ _LAYERS = (
   (4, 'evaluate'),
   (4, 'translate'),
   (5, 'rest'),
+  (5, 'stages'),
+  (5, 'reports'),
   (5, 'session'),
   (6, 'main'),
 )

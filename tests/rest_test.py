@@ -9,6 +9,7 @@ from rest_jax import (
   improve,
   rest,
   schedule,
+  stages,
   supervised,
 )
 from rest_jax.data import corpora, prepare
@@ -81,7 +82,7 @@ def test_policies_that_restart_have_controls_that_do(run):
 
 def test_each_stage_comes_after_what_it_reads(run):
   made = set()
-  for plan in rest.stages(run):
+  for plan in stages.plan(run):
     assert set(plan.inputs) <= made, plan.name
     made.add(plan.name)
-  assert len(made) == len(rest.stages(run))
+  assert len(made) == len(stages.plan(run))

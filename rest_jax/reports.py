@@ -1,0 +1,146 @@
+"""What a run directory shows: results, status, previews, a disk estimate."""
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import rich.console
+
+from rest_jax import improve, rest, results, stages, storage, tables
+from rest_jax.context import Context
+from rest_jax.errors import ConfigurationError
+from rest_jax.policy import Policy
+from rest_jax.progress import clock
+from rest_jax.run_directory import Stage
+
+
+def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
+  """A row for every committed evaluation."""
+  out = []
+  plans = {policy.stage: policy for policy in rest.policies(run)}
+  for policy in plans.values():
+    for split in ('report', 'select', 'test'):
+      stage = context.directory.stage(f'{policy.stage}/evaluation/{split}')
+      if stage.committed:
+        lineage, at = [], policy
+        while at is not None:
+          lineage.append(context.stage(at.stage))
+          at = plans.get(at.start)
+        out.append(_row(policy, split, run.seed, lineage, stage))
+  return out
+
+
+def _row(
+  policy: rest.PolicyPlan,
+  split: str,
+  seed: int,
+  lineage: list[Stage],
+  evaluation: Stage,
+) -> results.Row:
+  """A row of results; `lineage` leads from the policy back to BC."""
+  manifests = [stage.manifest for stage in lineage]
+  counts = manifests[0]['counts']
+  return results.Row(
+    policy=policy.label,
+    split=split,
+    seed=seed,
+    grow_step=policy.grow_step,
+    improve_step=policy.improve_step,
+    loss='bc',
+    threshold=policy.trained_on,
+    kept_samples=counts.get('kept_samples'),
+    kept_sources=counts.get('kept_sources'),
+    distinct_samples=counts.get('distinct_samples'),
+    train_tokens=sum(m['counts'].get('train_tokens', 0) for m in manifests),
+    seconds=manifests[0]['seconds'] + evaluation.manifest['seconds'],
+    **evaluation.manifest['extra']['figures'],
+  )
+
+
+def show_results(run: rest.ReST, context: Context) -> None:
+  """Writes results.csv and prints the table of all policies."""
+  rows = result_rows(run, context)
+  if not rows:
+    return
+  path = context.directory.path / 'results.csv'
+  storage.write_atomic(path, results.to_csv(rows).encode())
+  _console().print(tables.results_table(rows))
+  context.progress.note(
+    f'results: {path}; samples, scores and policies: {context.directory.path}'
+  )
+
+
+def show_preview(run: rest.ReST, context: Context) -> None:
+  """Prints what each Improve step would train on, before any training.
+
+  Raises:
+    ConfigurationError: nothing is scored yet; or, below the table, what would
+      stop an Improve step.
+  """
+  lenient = dataclasses.replace(run.improve, allow_tau_below_mean=True)
+  console = _console()
+  shown = 0
+  for g in range(1, run.num_grow + 1):
+    if not context.stage(f'grow_{g}/reward').committed:
+      continue
+    shown += 1
+    stores = rest.stores(run, g)
+    grown = improve.GrownData(context, lenient, stores)
+    steps = grown.selections(run.num_improve)
+    console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
+    console.print(
+      tables.preview_table(grown.previews(steps), run.improve.schedule)
+    )
+    improve.GrownData(context, run.improve, stores).selections(run.num_improve)
+  if not shown:
+    raise ConfigurationError(
+      'nothing is grown and scored yet; run --run_mode=grow and'
+      ' --run_mode=annotate first.'
+    )
+
+
+def show_status(
+  run: rest.ReST, context: Context, *, dry_run: bool = False
+) -> None:
+  """Prints what is committed, what is next and what it has cost.
+
+  Args:
+    run: the run.
+    context: the run, opened.
+    dry_run: whether to add what the whole run will need on disk.
+  """
+  console = _console()
+  shown = [context.stage(plan.name) for plan in stages.plan(run)]
+  seconds = sum((s.manifest['seconds'] for s in shown if s.committed), 0.0)
+  console.print(f'{run.model_dir}: {clock(seconds)} so far')
+  console.print(
+    tables.status_table([(s, s.name in context.elsewhere) for s in shown])
+  )
+  if dry_run:
+    console.print(_disk_estimate(run))
+
+
+def _disk_estimate(run: rest.ReST) -> str:
+  """What the run will need on disk, from the configuration alone."""
+  model = Policy(config=run.model, layout=run.layout).abstract_params()
+  params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model))
+  kept = len(rest.policies(run)) * params * 4
+  # While a stage trains: two checkpoints; Adafactor's moments are small.
+  moments = 2 if run.improve.training.optimizer.name == 'adamw' else 0
+  training = 2 * params * 4 * (1 + moments)
+  length = run.grow.batching.max_decode_len
+  # A token: its id, two log-probabilities and some four characters.
+  a_source = run.grow.num_samples * length * 16
+  return (
+    f'{params:,} parameters; policies {kept / 1e9:.2f} GB, checkpoints'
+    f' while training {training / 1e9:.2f} GB; samples at most'
+    f' {a_source / 1e3:.0f} kB a source and Grow step (before'
+    f' compression, at {length} tokens each)'
+  )
+
+
+def _console() -> rich.console.Console:
+  """Files and pipes get tables as wide as they need to be."""
+  width = None if sys.stdout.isatty() else 160
+  return rich.console.Console(width=width, highlight=False)
