@@ -29,6 +29,7 @@ from rest_jax.errors import ConfigurationError, RestJaxError
 RUN_MODES = (
   'rest',
   'supervised',
+  'check_reward',
   'grow',
   'annotate',
   'improve',

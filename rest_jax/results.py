@@ -37,6 +37,8 @@ class Row:
     chrf_signature: sacrebleu's signature of `chrf`.
     train_tokens: target tokens seen in training, from BC's first update on.
     seconds: of training and evaluating this policy.
+    reward_trained_on: data sets of the split that the reward was trained on,
+      so that its figures flatter; most often none.
   """
 
   policy: str
@@ -61,6 +63,7 @@ class Row:
   chrf_signature: str
   train_tokens: int
   seconds: float
+  reward_trained_on: str = ''
 
 
 def bootstrap_interval(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rest_jax import (
   annotate,
+  check_reward,
   config,
   evaluate,
   grow,
@@ -22,12 +23,14 @@ from rest_jax import (
 from rest_jax.context import IMPORTED, Context
 from rest_jax.errors import RewardError
 from rest_jax.rest import PolicyPlan, ReST, policies, stores
+from rest_jax.rewards import base
 from rest_jax.run_directory import Stage
 
 Kind = Literal[
   'data',
   'import_samples',
   'supervised',
+  'check_reward',
   'grow',
   'annotate',
   'improve',
@@ -79,6 +82,8 @@ def plan(run: ReST) -> list[StagePlan]:
     if policy.stage == 'supervised':
       continue
     if policy.improve_step == run.improve_steps[0] and _is_main(policy):
+      if policy.grow_step == 1:
+        out += _check_stages(run)
       out += _grow_stages(run, policy)
     out.append(_improve_stage(run, policy))
     if policy.reported:
@@ -144,6 +149,25 @@ def _import_stages(run: ReST) -> Iterator[StagePlan]:
   yield from _annotate_stages(run, IMPORTED)
 
 
+def _check_stages(run: ReST) -> Iterator[StagePlan]:
+  """The reward on spoiled references and on BC's spoiled outputs."""
+  settings, reward = run.check_reward, run.annotate.reward
+  beams = 'supervised/evaluation/report'
+  for name, more in (
+    (check_reward.REFERENCES, ()),
+    (check_reward.CANDIDATES, (beams,)),
+  ):
+    yield StagePlan(
+      name,
+      'check_reward',
+      ('data', *more),
+      config.flatten(settings, 'CheckReward') | _reward_config(reward),
+      lambda context, stage: check_reward.run(
+        context, stage, settings, reward, run.data.task, beams
+      ),
+    )
+
+
 def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
   """Grow, Annotate and the reward of the Grow step that `policy` begins."""
   g = policy.grow_step
@@ -162,6 +186,7 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
 
 def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
   check_references(run, context)
+  check_reward.judge(run.check_reward, context.stage(check_reward.REFERENCES))
   grow.run(
     context, stage, run.grow, policy_name=policy_name, grow_step=grow_step
   )
@@ -170,13 +195,19 @@ def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
 def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
   """The scores and the reward of a store of samples."""
   samples = f'{store}/samples'
-  for model in run.annotate.metrics:
+  for model in run.annotate.scored:
+    parts: tuple[str, ...] = ()
+    if isinstance(model, base.Combination):
+      names = (part.info.name for part in model.parts)
+      parts = tuple(f'{store}/scores/{name}' for name in names)
     yield StagePlan(
       f'{store}/scores/{model.info.name}',
       'annotate',
-      ('data', samples),
+      parts or ('data', samples),
       _reward_config(model),
-      functools.partial(_score, run, model, samples),
+      functools.partial(_combine, model, parts)
+      if parts
+      else functools.partial(_score, run, model, samples),
     )
   reward = run.annotate.reward
   scores = f'{store}/scores/{reward.info.name}'
@@ -194,6 +225,12 @@ def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
 def _score(run, model, samples, context: Context, stage: Stage) -> None:
   annotate.run_scores(
     context, stage, model, context.stage(samples), run.annotate.batch_size
+  )
+
+
+def _combine(model, parts, context: Context, stage: Stage) -> None:
+  annotate.run_combined(
+    context, stage, model, [context.stage(part) for part in parts]
   )
 
 
@@ -249,13 +286,16 @@ def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:
 
 def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
   """The evaluation of a policy on a split."""
+  overlap = run.trained_on_overlap('test' if split == 'test' else 'dev')
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',
     ('data', policy.stage),
     config.flatten(run.evaluate, 'Evaluate')
     | _reward_config(run.annotate.reward)
-    | {'SEED': run.seed},
+    | {'SEED': run.seed}
+    # A name that is not there leaves earlier evaluations valid.
+    | ({'reward_trained_on': ' '.join(overlap)} if overlap else {}),
     lambda context, stage: evaluate.run(
       context,
       stage,
@@ -263,5 +303,6 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
       policy_name=policy.stage,
       split=split,
       reward=run.annotate.reward,
+      reward_trained_on=overlap,
     ),
   )

@@ -50,6 +50,7 @@ _LAYERS = (
   (4, 'supervised'),
   (4, 'grow'),
   (4, 'annotate'),
+  (4, 'check_reward'),
   (4, 'import_samples'),
   (4, 'improve'),
   (4, 'evaluate'),
@@ -94,8 +95,11 @@ _WITHOUT_JAX = (
   'data.numerals',
   'data.tokenizer',
   'data.text',
+  'rewards.command',
+  'rewards.guard',
   'rewards.lexical',
   'rewards.numerals',
+  'rewards.process',
 )
 
 
