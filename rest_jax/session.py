@@ -162,8 +162,7 @@ class Session:
       plan
       for plan in self._stages
       if plan.name == only
-      or (only is None and mode in ('rest', plan.kind))
-      or (only is None and (mode, plan.kind) == ('grow', 'check_reward'))
+      or (only is None and self._belongs(plan, mode))
       or plan.kind == 'data'
     ]
     if only is not None and only not in {plan.name for plan in chosen}:
@@ -191,6 +190,13 @@ class Session:
       reports.show_checks(self._run, self._context)
     else:
       reports.show_results(self._run, self._context)
+
+  def _belongs(self, plan: stages.StagePlan, mode: str) -> bool:
+    """Whether a stage is one of a run mode's."""
+    if plan.kind == 'check_reward' and mode in ('rest', 'grow'):
+      # What the check is to spare is paid for where there are samples.
+      return not self._context.stage('grow_1/samples').committed
+    return mode in ('rest', plan.kind)
 
   def _run_stage(self, plan: stages.StagePlan) -> None:
     resumed = self._context.stage(plan.name).begun

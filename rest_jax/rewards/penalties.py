@@ -4,6 +4,7 @@ They read source and candidate alone, of any script (`words`).
 """
 
 import dataclasses
+import string
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from jaxtyping import Float32
 
 from rest_jax import errors
 from rest_jax.rewards import base, words
+
+_PUNCTUATION = string.punctuation + '«»„“”‘’…–—¿¡。，、；：？！「」（）'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +102,13 @@ def repeated_share(text: str) -> float:
   """Share of words that belong to a phrase just like the one before it.
 
   Phrases of every length are tried, and the length with the most is taken.
+  Neither case nor punctuation makes a difference.
 
   >>> repeated_share('no, he said, he said')
   0.4
   """
-  given = words.split(text)
+  stripped = (word.strip(_PUNCTUATION) for word in words.split(text.casefold()))
+  given = [word for word in stripped if word]
   numbers: dict[str, int] = {}
   ids = np.array([numbers.setdefault(word, len(numbers)) for word in given])
   most = 0

@@ -138,6 +138,8 @@ def test_the_length_penalty_by_hand():
     ('a b a b c', 2 / 5),
     ('no, he said, he said', 2 / 5),
     ('x a b c a b c y', 3 / 8),
+    ('A house. a house!', 1 / 2),
+    ('...', 0),
     ('他来了他来了', 1 / 2),
     # What is there twice with something else between is no repetition.
     ('one two x one two', 0),
