@@ -30,6 +30,7 @@ RUN_MODES = (
   'rest',
   'supervised',
   'train_reward',
+  'check_reward',
   'grow',
   'annotate',
   'improve',

@@ -58,6 +58,7 @@ _LAYERS = (
   (4, 'train_reward'),
   (4, 'grow'),
   (4, 'annotate'),
+  (4, 'check_reward'),
   (4, 'import_samples'),
   (4, 'improve'),
   (4, 'evaluate'),
@@ -105,8 +106,11 @@ _WITHOUT_JAX = (
   'data.text',
   'data.mqm',
   'rewards.agreement',
+  'rewards.command',
+  'rewards.guard',
   'rewards.lexical',
   'rewards.numerals',
+  'rewards.process',
 )
 
 
