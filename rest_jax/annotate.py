@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from rest_jax.context import IMPORTED, Context
+from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.data import scored, store
 from rest_jax.data.lookup import Lookup
 from rest_jax.errors import ConfigurationError, RewardError
@@ -112,7 +112,9 @@ class _ReferenceColumn:
     self._imported = samples.name.startswith(f'{IMPORTED}/')
     if self._info.needs_reference:
       columns = ('source_id', 'target')
-      self._grow = Lookup(context.sources('grow', columns), 'target')
+      learning = samples.name.startswith(f'{REWARD_DATA}/')
+      split = 'reward' if learning else 'grow'
+      self._grow = Lookup(context.sources(split, columns), 'target')
       self._train = Lookup(context.sources('train', columns), 'target')
 
   def __call__(self, table: pa.Table) -> list[str] | None:

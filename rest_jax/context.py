@@ -5,7 +5,6 @@ import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import pyarrow as pa
 from etils import epath
 
@@ -21,6 +20,7 @@ from rest_jax.sharding import Layout
 from rest_jax.types import Params
 
 PARAMS = 'params'  # Folder of a policy's final parameters in its stage.
+REWARD_DATA = 'reward_data'  # Store of samples that the reward learns from.
 IMPORTED = 'imported'  # Store of others' outputs, as grow_1 is of samples.
 
 
@@ -66,7 +66,7 @@ class Context:
       ', '.join(f'{name} {rows:,}' for name, rows in counts.items())
     )
     for name, split in report['splits'].items():
-      for problem in ('over_long', 'empty', 'in_dev'):
+      for problem in ('over_long', 'empty', 'in_dev', 'near_duplicates'):
         if split.get(problem):
           self.progress.note(f'{name}: {split[problem]:,} rows {problem}')
     stage.commit(counts, time.monotonic() - began, extra=report)
@@ -107,19 +107,9 @@ class Context:
     if self._params is None or self._params[0] != policy_name:
       self._params = None  # Let go of the old before the new are read.
       folder = self.read(policy_name).folder / PARAMS
-      params = native.restore_params(folder, self.abstract_params())
+      params = native.restore_params(folder, self.policy.placed_params())
       self._params = (policy_name, params)
     return self._params[1]
-
-  def abstract_params(self) -> Params:
-    """Shapes and shardings of the policy's parameters, to restore them."""
-    return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      self.policy.abstract_params(),
-      self.policy.param_shardings(),
-    )
 
   def split_folder(self, split: str) -> epath.Path:
     """Folder of a data split; `grow` is `train` where they are the same."""

@@ -178,6 +178,7 @@ def run(
   policy_name: str,
   split: str,
   reward: base.RewardModel,
+  further_metrics: Sequence[base.RewardModel] = (),
 ) -> None:
   """Evaluates one policy on one split and writes its outputs beside.
 
@@ -188,9 +189,10 @@ def run(
     policy_name: stage of the policy.
     split: 'report', 'select' or 'test'.
     reward: R(x, y).
+    further_metrics: metrics that judge the same outputs beside it.
 
   Raises:
-    RewardError: the reward model failed, or needs references and the split
+    RewardError: a metric failed, or the reward needs references and the split
       has none.
   """
   began = time.monotonic()
@@ -225,13 +227,41 @@ def run(
     'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
     'best_t': best_t,
   } | corpus_scores(beams, data.references, settings.target_language)
-  numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
+  figures['further'] = {}
+  for metric in further_metrics:
+    figures['further'] |= _further(metric, data, texts, greedy_texts)
+  numbers = figures | figures['further']
+  numbers = {k: v for k, v in numbers.items() if isinstance(v, float)}
   context.progress.scalars(policy_name, 0, numbers)
   stage.commit(
     counts={'sources': len(data.sources), 'samples': sampled.size},
     seconds=time.monotonic() - began,
     extra={'figures': figures},
   )
+
+
+def _further(
+  metric: base.RewardModel,
+  data: Split,
+  sampled: Sequence[str],
+  greedy: Sequence[str],
+) -> dict[str, float | None]:
+  """A further metric's means over sampled and greedy outputs, on its own scale.
+
+  None without references where the metric needs them.
+  """
+  out: dict[str, float | None] = {}
+  for name, texts in (('mean', sampled), ('greedy', greedy)):
+    count = len(texts) // len(data.sources)
+    references = data.references and _repeat(data.references, count)
+    value = None
+    if references is not None or not metric.info.needs_reference:
+      scores = scoring.raw_scores(
+        metric, _repeat(data.sources, count), texts, references
+      )
+      value = float(scores.mean(dtype=np.float64))
+    out[f'{metric.info.name}_{name}'] = value
+  return out
 
 
 def _best_temperature(

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from rest_jax import policy as policy_lib
+from rest_jax.data import buckets as buckets_lib
 from rest_jax.decoding import sampling as sampling_lib
-from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.errors import ConfigurationError
 from rest_jax.types import Params, Samples
 
 
@@ -36,12 +37,23 @@ class Batching:
         f'Batching.max_decode_len = {self.max_decode_len} and Batching.rows ='
         f' {self.rows} must both be at least 1.'
       )
+    buckets_lib.check_rising(self.source_buckets, 'Batching.source_buckets')
+
+  def batches(
+    self, sources: Sequence[Sequence[int]], rows: int
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (indices [m], tokens int32 [rows, bucket]), m ≤ rows.
+
+    Raises:
+      DataError: a source is longer than the last bucket.
+    """
     buckets = self.source_buckets
-    if not buckets or list(buckets) != sorted(set(buckets)):
-      raise ConfigurationError(
-        f'Batching.source_buckets = {buckets} must be rising lengths, for'
-        ' example (32, 64, 128).'
-      )
+    return buckets_lib.batches(
+      sources,
+      buckets,
+      [rows] * len(buckets),
+      f'raise Batching.source_buckets = {buckets} or lower MAX_SOURCE_LENGTH',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,41 +92,6 @@ class Generated:
     for field in dataclasses.fields(self):
       value = np.asarray(getattr(samples, field.name))[: len(sources)]
       getattr(self, field.name)[sources, span] = value
-
-
-def _bucketed(
-  sources: Sequence[Sequence[int]],
-  buckets: Sequence[int],
-  batch_size: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (indices [m], tokens [batch_size, bucket]), m ≤ batch_size.
-
-  The last batch of a bucket is filled with copies of its first source, which
-  cost no extra decoding steps.
-  """
-  lengths = np.array([len(source) for source in sources])
-  if len(lengths) and lengths.max() > buckets[-1]:
-    raise DataError(
-      f'a source of {lengths.max()} tokens does not fit the longest bucket;'
-      f' raise Batching.source_buckets = {tuple(buckets)} or lower'
-      ' MAX_SOURCE_LENGTH.'
-    )
-  bucket_of = np.searchsorted(buckets, lengths)
-  for b, bucket in enumerate(buckets):
-    members = np.flatnonzero(bucket_of == b)
-    # Like lengths together: a batch decodes until its longest sample ends.
-    members = members[np.argsort(lengths[members], kind='stable')]
-    for start in range(0, len(members), batch_size):
-      indices = members[start : start + batch_size]
-      tokens = np.zeros((batch_size, bucket), np.int32)
-      for row in range(batch_size):
-        source = sources[indices[row] if row < len(indices) else indices[0]]
-        tokens[row, : len(source)] = source
-      yield indices, tokens
-
-
-def _filled(indices: np.ndarray, size: int) -> np.ndarray:
-  return np.concatenate([indices, np.repeat(indices[:1], size - len(indices))])
 
 
 def generate(
@@ -157,14 +134,10 @@ def generate(
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
   # As few groups of a source's samples as fit, all of one size if possible.
   group = -(-num_samples // -(-num_samples // batching.rows))
-  batch_size = max(1, batching.rows // group)
   # Every process of a mesh holds whole batches, so round up to its devices.
-  shards = policy.placement.num_shards('batch')
-  batch_size = -(-batch_size // shards) * shards
-  for indices, tokens in _bucketed(
-    sources, batching.source_buckets, batch_size
-  ):
-    ids = _filled(np.asarray(source_ids)[indices], batch_size)
+  batch_size = policy.whole_batches(batching.rows // group)
+  for indices, tokens in batching.batches(sources, batch_size):
+    ids = buckets_lib.filled(np.asarray(source_ids)[indices], batch_size)
     keys = policy_lib.sample_keys(seed, purpose, step, ids, num_samples)
     for first in range(0, num_samples, group):
       samples = policy.sample(
@@ -193,12 +166,8 @@ def generate_beam(
 ) -> list[np.ndarray]:
   """The best beam of each source: k arrays of int32 tokens, EOS included."""
   out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sources)
-  shards = policy.placement.num_shards('batch')
-  batch_size = max(1, batching.rows // num_beams)
-  batch_size = -(-batch_size // shards) * shards
-  for indices, tokens in _bucketed(
-    sources, batching.source_buckets, batch_size
-  ):
+  batch_size = policy.whole_batches(batching.rows // num_beams)
+  for indices, tokens in batching.batches(sources, batch_size):
     beams = policy.beam_search(
       params,
       tokens,

@@ -158,6 +158,8 @@ def run(
   *,
   policy_name: str,
   grow_step: int,
+  split: str = 'grow',
+  references: bool = True,
 ) -> None:
   """Samples from a policy for all of Grow's sources, part by part.
 
@@ -166,7 +168,9 @@ def run(
     stage: where to write; begun.
     settings: how.
     policy_name: stage of the policy, e.g. 'supervised'.
-    grow_step: g, from 1.
+    grow_step: g, from 1; 0 for samples of no Grow step.
+    split: whose sources.
+    references: whether the references of D are rows as well.
 
   Raises:
     StorageError: a part cannot be written; earlier ones stay.
@@ -174,8 +178,9 @@ def run(
   """
   began = time.monotonic()
   params = context.params(policy_name)
-  same_split = context.split_folder('grow') == context.split_folder('train')
-  total = store.count_rows(context.split_folder('grow'))
+  folder = context.split_folder(split)
+  same_split = references and folder == context.split_folder('train')
+  total = store.count_rows(folder)
   infos: list[dict[str, Any]] = []
   tokens = 0
 
@@ -187,7 +192,7 @@ def run(
 
   done = 0
   for number, sources in enumerate(
-    _chunks(context.sources('grow'), settings.sources_per_part)
+    _chunks(context.sources(split), settings.sources_per_part)
   ):
     name = store.part_name(number)
     info = stage.part(name)
@@ -201,7 +206,7 @@ def run(
     infos.append(info)
     done += sources.num_rows
     context.progress.update(done, total)
-  if not same_split:
+  if references and not same_split:
     _write_references(context, stage, settings, grow_step, infos)
   counts = {
     key: sum(info.get(key, 0) for info in infos)

@@ -1,4 +1,4 @@
-"""Losses on the policy's log-probabilities: one equation, one function.
+"""Losses of policies and of reward models: one equation, one function.
 
 A loss gives a value a target token. Which tokens count, and how much, stands in
 `Batch.decoder_loss_weights` (the filter F(x, y; τ) of ReST times any importance
@@ -7,7 +7,7 @@ and hosts.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,27 @@ def count_tokens(batch: types.Batch) -> Int[Array, '']:
   return jnp.sum(batch.decoder_loss_weights != 0, dtype=jnp.int32)
 
 
+@runtime_checkable
+class TokenLoss(Protocol):
+  """What a training step asks of a loss; hashable, static in `jit`.
+
+  Attributes:
+    figure: name of what `plain` gives.
+    normalization: what the weighted sum is divided by.
+  """
+
+  figure: ClassVar[str]
+
+  @property
+  def normalization(self) -> Normalization: ...
+
+  def __call__(self, scores: Any, batch: types.Batch) -> jax.Array:
+    """Returns what is minimised, float32 [b, t], of what the network gave."""
+
+  def plain(self, scores: Any, batch: types.Batch) -> jax.Array:
+    """Returns the same without penalties, to compare runs by."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BehavioralCloning:
   """BC, and with weights in the batch reward-weighted BC (ReST's Improve).
@@ -117,6 +138,8 @@ class BehavioralCloning:
   Raises:
     ConfigurationError: when a value is out of its range.
   """
+
+  figure: ClassVar[str] = 'nll'
 
   label_smoothing: float = 0.0
   z_loss: float = 0.0
@@ -151,8 +174,7 @@ class BehavioralCloning:
     Returns:
       float32 [b, t], nats; without meaning where the weight is 0.
     """
-    del batch
-    losses = negative_log_likelihood(scores.log_probs)
+    losses = self.plain(scores, batch)
     if self.label_smoothing:
       losses = label_smoothing(
         losses, scores.mean_log_probs, self.label_smoothing
@@ -160,3 +182,88 @@ class BehavioralCloning:
     if self.z_loss:
       losses = losses + z_loss(scores.log_normalizers, self.z_loss)
     return losses
+
+  def plain(self, scores: types.TokenScores, batch: types.Batch) -> jax.Array:
+    """Returns −log π of each target token, float32 [b, t], nats."""
+    del batch
+    return negative_log_likelihood(scores.log_probs)
+
+
+# What a reward model is to learn of a text stands in the place of its target
+# token, a whole number as all of these; 0 is padding.
+LEVELS = 1_000_000  # A score in [0, 1] is 1 + round(score · LEVELS).
+WORSE, BETTER = 1, 2  # A preference: the better text, then the worse one.
+
+
+def level_of(score: float) -> int:
+  """The target that stands for a score in [0, 1]."""
+  return 1 + round(score * LEVELS)
+
+
+def squared_error(
+  scores: Float[Array, '*shape'], wanted: Float[Array, '*shape']
+) -> Float[Array, '*shape']:
+  """(R_θ(x, y) − r)², the regression loss of a reward model.
+
+  Args:
+    scores: float32, R_θ(x, y).
+    wanted: float32, r.
+
+  Returns:
+    float32, one a text.
+  """
+  return jnp.square(scores - wanted)
+
+
+def bradley_terry(margins: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """−log σ(R_θ(x, y⁺) − R_θ(x, y⁻)), the loss of a preference.
+
+  Bradley and Terry, Rank Analysis of Incomplete Block Designs, 1952; as a
+  reward model's loss Stiennon et al. 2020, arXiv:2009.01325, section 3.4.
+
+  Args:
+    margins: float32, R_θ(x, y⁺) − R_θ(x, y⁻).
+
+  Returns:
+    float32, nats a pair.
+  """
+  return jax.nn.softplus(-margins)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+  """Squared error of a reward model's scores; targets are levels."""
+
+  figure: ClassVar[str] = 'squared_error'
+  normalization: ClassVar[Normalization] = 'tokens'
+
+  def __call__(
+    self, scores: Float[Array, 'b t'], batch: types.Batch
+  ) -> Float[Array, 'b t']:
+    """Returns the loss of each text, unweighted."""
+    targets = jnp.asarray(batch.decoder_target_tokens)
+    return squared_error(scores, (targets - 1) / jnp.float32(LEVELS))
+
+  plain = __call__
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+  """Bradley–Terry on neighbours: a better text's score, then the worse one's.
+
+  Both texts of a pair get the pair's loss, so that a mean over texts is the
+  mean over pairs.
+  """
+
+  figure: ClassVar[str] = 'preference_nll'
+  normalization: ClassVar[Normalization] = 'tokens'
+
+  def __call__(
+    self, scores: Float[Array, 'b t'], batch: types.Batch
+  ) -> Float[Array, 'b t']:
+    """Returns the loss of each text's pair, unweighted."""
+    pair = bradley_terry(scores - jnp.roll(scores, -1, axis=1))
+    is_better = jnp.asarray(batch.decoder_target_tokens) == BETTER
+    return jnp.where(is_better, pair, jnp.roll(pair, 1, axis=1))
+
+  plain = __call__

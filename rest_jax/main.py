@@ -29,6 +29,7 @@ from rest_jax.errors import ConfigurationError, RestJaxError
 RUN_MODES = (
   'rest',
   'supervised',
+  'train_reward',
   'grow',
   'annotate',
   'improve',
@@ -38,6 +39,7 @@ RUN_MODES = (
   'status',
   'import_samples',
   'fetch',
+  'prepare_mqm',
 )
 
 _GIN_FILE = flags.DEFINE_multi_string(
@@ -320,6 +322,12 @@ def _main(argv: Sequence[str]) -> None:
     from rest_jax.data import download
 
     download.fetch(_DATASET.value, _DATA_DIR.value)
+    return
+  if _RUN_MODE.value == 'prepare_mqm':
+    from rest_jax.data import mqm
+
+    counts = mqm.prepare(_INPUT.value, _OUTPUT.value)
+    print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
     return
   _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
   _dispatch(_build())

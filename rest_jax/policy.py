@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from rest_jax.decoding.beam import Beams, beam_search
@@ -14,10 +13,8 @@ from rest_jax.decoding.keys import sample_keys
 from rest_jax.decoding.loop import sample
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
-from rest_jax.models.config import T5Config
-from rest_jax.models.layers import AxesOf
 from rest_jax.models.t5 import Transformer
-from rest_jax.sharding import Layout, Placement
+from rest_jax.network import Network
 from rest_jax.types import Batch, DecodeCache, Params, Samples, TokenScores
 
 __all__ = ['Policy', 'sample_keys', 'score_tokens']
@@ -26,71 +23,8 @@ Tokens = Int[Array | np.ndarray, 'b s']
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-  """A T5 network on a mesh. Holds no parameters; hashable, static in `jit`.
-
-  Parameters are nested dicts of float32 arrays, named as T5X names them.
-
-  Attributes:
-    config: the shape of the network.
-    layout: the mesh and how arrays are split over it.
-  """
-
-  config: T5Config
-  layout: Layout = dataclasses.field(default_factory=Layout)
-
-  @functools.cached_property
-  def mesh(self) -> Mesh:
-    """The mesh over the devices.
-
-    Raises:
-      ConfigurationError: the devices do not form it, or it does not divide
-        the network's sizes.
-    """
-    return self.placement.mesh
-
-  @functools.cached_property
-  def placement(self) -> Placement:
-    """The mesh with the layout's rules, checked against the network's sizes."""
-    placement = Placement(self.layout.mesh(), self.layout.rules)
-    config = self.config
-    sizes = {
-      'act_embed': config.emb_dim,
-      'embed': config.emb_dim,
-      'heads': config.num_heads,
-      'kv': config.head_dim,
-      'joined_kv': config.num_heads * config.head_dim,
-      'mlp': config.mlp_dim,
-      'vocab': config.vocab_size,
-      'relpos_buckets': config.relpos_num_buckets,
-    }
-    for axis, size in sizes.items():
-      if size % (shards := placement.num_shards(axis)):
-        raise ConfigurationError(
-          f'AxisRules.{axis} splits an axis of {size} over {shards} devices; '
-          'change Layout.model, the rule, or the size in T5Config.'
-        )
-    return placement
-
-  def abstract_params(self) -> Params:
-    """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
-    return jax.tree.map(_unbox, self._boxed_params, is_leaf=_is_box)
-
-  def param_shardings(self) -> Params:
-    """Returns the tree of the parameters' `NamedSharding`s."""
-    return jax.tree.map(
-      lambda box: self.placement.sharding(*box.axes),
-      self._boxed_params,
-      is_leaf=_is_box,
-    )
-
-  def init(self, seed: int) -> Params:
-    """Returns new parameters, made where they are to live."""
-    init = jax.jit(
-      lambda key: jax.tree.map(_unbox, self._init(key), is_leaf=_is_box),
-      out_shardings=self.param_shardings(),
-    )
-    return init(jax.random.key(seed))
+class Policy(Network):
+  """A T5 network that translates. Holds no parameters; static in `jit`."""
 
   def score(
     self,
@@ -180,8 +114,8 @@ class Policy:
     return _sample(
       self,
       params,
-      self._place(encoder_input_tokens),
-      self._place(keys),
+      self.place(encoder_input_tokens),
+      self.place(keys),
       temperature,
       sampling,
       max_decode_len,
@@ -242,7 +176,7 @@ class Policy:
     return _beam_search(
       self,
       params,
-      self._place(encoder_input_tokens),
+      self.place(encoder_input_tokens),
       num_beams,
       alpha,
       max_decode_len,
@@ -252,23 +186,6 @@ class Policy:
   @functools.cached_property
   def _model(self) -> Transformer:
     return Transformer(self.config, self.placement)
-
-  def _init(self, key: jax.Array) -> Params:
-    # The batch must divide over the mesh: one source a shard.
-    tokens = jnp.ones((self.placement.num_shards('batch'), 1), jnp.int32)
-    return self._model.init({'params': key}, tokens, tokens)['params']
-
-  @functools.cached_property
-  def _boxed_params(self) -> Params:
-    return jax.eval_shape(self._init, jax.random.key(0))
-
-  def _place(self, rows: jax.Array | np.ndarray) -> jax.Array:
-    if rows.shape[0] % (shards := self.placement.num_shards('batch')):
-      raise ConfigurationError(
-        f'A batch of {rows.shape[0]} sources does not divide over {shards} '
-        'devices; set a batch size that is a multiple, or lower Layout.data.'
-      )
-    return jax.device_put(rows, self.placement.sharding('batch', None))
 
   def _check_num_tokens(self, num_tokens: int | None):
     if num_tokens is not None and not 1 < num_tokens <= self.config.vocab_size:
@@ -359,11 +276,3 @@ def _pick_backward(saved, gradient):
 
 
 _pick.defvjp(_pick_forward, _pick_backward)
-
-
-def _is_box(leaf) -> bool:
-  return isinstance(leaf, AxesOf)
-
-
-def _unbox(box: AxesOf):
-  return box.value

@@ -6,11 +6,19 @@ Nothing is run here; `stages` lists what is.
 import dataclasses
 from typing import Literal
 
-from rest_jax import annotate, evaluate, grow, improve, supervised
+from rest_jax import (
+  annotate,
+  evaluate,
+  grow,
+  improve,
+  supervised,
+)
+from rest_jax import train_reward as train_reward_lib
 from rest_jax.context import IMPORTED
 from rest_jax.data import prepare
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
+from rest_jax.rewards import learned
 from rest_jax.sharding import Layout
 
 
@@ -27,6 +35,7 @@ class ReST:
     annotate: the reward model and further metrics.
     improve: how policies are improved.
     evaluate: how policies are evaluated.
+    train_reward: how the learned reward is trained; None where there is none.
     layout: how the policy lies on the devices.
     num_grow: G, Grow steps.
     num_improve: I, filtered Improve steps of each Grow step.
@@ -35,6 +44,8 @@ class ReST:
       updates at the same learning rates as ReST.
     seed: of everything that is drawn.
     supervised_from: a run directory whose BC this run takes; None trains one.
+    reward_from: a run directory whose learned reward, and all that it was made
+      from, this run takes.
     grow_from: a run directory whose BC and first grown dataset, scores
       included, this run takes.
     imported_samples: a file of others' outputs (.tsv, .jsonl or .parquet) that
@@ -49,12 +60,14 @@ class ReST:
   annotate: annotate.Annotate
   improve: improve.Improve
   evaluate: evaluate.Evaluate
+  train_reward: train_reward_lib.TrainReward | None = None
   layout: Layout = Layout()
   num_grow: int = 1
   num_improve: int = 4
   controls: tuple[Literal['continued', 'random'], ...] = ()
   seed: int = 0
   supervised_from: str | None = None
+  reward_from: str | None = None
   grow_from: str | None = None
   imported_samples: str | None = None
 
@@ -80,6 +93,7 @@ class ReST:
         f'SEED = {self.seed} must be a whole number from 0 to 2^31 − 1.'
       )
     self._check_lengths()
+    self._check_learned()
     if (
       self.improve.original_data == 'filtered'
       and self.annotate.reward.info.needs_reference
@@ -89,6 +103,28 @@ class ReST:
         f"Improve.original_data = 'filtered' with the reward {name!r}: a"
         ' reference scores highest against itself, so the filter would keep'
         " all of them; use 'unfiltered' or 'none'."
+      )
+
+  def _check_learned(self):
+    needed = bool(learned.within(self.annotate))
+    if needed and self.train_reward is None:
+      raise ConfigurationError(
+        'the reward is a learned one, but nothing trains it; set TRAIN_REWARD ='
+        ' @train_reward.TrainReward().'
+      )
+    if self.reward_from and self.train_reward is None:
+      raise ConfigurationError(
+        f'REWARD_FROM = {self.reward_from!r} without TRAIN_REWARD: bind it as'
+        ' it was bound there.'
+      )
+    samples = self.train_reward and isinstance(
+      self.train_reward.rows, train_reward_lib.OwnSamples
+    )
+    if bool(self.data.reward) != bool(samples):
+      raise ConfigurationError(
+        f'REWARD_SPLIT = {self.data.reward!r}, but the reward'
+        f' {"learns" if samples else "does not learn"} from own samples:'
+        ' train_reward.OwnSamples and REWARD_SPLIT need each other.'
       )
 
   def _check_lengths(self):

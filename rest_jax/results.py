@@ -37,6 +37,9 @@ class Row:
     chrf_signature: sacrebleu's signature of `chrf`.
     train_tokens: target tokens seen in training, from BC's first update on.
     seconds: of training and evaluating this policy.
+    further: what further metrics say of the same outputs, on their own scales:
+      `NAME_mean` of the samples of `reward_mean`, `NAME_greedy` of greedy
+      outputs; a column each.
   """
 
   policy: str
@@ -61,6 +64,7 @@ class Row:
   chrf_signature: str
   train_tokens: int
   seconds: float
+  further: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 def bootstrap_interval(
@@ -99,9 +103,11 @@ def to_csv(rows: Sequence[Row]) -> str:
   """The rows as `results.csv` holds them; a missing figure is empty."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  names = [field.name for field in dataclasses.fields(Row)]
-  writer.writerow(names)
+  names = [f.name for f in dataclasses.fields(Row) if f.name != 'further']
+  further = list(dict.fromkeys(name for row in rows for name in row.further))
+  writer.writerow([*names, *further])
   for row in rows:
     values = [getattr(row, name) for name in names]
+    values += [row.further.get(name) for name in further]
     writer.writerow([f'{v:.4f}' if isinstance(v, float) else v for v in values])
   return text.getvalue()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -11,11 +12,12 @@ import jax
 from etils import epath
 
 import rest_jax
-from rest_jax import reports, rest, stages, storage, translate
+from rest_jax import reports, rest, stages, storage, train_reward, translate
 from rest_jax.checkpoint import formats
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.progress import Progress
+from rest_jax.rewards import learned
 from rest_jax.run_directory import RunDirectory, Stage
 
 _PACKAGES = (
@@ -91,23 +93,36 @@ class Session:
       seed=run.seed,
       progress=progress,
     )
+    read = functools.cache(
+      lambda: train_reward.open_ensemble(self._context, run.train_reward)
+    )
+    for reward in learned.within(run.annotate):
+      reward.open(read)
 
   def _elsewhere(self) -> dict[str, Stage]:
     """Stages that are taken from other runs."""
     out = {}
+    reward = ('data', 'reward')
+    if self._run.data.reward:  # It learned from samples of BC.
+      reward = ('data', 'supervised', 'reward')
     sources = (
       (self._run.supervised_from, ('data', 'supervised')),
-      (self._run.grow_from, ('data', 'supervised', 'grow_1/')),
+      (self._run.reward_from, reward),
+      (self._run.grow_from, ('data', 'supervised', 'reward', 'grow_1/')),
     )
     for path, prefixes in sources:
       for plan in self._stages if path else ():
         if not plan.name.startswith(prefixes) or plan.kind not in (
-            'data', 'supervised', 'grow', 'annotate'
+            'data', 'supervised', 'train_reward', 'grow', 'annotate'
         ):  # fmt: skip
           continue
         stage = RunDirectory(epath.Path(path).resolve()).stage(plan.name)
-        if plan.kind == 'annotate' and not stage.made_with(plan.config):
-          continue  # Scored here: another reward may judge the same samples.
+        if (
+          plan.kind in ('train_reward', 'annotate')
+          and path != self._run.reward_from
+          and not stage.made_with(plan.config)
+        ):
+          continue  # Made here: another reward may judge the same samples.
         if stage.committed:
           out[plan.name] = stage
         elif plan.name not in out:

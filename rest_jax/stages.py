@@ -1,6 +1,6 @@
 """The algorithm: which stages a run has, in which order, from what.
 
-  supervised → for g = 1 … G: Grow → Annotate → Improve 0 … I → evaluation
+  supervised → [reward] → for g = 1 … G: Grow → Annotate → Improve 0 … I
 
 (Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1.) Nothing is run here.
 """
@@ -18,16 +18,19 @@ from rest_jax import (
   import_samples,
   improve,
   supervised,
+  train_reward,
 )
-from rest_jax.context import IMPORTED, Context
+from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.errors import RewardError
 from rest_jax.rest import PolicyPlan, ReST, policies, stores
+from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
 
 Kind = Literal[
   'data',
   'import_samples',
   'supervised',
+  'train_reward',
   'grow',
   'annotate',
   'improve',
@@ -76,6 +79,7 @@ def plan(run: ReST) -> list[StagePlan]:
       _train(run),
       checkpoints=_initial_checkpoint(run),
     ),
+    *_reward_stages(run),
     evaluation_stage(run, plans['supervised'], 'report'),
   ]
   for policy in plans.values():
@@ -122,18 +126,59 @@ def check_references(run: ReST, context: Context) -> None:
   splits = context.read('data').manifest['extra']['splits']
   sampled = 'grow' if 'grow' in splits else 'train'
   wanted = [(run.annotate.reward, 'select'), (run.annotate.reward, 'report')]
+  if run.data.reward:
+    wanted.append((run.train_reward.rows.metric, 'reward'))
   if run.num_grow:
     wanted += [(model, sampled) for model in run.annotate.metrics]
   for model, split in wanted:
     rows = splits[split]['rows']
     lacking = rows - splits[split]['with_target']
     if model.info.needs_reference and lacking:
-      binding = 'GROW_SPLIT' if split == sampled else 'DEV_SPLIT'
+      binding = {sampled: 'GROW_SPLIT', 'reward': 'REWARD_SPLIT'}.get(
+        split, 'DEV_SPLIT'
+      )
       raise RewardError(
         f'reward {model.info.name!r} needs references, and {lacking:,} of'
         f' {rows:,} sources of the {split} data have none: use a'
         f' reference-free reward, or a {binding} with references.'
       )
+
+
+def _reward_stages(run: ReST) -> Iterator[StagePlan]:
+  """The training of the learned reward, and what it learns from."""
+  settings = run.train_reward
+  if settings is None:
+    return
+  inputs, files = ['data'], {}
+  if isinstance(settings.rows, train_reward.OwnSamples):
+    rows = settings.rows
+    yield StagePlan(
+      rows.sample_stage,
+      'train_reward',
+      ('data', 'supervised'),
+      config.flatten(rows.grow, 'Grow') | {'SEED': run.seed},
+      lambda context, stage: grow.run(
+        context,
+        stage,
+        rows.grow,
+        policy_name='supervised',
+        grow_step=0,
+        split='reward',
+        references=False,
+      ),
+    )
+    yield _score_stage(run, REWARD_DATA, rows.metric, 'train_reward')
+    inputs += [rows.sample_stage, rows.score_stage]
+  else:
+    files['TrainReward.rows.path'] = settings.rows.path
+  yield StagePlan(
+    train_reward.STAGE,
+    'train_reward',
+    tuple(inputs),
+    config.flatten(settings, 'TrainReward') | {'SEED': run.seed},
+    lambda context, stage: train_reward.run(context, stage, settings),
+    files=files,
+  )
 
 
 def _import_stages(run: ReST) -> Iterator[StagePlan]:
@@ -177,15 +222,8 @@ def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
 
 def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
   """The scores and the reward of a store of samples."""
-  samples = f'{store}/samples'
   for model in run.annotate.metrics:
-    yield StagePlan(
-      f'{store}/scores/{model.info.name}',
-      'annotate',
-      ('data', samples),
-      _reward_config(model),
-      functools.partial(_score, run, model, samples),
-    )
+    yield _score_stage(run, store, model, 'annotate')
   reward = run.annotate.reward
   scores = f'{store}/scores/{reward.info.name}'
   yield StagePlan(
@@ -197,6 +235,35 @@ def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
       context, stage, reward, context.stage(scores)
     ),
   )
+
+
+def _score_stage(
+  run: ReST, store: str, model: base.RewardModel, kind: Kind
+) -> StagePlan:
+  """The scores of a store of samples by one metric."""
+  samples = f'{store}/samples'
+  return StagePlan(
+    f'{store}/scores/{model.info.name}',
+    kind,
+    ('data', samples, *_learned_inputs(model)),
+    _reward_config(model) | _learned_config(run, model),
+    functools.partial(_score, run, model, samples),
+  )
+
+
+def _learned_inputs(*models: base.RewardModel) -> tuple[str, ...]:
+  """The stage that learned rewards among these, or in them, come from."""
+  return (train_reward.STAGE,) if learned.within(models) else ()
+
+
+def _learned_config(run: ReST, model: base.RewardModel) -> dict[str, Any]:
+  """What the scores of a learned reward depend on besides its own settings.
+
+  GROW_FROM takes scores by their configuration, so this has to be part of it.
+  """
+  if not learned.within(model):
+    return {}
+  return config.flatten(run.train_reward, 'TrainReward')
 
 
 def _score(run, model, samples, context: Context, stage: Stage) -> None:
@@ -215,7 +282,7 @@ def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
   g, i = policy.grow_step, policy.improve_step
   main = f'grow_{g}/improve_{i}'
   control = 'none' if policy.stage == main else policy.stage.split('/')[0]
-  inputs = ['data', policy.start]
+  inputs = ['data', policy.start, *_learned_inputs(run.annotate.reward)]
   if control != 'none':
     inputs.append(main)
   if control != 'continued':
@@ -257,12 +324,17 @@ def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:
 
 def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
   """The evaluation of a policy on a split."""
+  further = {}
+  for model in run.annotate.further_metrics:
+    for name, value in _reward_config(model).items():
+      further[f'{model.info.name}: {name}'] = value
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',
-    ('data', policy.stage),
+    ('data', policy.stage, *_learned_inputs(*run.annotate.metrics)),
     config.flatten(run.evaluate, 'Evaluate')
     | _reward_config(run.annotate.reward)
+    | further
     | {'SEED': run.seed},
     lambda context, stage: evaluate.run(
       context,
@@ -271,5 +343,6 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
       policy_name=policy.stage,
       split=split,
       reward=run.annotate.reward,
+      further_metrics=run.annotate.further_metrics,
     ),
   )

@@ -69,8 +69,16 @@ def dev_loss(
 class Reporter:
   """Shows a training stage's progress, and writes its curves."""
 
-  def __init__(self, context: Context, stage: Stage, total: int, figure: str):
+  def __init__(
+    self,
+    context: Context,
+    stage: Stage,
+    total: int,
+    figure: str,
+    unit: str = 'tokens',
+  ):
     """`figure` names what evaluations measure; a loss is stored negated."""
+    self._unit = unit
     self._progress, self._name = context.progress, stage.name
     self._total, self._figure = total, figure
     self._tokens, self._began = 0.0, time.monotonic()
@@ -80,7 +88,7 @@ class Reporter:
     """Shows an update."""
     self._tokens += event.metrics['tokens']
     rate = self._tokens / (time.monotonic() - self._began)
-    shown = {'loss': event.metrics['loss'], 'tokens/s': rate}
+    shown = {'loss': event.metrics['loss'], f'{self._unit}/s': rate}
     self._progress.update(event.step, self._total, **shown, **self._last)
     if event.step % 10 == 0:
       self._progress.scalars(
@@ -189,5 +197,5 @@ def _initial_params(context: Context, settings: Supervised) -> Params:
   if found.note:
     context.progress.note(found.note)
   return formats.restore(
-    found, context.abstract_params(), tokenizer_size=context.tokenizer.size
+    found, context.policy.placed_params(), tokenizer_size=context.tokenizer.size
   )

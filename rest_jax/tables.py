@@ -25,6 +25,10 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
     'time',
   ):  # fmt: skip
     table.add_column(name, justify='right', no_wrap=True)
+  names = dict.fromkeys(name for row in rows for name in row.further)
+  further = [name for name in names if name.endswith('_mean')]
+  for name in further:
+    table.add_column(name.removesuffix('_mean'), justify='right', no_wrap=True)
   for row in rows:
     table.add_row(
       row.policy,
@@ -39,6 +43,7 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
       _figure(row.bleu),
       _figure(row.chrf),
       f'{row.seconds:.0f} s',
+      *(_figure(row.further.get(name), '.3g') for name in further),
     )
   return table
 
@@ -103,5 +108,5 @@ def _count(value: int | None) -> str:
   return '–' if value is None else f'{value:,}'
 
 
-def _figure(value: float | None) -> str:
-  return '–' if value is None else f'{value:.1f}'
+def _figure(value: float | None, form: str = '.1f') -> str:
+  return '–' if value is None else format(value, form)

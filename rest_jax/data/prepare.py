@@ -12,11 +12,13 @@ from typing import Any
 from etils import epath
 
 from rest_jax import errors
+from rest_jax.data import near_duplicates as near_lib
 from rest_jax.data import splits, tasks
 from rest_jax.data import tokenizer as tokenizer_lib
 
 OVER_LONG_POLICIES = ('skip', 'truncate')
-# What is counted of every split. `in_dev`: rows whose source is D_eval's too.
+# What is counted of every split. `in_dev`: rows whose source is D_eval's too;
+# `near_duplicates`: rows left out for they nearly repeat one of another part.
 COUNTS = (
   'rows',
   'with_target',
@@ -26,11 +28,13 @@ COUNTS = (
   'over_long',
   'empty',
   'in_dev',
+  'near_duplicates',
 )
 # A source's number is that of its row, plus this for every split of the task
 # that the run names before: numbers are unique in a run.
 SPLIT_STRIDE = 10_000_000_000
-# Sources of imported samples are numbered after those of the four splits.
+# Sources of imported samples are numbered after those of the splits that a run
+# without a learned reward can name; a fifth split comes after them.
 FIRST_IMPORTED_ID = 4 * SPLIT_STRIDE
 Writer = Callable[[epath.Path, Iterable[Mapping[str, Any]]], Any]
 
@@ -115,6 +119,9 @@ class Data:
     grow: split whose sources Grow samples; '' for the same as `train`.
     dev: split of D_eval, which is cut into D_select and D_report.
     test: split that only `evaluate --split=test` reads; '' for none.
+    reward: split whose sources a reward model learns on; '' for none.
+    near_duplicates: what counts as a near repetition across these parts, of
+      which the part that learns loses its row; None keeps all.
     max_source_length: tokens of a source, EOS counted, at most.
     max_target_length: likewise of a target.
     over_long: what happens to longer rows: 'skip' or 'truncate'.
@@ -126,6 +133,8 @@ class Data:
   grow: str = ''
   dev: str = 'dev'
   test: str = ''
+  reward: str = ''
+  near_duplicates: near_lib.NearDuplicates | None = None
   max_source_length: int = 128
   max_target_length: int = 128
   over_long: str = 'skip'
@@ -166,12 +175,15 @@ class Data:
     folder.mkdir(parents=True, exist_ok=True)
     made = self._make_tokenizer(folder)
     run = _Run(self, made, folder, writer, advance)
-    dev_sources = run.write_dev()
-    run.write('train', self.train, needs_target=True, held_out=dev_sources)
-    if self.grow and self.grow != self.train:
-      run.write('grow', self.grow, held_out=dev_sources)
+    # Of two rows that nearly repeat each other, the one that comes first stays.
     if self.test:
       run.write('test', self.test)
+    dev_sources = run.write_dev()
+    run.write('train', self.train, needs_target=True, held_out=dev_sources)
+    if self.reward:
+      run.write('reward', self.reward, held_out=dev_sources)
+    if self.grow and self.grow != self.train:
+      run.write('grow', self.grow, held_out=dev_sources)
     return {
       'language_pair': self.language_pair,
       'tokenizer': {'size': made.size, 'fingerprint': made.fingerprint},
@@ -187,9 +199,10 @@ class Data:
 
   def first_id(self, expression: str) -> int:
     """The number of row 0 of an expression's split, unique in the run."""
-    expressions = (self.train, self.grow, self.dev, self.test)
+    expressions = (self.train, self.grow, self.dev, self.test, self.reward)
     names = dict.fromkeys(e.partition('[')[0] for e in expressions if e)
-    return SPLIT_STRIDE * list(names).index(expression.partition('[')[0])
+    first = SPLIT_STRIDE * list(names).index(expression.partition('[')[0])
+    return first if first < FIRST_IMPORTED_ID else first + SPLIT_STRIDE
 
   def _check(self) -> None:
     if self.over_long not in OVER_LONG_POLICIES:
@@ -210,7 +223,7 @@ class Data:
 
   def _make_tokenizer(self, folder: epath.Path) -> tokenizer_lib.Tokenizer:
     if self.tokenizer is None:
-      made = _task_tokenizer(self.task)
+      made = tasks.seqio_tokenizer(self.task)
       made.save(folder)
       return made
     part = self.part(self.train)
@@ -229,22 +242,6 @@ class Data:
     return self.task.count(split)
 
 
-def _task_tokenizer(task: tasks.SeqioTask) -> tokenizer_lib.Tokenizer:
-  """The vocabulary of a user's seqio task, without seqio."""
-  found = tasks.find_seqio_task(task)
-  vocabulary = found.output_features['targets'].vocabulary
-  path = getattr(vocabulary, 'sentencepiece_model_file', None)
-  if path is not None:
-    return tokenizer_lib.SentencePieceTokenizer(path)
-  if type(vocabulary).__name__ == 'ByteVocabulary':
-    return tokenizer_lib.ByteTokenizer()
-  raise errors.ConfigurationError(
-    f'seqio task {task.mixture_or_task_name!r} has a'
-    f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'
-    ' ByteVocabulary'
-  )
-
-
 class _Run:
   """One run of the data stage, with what it counts."""
 
@@ -255,6 +252,7 @@ class _Run:
     self._writer = writer
     self._advance = advance
     self.report: dict[str, collections.Counter] = {}
+    self._parts = data.near_duplicates and near_lib.Parts(data.near_duplicates)
 
   def write(
     self,
@@ -274,6 +272,8 @@ class _Run:
             f'{purpose} split {expression!r}, row {row["source_id"]}: no'
             ' target, and supervised training needs one'
           )
+        if self._repeats(purpose, row, counts):
+          continue
         if row['source'] in held_out:
           counts['in_dev'] += 1
         yield self._counted(row, counts)
@@ -291,10 +291,12 @@ class _Run:
     keys = [row['doc_id'] or row['source'] for row in rows]
     selected = splits.cut_in_two(keys)
     self.report['dev'] = before
-    for purpose, wanted in (('select', True), ('report', False)):
+    for purpose, wanted in (('report', False), ('select', True)):
       counts = self.report[purpose] = collections.Counter()
       part = [
-        r for r, k in zip(rows, keys, strict=True) if (k in selected) == wanted
+        r
+        for r, k in zip(rows, keys, strict=True)
+        if (k in selected) == wanted and not self._repeats(purpose, r, counts)
       ]
       self._writer(
         self._folder / purpose,
@@ -345,6 +347,16 @@ class _Run:
     for key in over_long:
       row[key] = [*row[key][: limits[key] - 1], tokenizer_lib.EOS_ID]
     return row
+
+  def _repeats(
+    self, purpose: str, row: Mapping[str, Any], counts: collections.Counter
+  ) -> bool:
+    """Whether a row nearly repeats one of an earlier part; remembers it."""
+    if self._parts is None:
+      return False
+    repeats = self._parts.repeats(purpose, row['source'], row['target'])
+    counts['near_duplicates'] += repeats
+    return repeats
 
   def _counted(
     self, row: Mapping[str, Any], counts: collections.Counter

@@ -1,4 +1,4 @@
-"""Slices of a split, and the cut of D_eval into D_select and D_report."""
+"""Slices of a split, and cuts of rows in two by whole groups."""
 
 import collections
 import dataclasses
@@ -104,6 +104,37 @@ def cut_in_two(keys: Iterable[str]) -> set[str]:
     halves[smaller].add(key)
     rows[smaller] += sizes[key]
   return halves[0]
+
+
+def held_out(keys: Iterable[str], share: float) -> set[str]:
+  """Chooses about a share of the rows by whole groups, always the same.
+
+  Groups are taken in the order of their hash, until they hold enough rows.
+
+  Args:
+    keys: for every row the name of its group.
+    share: of the rows, in (0, 1).
+
+  Returns:
+    The groups that are held out; neither they nor the others are empty.
+
+  Raises:
+    DataError: there are not two different keys.
+  """
+  sizes = collections.Counter(keys)
+  if len(sizes) < 2:
+    raise errors.DataError(
+      f'there are {len(sizes)} different sources or documents: at least two are'
+      ' needed, one to train on and one to hold out'
+    )
+  chosen: set[str] = set()
+  rows, wanted = 0, share * sizes.total()
+  for key in sorted(sizes, key=_hash)[:-1]:
+    if chosen and rows + sizes[key] / 2 > wanted:
+      break
+    chosen.add(key)
+    rows += sizes[key]
+  return chosen
 
 
 def _hash(key: str) -> bytes:

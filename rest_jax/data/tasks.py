@@ -20,6 +20,7 @@ import numpy as np
 
 from rest_jax import errors
 from rest_jax.data import splits
+from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.data.corpora import BitextTask, NumeralsTask, Row, TsvTask
 
 _EOS_ID = 1
@@ -137,6 +138,22 @@ def find_seqio_task(task: SeqioTask):
       f'seqio task {name!r} has two vocabularies: T5 shares one'
     )
   return found
+
+
+def seqio_tokenizer(task: SeqioTask) -> tokenizer_lib.Tokenizer:
+  """The vocabulary of a user's seqio task, without seqio."""
+  found = find_seqio_task(task)
+  vocabulary = found.output_features['targets'].vocabulary
+  path = getattr(vocabulary, 'sentencepiece_model_file', None)
+  if path is not None:
+    return tokenizer_lib.SentencePieceTokenizer(path)
+  if type(vocabulary).__name__ == 'ByteVocabulary':
+    return tokenizer_lib.ByteTokenizer()
+  raise errors.ConfigurationError(
+    f'seqio task {task.mixture_or_task_name!r} has a'
+    f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'
+    ' ByteVocabulary'
+  )
 
 
 def tokenized(

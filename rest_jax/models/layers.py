@@ -34,7 +34,7 @@ class AxesOf(nn.meta.AxisMetadata):
   """A parameter just made, with the logical names of its axes."""
 
   value: Any
-  axes: tuple[str, ...] = struct.field(pytree_node=False)
+  axes: tuple[str | None, ...] = struct.field(pytree_node=False)
 
   def unbox(self):
     return self.value
@@ -52,7 +52,7 @@ class AxesOf(nn.meta.AxisMetadata):
     return self.replace(axes=self.axes[:index] + self.axes[index + 1 :])
 
 
-def with_axes(init: Initializer, *axes: str) -> Initializer:
+def with_axes(init: Initializer, *axes: str | None) -> Initializer:
   """Returns an initialiser that says how the axes of its result are called."""
   return lambda *args: AxesOf(init(*args), axes)
 
@@ -113,14 +113,14 @@ class Dense(nn.Module):
   Attributes:
     inputs: features of the input.
     outputs: features of the output.
-    axes: logical names of the two axes of the kernel.
+    axes: logical names of the two axes of the kernel; None: not split.
     init: initialiser of the kernel.
     dtype: in which the product is computed.
   """
 
   inputs: int
   outputs: int
-  axes: tuple[str, str]
+  axes: tuple[str | None, str | None]
   init: Initializer = DENSE_INIT
   dtype: str = 'float32'
 

@@ -232,7 +232,7 @@ class Transformer(nn.Module):
     segment_ids: Int[Array, 'b s'] | None = None,
   ) -> Float[Array, 'b s e']:
     """Encodes sources; 0 is padding, segments do not see each other."""
-    return self.encoder(self._embed(tokens), _mask(tokens, segment_ids))
+    return self.encoder(self._embed(tokens), segment_mask(tokens, segment_ids))
 
   def decode(
     self,
@@ -250,7 +250,7 @@ class Transformer(nn.Module):
     causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
     if decoder_segment_ids is not None:
       causal &= _same(decoder_segment_ids, decoder_segment_ids)
-    cross_mask = _mask(
+    cross_mask = segment_mask(
       encoder_input_tokens, encoder_segment_ids, decoder_segment_ids
     )
     x = self._embed(decoder_input_tokens)
@@ -306,15 +306,21 @@ class Transformer(nn.Module):
     return self.decode(encoded, encoder_input_tokens, decoder_input_tokens)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
-    x = self.token_embedder(tokens)
-    return self.placement.constrain(x, 'batch', 'length', 'act_embed')
+    return embed(self.token_embedder, tokens, self.placement)
+
+
+def embed(
+  embedder: Embed, tokens: jax.Array, placement: Placement
+) -> Float[Array, 'b l e']:
+  """Returns the tokens' embeddings, placed as activations are."""
+  return placement.constrain(embedder(tokens), 'batch', 'length', 'act_embed')
 
 
 def _same(queries: jax.Array, keys: jax.Array) -> Bool[Array, 'b 1 q k']:
   return queries[:, None, :, None] == keys[:, None, None, :]
 
 
-def _mask(tokens, segment_ids, query_segment_ids=None):
+def segment_mask(tokens, segment_ids, query_segment_ids=None):
   """Which keys a query sees: [b, 1, 1, k], or [b, 1, q, k] when packed."""
   if segment_ids is None:
     return (tokens > 0)[:, None, None, :]

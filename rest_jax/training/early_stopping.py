@@ -14,7 +14,7 @@ from rest_jax import losses
 from rest_jax.checkpoint import native
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError
-from rest_jax.policy import Policy
+from rest_jax.network import Network
 from rest_jax.training import fit as fit_lib
 from rest_jax.training import optimizer as optimizer_lib
 from rest_jax.training import state as state_lib
@@ -24,18 +24,18 @@ from rest_jax.types import Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How a policy is trained, whatever it is trained on.
+  """How a network is trained, whatever it is trained on.
 
   Attributes:
     optimizer: Adafactor or AdamW, with its peak learning rate.
-    loss: the token losses.
+    loss: what is minimised; a reward's is that of its rows, whatever is set.
     packing: shape of a batch.
     num_microbatches: parts that a batch is cut into to save memory.
   """
 
   optimizer: optimizer_lib.Optimizer
   packing: loader.Packing
-  loss: losses.BehavioralCloning = losses.BehavioralCloning()
+  loss: losses.TokenLoss = losses.BehavioralCloning()
   num_microbatches: int = 1
 
 
@@ -102,7 +102,7 @@ def best_of(history: list[Evaluation]) -> Evaluation:
 
 
 def train(
-  policy: Policy,
+  policy: Network,
   params: Params,
   training: Training,
   stopping: Stopping,
@@ -119,7 +119,7 @@ def train(
   """Trains until `stopping` says so; resumes from `folder`.
 
   Args:
-    policy: the policy.
+    policy: the policy, or another network with a `score` for the loss.
     params: parameters to start from; evaluated as update 0, which is kept if
       no update is better.
     training: how.
@@ -187,7 +187,7 @@ def train(
   return Outcome(best_params, best, tuple(history))
 
 
-def _dropout_key(policy: Policy, seed: int) -> jax.Array | None:
+def _dropout_key(policy: Network, seed: int) -> jax.Array | None:
   if not policy.config.dropout_rate:
     return None
   return jax.random.key(seed)
@@ -200,7 +200,7 @@ def _ended(history: list[Evaluation], stopping: Stopping) -> bool:
 
 
 def _resume(
-  policy: Policy,
+  policy: Network,
   params: Params,
   optimizer: optimizer_lib.Optimizer,
   checkpoints: native.Checkpoints,

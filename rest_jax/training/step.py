@@ -5,7 +5,8 @@ over all microbatches and hosts first, Σ_t w_t ∇ℓ_t / Σ w. So the update d
 not depend on how a batch is cut.
 
 A policy is anything hashable with `score(params, batch, dropout_key)`,
-`abstract_params()`, `param_shardings()`, `mesh` and `placement`.
+`abstract_params()`, `param_shardings()`, `mesh` and `placement`; a loss is a
+`losses.TokenLoss` on whatever `score` gives. So reward models train here too.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class TrainStep:
 
   policy: object
   optimizer: optimizer_lib.Optimizer
-  loss: losses_lib.BehavioralCloning
+  loss: losses_lib.TokenLoss
   num_microbatches: int = 1
 
   def __post_init__(self):
@@ -64,9 +65,10 @@ class TrainStep:
       learning_rate_scale: factor on the optimiser's learning rate.
 
     Returns:
-      The state after, and metrics, each a scalar: `loss`, `nll` (nats a token,
-      unsmoothed), `tokens` (that count), `weight_sum`, `grad_norm` (before
-      clipping), `param_norm` (after the update), `learning_rate`, `finite`.
+      The state after, and metrics, each a scalar: `loss`, the loss's plain
+      figure (`nll`, nats a token, unsmoothed), `tokens` (that count),
+      `weight_sum`, `grad_norm` (before clipping), `param_norm` (after the
+      update), `learning_rate`, `finite`.
 
     Raises:
       ConfigurationError: when the batch divides neither into the microbatches
@@ -161,7 +163,7 @@ class EvalStep:
   """
 
   policy: object
-  loss: losses_lib.BehavioralCloning
+  loss: losses_lib.TokenLoss
 
   def __call__(self, params: types.Params, batch: types.Batch) -> Metrics:
     """Returns sums that may be added over batches, then `mean_metrics`.
@@ -171,7 +173,8 @@ class EvalStep:
       batch: this process's rows, numpy, or global jax arrays.
 
     Returns:
-      Scalars `loss_sum`, `nll_sum`, `normalizer`, `weight_sum`, `tokens`.
+      Scalars `loss_sum`, `nll_sum` (named as the loss's plain figure is),
+      `normalizer`, `weight_sum`, `tokens`.
     """
     return self.jitted(params, put_batch(self.policy, batch))
 
@@ -190,7 +193,7 @@ class EvalStep:
 def make_train_step(
   policy,
   optimizer: optimizer_lib.Optimizer,
-  loss: losses_lib.BehavioralCloning,
+  loss: losses_lib.TokenLoss,
   *,
   num_microbatches: int = 1,
 ) -> TrainStep:
@@ -199,7 +202,7 @@ def make_train_step(
 
 
 @functools.lru_cache(maxsize=16)
-def make_eval_step(policy, loss: losses_lib.BehavioralCloning) -> EvalStep:
+def make_eval_step(policy, loss: losses_lib.TokenLoss) -> EvalStep:
   """The evaluation step of these settings, the same one each time."""
   return EvalStep(policy, loss)
 
@@ -215,7 +218,7 @@ def evaluate_loss(
     batches: for example `TrainingBatches.once()`, each row once.
 
   Returns:
-    `loss`, `nll` (nats a token), `tokens`, `weight_sum`.
+    `loss`, the plain figure (`nll`, nats a token), `tokens`, `weight_sum`.
 
   Raises:
     DataError: when no token of the batches has weight.
@@ -233,14 +236,18 @@ def evaluate_loss(
 
 
 def mean_metrics(sums: Metrics) -> Metrics:
-  """Turns sums of `EvalStep` into `loss`, `nll`, `tokens`, `weight_sum`."""
+  """Turns sums of `EvalStep` into what `evaluate_loss` returns."""
 
   def divide(x, y):
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
-  return {
+  figures = {
+    name.removesuffix('_sum'): divide(value, sums['weight_sum'])
+    for name, value in sums.items()
+    if name.endswith('_sum') and name not in ('loss_sum', 'weight_sum')
+  }
+  return figures | {
     'loss': divide(sums['loss_sum'], sums['normalizer']),
-    'nll': divide(sums['nll_sum'], sums['weight_sum']),
     'tokens': sums['tokens'],
     'weight_sum': sums['weight_sum'],
   }
@@ -287,11 +294,13 @@ def _sums(policy, loss, params, batch, dropout_key):
   # Where w = 0 a loss may be anything, even infinite, and must not count.
   counts = weights != 0
   token_losses = jnp.where(counts, loss(scores, batch), 0.0)
-  nll = losses_lib.negative_log_likelihood(scores.log_probs)
+  plain = loss.plain(scores, batch)
   loss_sum = jnp.sum(weights * token_losses)
   return loss_sum, {
     'loss_sum': loss_sum,
-    'nll_sum': jnp.sum(jnp.abs(weights) * jnp.where(counts, nll, 0.0)),
+    f'{loss.figure}_sum': jnp.sum(
+      jnp.abs(weights) * jnp.where(counts, plain, 0.0)
+    ),
     'normalizer': losses_lib.loss_normalizer(batch, loss.normalization),
     'weight_sum': losses_lib.loss_normalizer(batch, 'tokens'),
     'tokens': losses_lib.count_tokens(batch),

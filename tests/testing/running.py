@@ -25,6 +25,7 @@ from rest_jax.checkpoint import native
 
 TESTING = pathlib.Path(__file__).parent
 TINY = f'--gin_file={TESTING / "tiny.gin"}'
+LEARNED = f'--gin_file={TESTING / "tiny_learned.gin"}'
 SECONDS = 300  # After which a process counts as hung.
 
 

@@ -1,0 +1,66 @@
+"""Token sequences of any length as batches of few fixed shapes.
+
+What a network computes for a sequence depends on its batch's shape, in the last
+bits; so the shape is a function of the sequence's own length alone.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rest_jax.errors import ConfigurationError, DataError
+
+
+def check_rising(buckets: Sequence[int], name: str) -> None:
+  """Raises ConfigurationError unless `buckets` are rising lengths."""
+  if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+    raise ConfigurationError(
+      f'{name} = {tuple(buckets)} must be rising lengths, for example'
+      ' (32, 64, 128).'
+    )
+
+
+def batches(
+  sequences: Sequence[Sequence[int]],
+  buckets: Sequence[int],
+  rows: Sequence[int],
+  mend: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields each sequence once, in the first bucket that holds it.
+
+  Args:
+    sequences: token sequences.
+    buckets: rising lengths.
+    rows: rows of a batch, for each bucket.
+    mend: what to do about a sequence that no bucket holds, for the message.
+
+  Yields:
+    (indices [m], tokens int32 [rows, bucket]), m ≤ rows; 0 is padding. The last
+    batch of a bucket is filled with copies of its first sequence, which cost
+    no extra decoding steps.
+
+  Raises:
+    DataError: a sequence is longer than the last bucket.
+  """
+  lengths = np.array([len(sequence) for sequence in sequences])
+  if len(lengths) and lengths.max() > buckets[-1]:
+    raise DataError(
+      f'a source of {lengths.max()} tokens does not fit the longest bucket'
+      f' ({buckets[-1]}); {mend}.'
+    )
+  bucket_of = np.searchsorted(buckets, lengths)
+  for b, (bucket, size) in enumerate(zip(buckets, rows, strict=True)):
+    members = np.flatnonzero(bucket_of == b)
+    # Like lengths together: a batch decodes until its longest sample ends.
+    members = members[np.argsort(lengths[members], kind='stable')]
+    for start in range(0, len(members), size):
+      indices = members[start : start + size]
+      tokens = np.zeros((size, bucket), np.int32)
+      for row, index in enumerate(filled(indices, size)):
+        tokens[row, : lengths[index]] = sequences[index]
+      yield indices, tokens
+
+
+def filled(indices: np.ndarray, size: int) -> np.ndarray:
+  """Returns `indices` [m] and copies of the first of them, `size` in all."""
+  return np.concatenate([indices, np.repeat(indices[:1], size - len(indices))])

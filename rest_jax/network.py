@@ -1,0 +1,133 @@
+"""What every T5 network on a mesh is, whatever it gives: its parameters.
+
+`Policy` (tokens) and `Regressor` (a score) are such networks.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rest_jax.errors import ConfigurationError
+from rest_jax.models.config import T5Config
+from rest_jax.models.layers import AxesOf
+from rest_jax.sharding import Layout, Placement
+from rest_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A T5 network on a mesh. Holds no parameters; hashable, static in `jit`.
+
+  Parameters are nested dicts of float32 arrays, named as T5X names them. A
+  subclass says in `_model` which Linen module they belong to; it is made by
+  calling that with two arrays of tokens.
+
+  Attributes:
+    config: the shape of the network.
+    layout: the mesh and how arrays are split over it.
+  """
+
+  config: T5Config
+  layout: Layout = dataclasses.field(default_factory=Layout)
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh over the devices.
+
+    Raises:
+      ConfigurationError: the devices do not form it, or it does not divide
+        the network's sizes.
+    """
+    return self.placement.mesh
+
+  @functools.cached_property
+  def placement(self) -> Placement:
+    """The mesh with the layout's rules, checked against the network's sizes."""
+    placement = Placement(self.layout.mesh(), self.layout.rules)
+    config = self.config
+    sizes = {
+      'act_embed': config.emb_dim,
+      'embed': config.emb_dim,
+      'heads': config.num_heads,
+      'kv': config.head_dim,
+      'joined_kv': config.num_heads * config.head_dim,
+      'mlp': config.mlp_dim,
+      'vocab': config.vocab_size,
+      'relpos_buckets': config.relpos_num_buckets,
+    }
+    for axis, size in sizes.items():
+      if size % (shards := placement.num_shards(axis)):
+        raise ConfigurationError(
+          f'AxisRules.{axis} splits an axis of {size} over {shards} devices; '
+          'change Layout.model, the rule, or the size in T5Config.'
+        )
+    return placement
+
+  def abstract_params(self) -> Params:
+    """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
+    return jax.tree.map(_unbox, self._boxed_params, is_leaf=_is_box)
+
+  def param_shardings(self) -> Params:
+    """Returns the tree of the parameters' `NamedSharding`s."""
+    return jax.tree.map(
+      lambda box: self.placement.sharding(*box.axes),
+      self._boxed_params,
+      is_leaf=_is_box,
+    )
+
+  def placed_params(self) -> Params:
+    """Returns shapes with shardings, which parameters are restored into."""
+    return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      self.abstract_params(),
+      self.param_shardings(),
+    )
+
+  def init(self, seed: int) -> Params:
+    """Returns new parameters, made where they are to live."""
+    init = jax.jit(
+      lambda key: jax.tree.map(_unbox, self._init(key), is_leaf=_is_box),
+      out_shardings=self.param_shardings(),
+    )
+    return init(jax.random.key(seed))
+
+  def place(self, rows: jax.Array | np.ndarray) -> jax.Array:
+    """Returns rows [b, …] split over the mesh's data devices.
+
+    Raises:
+      ConfigurationError: they do not divide.
+    """
+    if rows.shape[0] % (shards := self.placement.num_shards('batch')):
+      raise ConfigurationError(
+        f'A batch of {rows.shape[0]} sources does not divide over {shards} '
+        'devices; set a batch size that is a multiple, or lower Layout.data.'
+      )
+    return jax.device_put(rows, self.placement.sharding('batch', None))
+
+  def whole_batches(self, rows: int) -> int:
+    """Returns `rows`, rounded up to what divides over the data devices."""
+    shards = self.placement.num_shards('batch')
+    return -(-max(1, rows) // shards) * shards
+
+  def _init(self, key: jax.Array) -> Params:
+    # The batch must divide over the mesh: one source a shard.
+    tokens = jnp.ones((self.placement.num_shards('batch'), 1), jnp.int32)
+    return self._model.init({'params': key}, tokens, tokens)['params']
+
+  @functools.cached_property
+  def _boxed_params(self) -> Params:
+    return jax.eval_shape(self._init, jax.random.key(0))
+
+
+def _is_box(leaf) -> bool:
+  return isinstance(leaf, AxesOf)
+
+
+def _unbox(box: AxesOf):
+  return box.value
