@@ -220,7 +220,7 @@ def _indexed_tensors(folder: epath.Path) -> dict[str, Tensor]:
   headers = {}
   for name in sorted(set(map(str, files.values()))):
     # One folder deep, no way out: what any tool writes.
-    if not name or name != epath.Path(name).name or '\\' in name:
+    if name in ('', '.', '..') or '/' in name or '\\' in name:
       raise errors.DataError(
         f'{path} names {name!r}, which is not a file of its folder: do not'
         ' trust this checkpoint'

@@ -1,8 +1,10 @@
 """The optimiser and its learning rate, as gin settings over optax."""
 
 import dataclasses
+import fnmatch
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -44,6 +46,8 @@ class Optimizer:
     b1: AdamW: decay of the first moment.
     b2: AdamW: decay of the second moment.
     eps: AdamW: term that keeps the denominator from 0.
+    frozen: patterns (`*` is anything) of parameters that keep their values to
+      the bit, such as 'token_embedder/*' or '*/relpos_bias/*'.
 
   Raises:
     ConfigurationError: when a value is out of its range, or `decay_steps` is
@@ -64,8 +68,12 @@ class Optimizer:
   b1: float = 0.9
   b2: float = 0.98
   eps: float = 1e-8
+  frozen: Sequence[str] = ()
 
   def __post_init__(self):
+    if isinstance(self.frozen, str):  # A lone pattern is a sequence too.
+      object.__setattr__(self, 'frozen', (self.frozen,))
+    object.__setattr__(self, 'frozen', tuple(self.frozen))
     self._check_choice('name', ('adafactor', 'adamw'))
     self._check_choice('schedule', ('constant', 'rsqrt', 'linear', 'cosine'))
     self._check('learning_rate', self.learning_rate > 0, 'greater than 0')
@@ -126,7 +134,9 @@ class Optimizer:
   @functools.cached_property
   def direction(self) -> optax.GradientTransformation:
     """The step to take, before the learning rate and the minus sign."""
-    chain = []
+    # The norm is that of what is trained; decay comes after, hence twice.
+    still = [_zeros_for(self.frozen)] if self.frozen else []
+    chain = [*still]
     if self.clip_norm:
       chain.append(optax.clip_by_global_norm(self.clip_norm))
     if self.name == 'adamw':
@@ -146,7 +156,34 @@ class Optimizer:
       chain.append(
         optax.add_decayed_weights(self.weight_decay, mask=_is_matrix)
       )
-    return optax.chain(*chain)
+    return optax.chain(*chain, *still)
+
+
+def _zeros_for(patterns: tuple[str, ...]) -> optax.GradientTransformation:
+  """Sets the updates of parameters with these names to 0."""
+
+  def update(updates, state, params=None):
+    del params
+    leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
+    names = [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in leaves
+    ]
+    for pattern in patterns:
+      if not fnmatch.filter(names, pattern):
+        raise errors.ConfigurationError(
+          f'Optimizer.frozen = {patterns!r}: no parameter is named'
+          f' {pattern!r}; names are such as {names[0]!r} and {names[-1]!r}.'
+        )
+    kept = [
+      jnp.zeros_like(leaf)
+      if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+      else leaf
+      for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, kept), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _is_matrix(params):
