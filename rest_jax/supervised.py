@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rest_jax.checkpoint import native
+from rest_jax.checkpoint import formats, native
 from rest_jax.context import PARAMS, Context
 from rest_jax.data import loader
 from rest_jax.errors import DataError
@@ -28,7 +28,8 @@ class Supervised:
   Attributes:
     training: optimizer, loss and batch shape.
     stopping: until when; `max_steps` = 0 keeps the initial parameters.
-    initial_checkpoint_path: parameters to start from; None starts anew.
+    initial_checkpoint_path: a checkpoint of rest_jax, T5X or Hugging Face to
+      start from; None starts anew.
   """
 
   training: early_stopping.Training
@@ -192,4 +193,9 @@ def _initial_params(context: Context, settings: Supervised) -> Params:
   path = settings.initial_checkpoint_path
   if path is None:
     return context.policy.init(context.seed)
-  return native.restore_initial(path, context.policy.placed_params())
+  found = formats.find(path)
+  if found.note:
+    context.progress.note(found.note)
+  return formats.restore(
+    found, context.policy.placed_params(), tokenizer_size=context.tokenizer.size
+  )

@@ -19,7 +19,7 @@ _SIZES = [
   name.removeprefix('models/').removesuffix('.gin')
   for name in _ALL
   if name.startswith('models/') and not name.endswith('_settings.gin')
-  if name != 'models/t5_base.gin'
+  if name not in ('models/t5_base.gin', 'models/from_checkpoint.gin')
 ]
 
 # As published: Raffel et al. 2020 (arXiv:1910.10683), Shazeer 2020

@@ -15,7 +15,6 @@ table serves every format and both directions:
 """
 
 import re
-from collections.abc import Iterable
 
 EMBEDDING = 'token_embedder/embedding'
 LOGITS = 'decoder/logits_dense/kernel'
@@ -99,7 +98,6 @@ _FROM_HUGGINGFACE = {
 }
 _LAYER = re.compile(r'(?<=layers_)\d+(?=/)')
 _BLOCK = re.compile(r'(?<=\.block\.)\d+(?=\.)')
-_SIDE = re.compile(r'(encoder|decoder)/layers_(\d+)/(.+)')
 
 
 def to_huggingface(ours: str) -> tuple[str, bool]:
@@ -143,27 +141,19 @@ def from_huggingface(theirs: str, relpos_per_layer: bool) -> str | None:
   return ours.replace('{i}', layer)
 
 
-def stacked(ours: str) -> tuple[str, int] | None:
-  """Where a T5X `scan_layers` tree keeps a parameter: its name and layer.
+def unstacked(path: str, layer: int) -> str | None:
+  """Our name of one layer of a parameter in a T5X `scan_layers` tree.
 
-  >>> stacked('encoder/layers_3/mlp/wo/kernel')
-  ('encoder/encoder/mlp/wo/kernel', 3)
+  >>> unstacked('encoder/encoder/mlp/wo/kernel', 3)
+  'encoder/layers_3/mlp/wo/kernel'
 
   Returns:
-    None for a parameter that belongs to no layer.
+    None for a parameter that stacks no layers.
   """
-  match = _SIDE.fullmatch(ours)
-  if match is None:
+  side, _, rest = path.partition('/')
+  if side not in ('encoder', 'decoder') or not rest.startswith(f'{side}/'):
     return None
-  side, layer, rest = match.groups()
-  return f'{side}/{side}/{rest}', int(layer)
-
-
-def is_stacked(paths: Iterable[str]) -> bool:
-  """Whether these are the paths of a T5X `scan_layers` tree."""
-  return any(
-    path.startswith(('encoder/encoder/', 'decoder/decoder/')) for path in paths
-  )
+  return f'{side}/layers_{layer}/{rest.removeprefix(f"{side}/")}'
 
 
 def problems(

@@ -10,6 +10,7 @@ behind, and is not a checkpoint.
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -106,6 +107,52 @@ class Checkpoints:
     _clear(self.path(step))
 
 
+class Source:
+  """The parameters of a checkpoint, read one by one; see `restoring.Source`."""
+
+  def __init__(self, folder: PathLike):
+    """Reads the index, and holds all files against their checksums.
+
+    Args:
+      folder: of `save_params`, or one step's of `Checkpoints`.
+
+    Raises:
+      CorruptStateError: there is no checkpoint, or a file of it was altered.
+    """
+    self._folder = epath.Path(folder)
+    self.where = str(self._folder)
+    index = _read_index(self._folder)
+    _check_files(self._folder, index['files'])
+    self.extra = index['extra']
+    arrays = {
+      name: tuple(shape) for name, (shape, _) in index['arrays'].items()
+    }
+    # A training state has more than parameters.
+    inner = any(name.startswith('params/') for name in arrays)
+    self._prefix = 'params/' if inner else ''
+    self.shapes: Mapping[str, tuple[int, ...]] = {
+      name.removeprefix(self._prefix): shape
+      for name, shape in arrays.items()
+      if name.startswith(self._prefix)
+    }
+
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """Part of a parameter, in the checkpoint's dtype."""
+    leaf: Any = jax.ShapeDtypeStruct(self.shapes[name], jnp.float32)
+    args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for part in reversed((self._prefix + name).split('/')):
+      leaf, args = {part: leaf}, {part: args}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      restored = checkpointer.restore(
+        _state_path(self._folder),
+        args=ocp.args.PyTreeRestore(
+          leaf, restore_args=args, partial_restore=True
+        ),
+      )
+    (array,) = jax.tree.leaves(restored)
+    return array[index]
+
+
 def save_params(
   folder: PathLike, params: Tree, extra: dict[str, Any] | None = None
 ) -> str:
@@ -145,32 +192,31 @@ def read_extra(folder: PathLike) -> dict[str, Any]:
   return _read_index(epath.Path(folder))['extra']
 
 
+def index_path(folder: PathLike) -> epath.Path:
+  """The file that commits a checkpoint, and has the checksums of the others."""
+  return epath.Path(folder) / _INDEX
+
+
+def is_checkpoint(folder: PathLike) -> bool:
+  """Whether a folder holds a finished checkpoint of ours."""
+  return index_path(folder).exists()
+
+
 def restore_initial(path: PathLike, abstract: Tree) -> Tree:
-  """Reads parameters to start a run from (`INITIAL_CHECKPOINT_PATH`).
+  """Reads parameters to start a run from.
 
   Args:
-    path: a folder of `save_params`, one step's folder of `Checkpoints`, or the
-      folder of `Checkpoints`, of which the last step is taken.
+    path: a folder of `save_params`, or one step's folder of `Checkpoints`.
     abstract: the policy's parameters, as `jax.ShapeDtypeStruct`.
 
   Returns:
     The parameters.
 
   Raises:
-    ConfigurationError: when there is no checkpoint of ours, or its names or
-      shapes are not those of the policy.
-    CorruptStateError: when a file of it was altered.
+    ConfigurationError: its names or shapes are not those of the policy.
+    CorruptStateError: there is no checkpoint, or a file of it was altered.
   """
   folder = epath.Path(path)
-  if not (folder / _INDEX).exists():
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.latest()
-    if step is None:
-      raise errors.ConfigurationError(
-        f"INITIAL_CHECKPOINT_PATH = '{path}' holds no checkpoint of "
-        f'rest_jax (no {_INDEX} in it): give the folder of one.'
-      )
-    folder = checkpoints.path(step)
   if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
     return _read_params(folder, abstract)
   return _read(folder, abstract)
