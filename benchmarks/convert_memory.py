@@ -31,9 +31,9 @@ LARGE = T5Config(
   vocab_size=250112,
   emb_dim=512,
   num_heads=6,
-  num_encoder_layers=24,
-  num_decoder_layers=24,
-  mlp_dim=2048,
+  num_encoder_layers=32,
+  num_decoder_layers=32,
+  mlp_dim=2560,
 )
 
 
