@@ -4,6 +4,7 @@
 # A settings file is text, never code: a line is NAME=VALUE, and everything
 # after the first = is the value as it stands, so spaces, $ and quotes mean
 # nothing. Only the names below can be set. Written for bash 3.2 and later.
+# shellcheck disable=SC2034  # The scripts use the variables.
 
 PROJECT='' ZONE='' NAME='' ACCELERATOR_TYPE='' RUNTIME_VERSION=''
 PROVISIONING='' DATA_DISK='' DATA_DISK_GB='' DATA_DISK_TYPE='' DATA_MOUNT=''

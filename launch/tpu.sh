@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the launch scripts share: the command line, gcloud, and what is left.
 # They source it; it sources settings.sh.
+# shellcheck disable=SC2034  # The scripts use the variables.
 
 # shellcheck source=launch/settings.sh
 . "${BASH_SOURCE[0]%/*}/settings.sh"
@@ -150,7 +151,9 @@ ready_workers() {
   answer=$(tpu_state $'READY\t1')
   state=${answer%%$'\t'*}
   case $state in
-    READY) WORKERS=${answer##*$'\t'} ;;
+    READY)
+      WORKERS=${answer##*$'\t'}
+      [[ $WORKERS =~ ^[1-9][0-9]*$ ]] || WORKERS=1 ;;
     "$ABSENT")
       say "TPU VM $NAME does not exist in $ZONE: create.sh makes it"
       exit "$START_AGAIN" ;;

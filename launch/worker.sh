@@ -60,7 +60,7 @@ install() {
   rm -rf "$venv"
   "$uv" venv --quiet --python "$python" "$venv"
   case $what in
-    *.whl) what=$HOME/$what[tpu] ;;
+    *.whl) what="$HOME/${what}[tpu]" ;;
     *) what="rest_jax[tpu] @ $what" ;;
   esac
   "$uv" pip install --quiet --python "$venv/bin/python" "$what"
