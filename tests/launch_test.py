@@ -59,7 +59,7 @@ _WORKER_BIN = {
     date >>"starts"; echo big >.work/checkpoint; : >.lock
     echo "log of ${HOME##*-}"; echo "step $step" >&2
     case $step in
-      wait) while [ ! -e "$CLOUD/go" ]; do sleep 0.02; done ;;
+      wait) for _ in $(seq 1000); do [ -e "$CLOUD/go" ] || sleep 0.02; done ;;
       preempt) echo PREEMPTED >"$CLOUD/tpu"; exit 143 ;;
       suspend) echo SUSPENDED >"$CLOUD/request"; rm "$CLOUD/tpu"; exit 143 ;;
       signal-*) kill -"${step#*-}" $$ ;;
