@@ -14,13 +14,11 @@ Called as `fake_gcloud.py CLOUD ARGUMENT…`. CLOUD is a folder with:
 """
 
 import json
-import pathlib
-import shutil
-import subprocess
+import os
 import sys
-import time
 
-CLOUD = pathlib.Path(sys.argv[1])
+# Few imports: it starts some hundred times in a test run.
+CLOUD = sys.argv[1]
 CALL = sys.argv[2:]
 TEXT = ' '.join(CALL)
 
@@ -31,102 +29,116 @@ def fail(message: str, status: int = 1) -> None:
 
 
 def planned_failure() -> tuple[int, str] | None:
-  path = CLOUD / 'fail'
-  lines = path.read_text().splitlines() if path.exists() else []
+  lines = read('fail').splitlines() if exists('fail') else []
   for i, line in enumerate(lines):
     words, status, message = line.split('\t')
     if words in TEXT:
-      path.write_text(''.join(f'{x}\n' for x in lines[:i] + lines[i + 1 :]))
+      write('fail', ''.join(f'{x}\n' for x in lines[:i] + lines[i + 1 :]))
       return int(status), message
   return None
 
 
+def exists(name: str) -> bool:
+  return os.path.exists(f'{CLOUD}/{name}')
+
+
 def read(name: str) -> str:
-  if not (CLOUD / name).exists():
+  if not exists(name):
     fail(f'NOT_FOUND: Resource {name} was not found')
-  return (CLOUD / name).read_text().strip()
+  with open(f'{CLOUD}/{name}') as file:
+    return file.read().strip()
+
+
+def write(name: str, text: str) -> None:
+  with open(f'{CLOUD}/{name}', 'w') as file:
+    file.write(text)
+
+
+def copy(source: str, target: str) -> None:
+  run(['/bin/cp', '-r', source, target], '/', {})
+
+
+def run(command: list[str], folder: str, env: dict[str, str]) -> int:
+  os.chdir(folder)
+  process = os.posix_spawn(command[0], command, env)
+  return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def flag(name: str) -> str:
   return next(a for a in CALL if a.startswith(f'--{name}=')).partition('=')[2]
 
 
-def workers() -> list[pathlib.Path]:
-  return [CLOUD / f'worker-{i}' for i in range(int(read('workers')))]
+def workers() -> list[str]:
+  return [f'{CLOUD}/worker-{i}' for i in range(int(read('workers')))]
 
 
 def make_tpu() -> None:
   if '--data-disk' in TEXT:
     read('disk')
   for home in workers():
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir()
-  (CLOUD / 'tpu').write_text('READY')
+    run(['/bin/rm', '-rf', home], '/', {})
+    os.mkdir(home)
+  write('tpu', 'READY')
 
 
-def chosen() -> list[pathlib.Path]:
+def chosen() -> list[str]:
   if read('tpu') != 'READY':
     fail(f'the TPU VM is in state {read("tpu")}')
   which = flag('worker')
-  return workers() if which == 'all' else [CLOUD / f'worker-{which}']
+  return workers() if which == 'all' else [f'{CLOUD}/worker-{which}']
 
 
 def ssh() -> None:
   statuses = []
   for home in chosen():
     # ssh hands the words of gcloud's --command, joined, to a login shell.
-    command = ['bash', '-c', ' '.join(flag('command').split(' '))]
+    command = ['/bin/bash', '-c', ' '.join(flag('command').split(' '))]
     env = {
-      'HOME': str(home),
-      'CLOUD': str(CLOUD),
-      'TMPDIR': str(home),
+      'HOME': home,
+      'CLOUD': CLOUD,
+      'TMPDIR': home,
       'PATH': f'{CLOUD}/worker_bin:/usr/bin:/bin:/usr/sbin:/sbin',
     }
-    done = subprocess.run(command, cwd=home, env=env, stdin=subprocess.DEVNULL)
-    statuses.append(done.returncode)
+    statuses.append(run(command, home, env))
   sys.exit(next((s for s in statuses if s), 0))
 
 
 def scp() -> None:
-  source = pathlib.Path(CALL[4])
-  target = CALL[5].partition(':')[2] or source.name
+  source = os.path.abspath(CALL[4])
+  target = CALL[5].partition(':')[2] or os.path.basename(source)
   for home in chosen():
-    if source.is_dir():
-      shutil.copytree(source, home / target)
-    else:
-      shutil.copy(source, home / target)
+    copy(source, f'{home}/{target}')
 
 
 def request_state() -> None:
-  queue = CLOUD / 'queue'
-  states = queue.read_text().split() if queue.exists() else []
+  states = read('queue').split() if exists('queue') else []
   if states:
-    queue.write_text('\n'.join(states[1:]))
-    (CLOUD / 'request').write_text(states[0])
-  if read('request') == 'ACTIVE' and not (CLOUD / 'tpu').exists():
+    write('queue', '\n'.join(states[1:]))
+    write('request', states[0])
+  if read('request') == 'ACTIVE' and not exists('tpu'):
     make_tpu()
   print(read('request'))
 
 
 def main() -> None:
-  with open(CLOUD / 'calls.jsonl', 'a') as file:
+  with open(f'{CLOUD}/calls.jsonl', 'a') as file:
     file.write(json.dumps(CALL) + '\n')
   failure = planned_failure()
   if failure:
-    if 'create' in CALL and (CLOUD / 'half').exists():
-      shutil.copy(CLOUD / 'half', CLOUD / 'tpu')
+    if 'create' in CALL and exists('half'):
+      write('tpu', read('half'))
     fail(failure[1], failure[0])
   print('Using a fake; this goes to standard error.', file=sys.stderr)
   noun, verb = CALL[1:4][-2:] if CALL[1] == 'tpus' else CALL[1:3]
   if (noun, verb) == ('tpu-vm', 'create'):
-    if (CLOUD / 'slow').exists():
-      (CLOUD / 'tpu').write_text('CREATING')
-      time.sleep(60)
+    if exists('slow'):
+      write('tpu', 'CREATING')
+      run(['/bin/sleep', '60'], '/', {})
     make_tpu()
   elif (noun, verb) == ('queued-resources', 'create'):
-    (CLOUD / 'request').write_text('ACTIVE')
+    write('request', 'ACTIVE')
   elif (noun, verb) == ('disks', 'create'):
-    (CLOUD / 'disk').write_text('READY')
+    write('disk', 'READY')
   elif (noun, verb) == ('tpu-vm', 'describe'):
     print(f'{read("tpu")}\t{read("workers")}')
   elif (noun, verb) == ('queued-resources', 'describe'):
@@ -136,11 +148,12 @@ def main() -> None:
   elif verb == 'delete':
     name = {'tpu-vm': 'tpu', 'disks': 'disk', 'queued-resources': 'request'}
     read(name[noun])
-    (CLOUD / name[noun]).unlink()
+    os.remove(f'{CLOUD}/{name[noun]}')
     if noun == 'queued-resources':
       if '--force' not in CALL:
         fail('the queued resource still has nodes')
-      (CLOUD / 'tpu').unlink(missing_ok=True)
+      if exists('tpu'):
+        os.remove(f'{CLOUD}/tpu')
   elif verb == 'ssh':
     ssh()
   elif verb == 'scp':
