@@ -7,10 +7,13 @@ is added without touching samples or earlier scores.
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rest_jax import config
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.data import scored, store
 from rest_jax.data.lookup import Lookup
@@ -28,11 +31,17 @@ class Annotate:
     further_metrics: other metrics whose scores are stored as well; they
       influence nothing.
     batch_size: rows a call of a metric.
+    cache_scores: whether the run remembers the score of every pair, so that
+      the same pair costs nothing in another Grow step or evaluation.
+    allow_trained_on_overlap: whether the reward may have been trained on data
+      that the run evaluates with; the results then say so.
   """
 
   reward: base.RewardModel
   further_metrics: tuple[base.RewardModel, ...] = ()
   batch_size: int = 1024
+  cache_scores: bool = True
+  allow_trained_on_overlap: bool = False
 
   def __post_init__(self):
     names = [model.info.name for model in self.metrics]
@@ -41,6 +50,14 @@ class Annotate:
         f'Annotate.further_metrics: the names {names} must differ, since each'
         ' names a folder.'
       )
+    settings: dict[str, Any] = {}
+    for model in base.with_parts(self.metrics):
+      name, own = model.info.name, config.flatten(model, '')
+      if settings.setdefault(name, own) != own:
+        raise ConfigurationError(
+          f'two metrics or parts named {name!r} have other settings: give one'
+          ' another name, since each names a folder.'
+        )
     if self.batch_size < 1:
       raise ConfigurationError(
         f'Annotate.batch_size = {self.batch_size} must be at least 1.'
@@ -50,6 +67,12 @@ class Annotate:
   def metrics(self) -> tuple[base.RewardModel, ...]:
     """The reward, then the further metrics."""
     return (self.reward, *self.further_metrics)
+
+  @property
+  def scored(self) -> list[base.RewardModel]:
+    """What has scores of its own: the metrics, and before them their parts."""
+    by_name = {m.info.name: m for m in base.with_parts(self.metrics)}
+    return list(by_name.values())
 
 
 def run_scores(
@@ -90,6 +113,7 @@ def run_scores(
         table['target'].to_pylist(),
         references(table),
         batch_size=batch_size,
+        cache=context.scores,
       )
       info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
       stage.write_part(path.name, store.scores_part(path, scores), info)
@@ -137,6 +161,45 @@ class _ReferenceColumn:
         ' references.'
       )
     return found
+
+
+def run_combined(
+  context: Context,
+  stage: Stage,
+  model: base.Combination,
+  parts: Sequence[Stage],
+) -> None:
+  """Computes a combination's scores from the stored ones of its parts.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    model: the combination.
+    parts: committed raw scores of each of `model.parts`.
+
+  Raises:
+    RewardError: it gave a NaN or left its range.
+  """
+  began = time.monotonic()
+  for part in parts:
+    part.verify()
+  done = 0
+  for path in store.part_paths(parts[0].folder):
+    tables = [store.read_part(part.folder / path.name) for part in parts]
+    scores = scoring.combined(
+      model,
+      [
+        base.to_unit_interval(table['score'].to_numpy(), part.info)
+        for table, part in zip(tables, model.parts, strict=True)
+      ],
+    )
+    stage.write_part(path.name, store.scores_part(path, scores))
+    done += len(scores)
+  stage.commit(
+    counts={'rows': done},
+    seconds=time.monotonic() - began,
+    extra={'info': dataclasses.asdict(model.info)},
+  )
 
 
 def run_reward(

@@ -15,6 +15,7 @@ from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.progress import Progress
+from rest_jax.rewards import cache
 from rest_jax.run_directory import RunDirectory, Stage
 from rest_jax.sharding import Layout
 from rest_jax.types import Params
@@ -35,6 +36,7 @@ class Context:
     layout: how the policy lies on the devices.
     seed: of the run.
     progress: where to say what happens.
+    scores: what rewards have scored before; None remembers nothing.
   """
 
   directory: RunDirectory
@@ -43,6 +45,7 @@ class Context:
   layout: Layout
   seed: int
   progress: Progress
+  scores: cache.ScoreCache | None = None
   _params: tuple[str, Params] | None = None
 
   def prepare_data(self, stage: Stage, data: prepare.Data) -> None:

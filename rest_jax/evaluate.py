@@ -119,7 +119,11 @@ class Rewarded:
     texts = grow.decode(self._context, generated)
     references = split.references and _repeat(split.references, num_samples)
     rewards = scoring.rewards(
-      self._reward, _repeat(split.sources, num_samples), texts, references
+      self._reward,
+      _repeat(split.sources, num_samples),
+      texts,
+      references,
+      cache=self._context.scores,
     )
     return rewards.reshape(-1, num_samples), texts, generated
 
@@ -179,6 +183,7 @@ def run(
   split: str,
   reward: base.RewardModel,
   further_metrics: Sequence[base.RewardModel] = (),
+  reward_trained_on: Sequence[str] = (),
 ) -> None:
   """Evaluates one policy on one split and writes its outputs beside.
 
@@ -190,6 +195,8 @@ def run(
     split: 'report', 'select' or 'test'.
     reward: R(x, y).
     further_metrics: metrics that judge the same outputs beside it.
+    reward_trained_on: data sets of this split that the reward was trained on;
+      a mark in the results.
 
   Raises:
     RewardError: a metric failed, or the reward needs references and the split
@@ -226,6 +233,7 @@ def run(
     'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
     'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
     'best_t': best_t,
+    'reward_trained_on': ' '.join(reward_trained_on),
   } | corpus_scores(beams, data.references, settings.target_language)
   figures['further'] = {}
   for metric in further_metrics:

@@ -30,6 +30,7 @@ RUN_MODES = (
   'rest',
   'supervised',
   'train_reward',
+  'check_reward',
   'grow',
   'annotate',
   'improve',
@@ -39,6 +40,7 @@ RUN_MODES = (
   'status',
   'import_samples',
   'fetch',
+  'convert',
   'prepare_mqm',
 )
 
@@ -61,9 +63,17 @@ _DRY_RUN = flags.DEFINE_bool(
 _POLICY = flags.DEFINE_string(
   'policy', None, 'Policy folder in MODEL_DIR, e.g. supervised.'
 )
-_INPUT = flags.DEFINE_string('input', '-', 'File to read; - is standard input.')
+_INPUT = flags.DEFINE_string(
+  'input', '-', 'File to read (- is standard input), or folder to convert.'
+)
 _OUTPUT = flags.DEFINE_string(
-  'output', '-', 'File to write; - is standard output.'
+  'output', '-', 'File to write (- is standard output), or folder to make.'
+)
+_FORMAT = flags.DEFINE_enum(
+  'format', None, ('huggingface', 't5x', 'native'), 'Format to convert to.'
+)
+_VERIFY = flags.DEFINE_enum(
+  'verify', 'logits', ('logits', 'tensors'), 'What --run_mode=convert compares.'
 )
 _SPLIT = flags.DEFINE_enum(
   'split', 'report', ('report', 'select', 'test'), 'Data to evaluate on.'
@@ -232,6 +242,23 @@ def _build() -> Any:
   return run
 
 
+def _convert() -> None:
+  """Converts a checkpoint; gin files, if any, give the size of its model."""
+  from rest_jax import convert
+  from rest_jax.models.config import T5Config
+
+  model = None
+  if _GIN_FILE.value:
+    _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+    try:
+      model = gin.get_configurable(T5Config)()
+    except _GIN_ERRORS as error:
+      raise ConfigurationError(
+        f'--gin_file gives no whole T5Config: {_gin_text(error)}'
+      ) from error
+  convert.run(_INPUT.value, _OUTPUT.value, _FORMAT.value, _VERIFY.value, model)
+
+
 def _check_types_at(error: BaseException) -> None:
   """Raises when an object that was being built had values of a wrong type.
 
@@ -328,6 +355,9 @@ def _main(argv: Sequence[str]) -> None:
 
     counts = mqm.prepare(_INPUT.value, _OUTPUT.value)
     print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
+    return
+  if _RUN_MODE.value == 'convert':
+    _convert()
     return
   _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
   _dispatch(_build())

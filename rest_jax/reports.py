@@ -7,7 +7,15 @@ import jax
 import numpy as np
 import rich.console
 
-from rest_jax import improve, rest, results, stages, storage, tables
+from rest_jax import (
+  check_reward,
+  improve,
+  rest,
+  results,
+  stages,
+  storage,
+  tables,
+)
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError
 from rest_jax.policy import Policy
@@ -98,6 +106,28 @@ def show_preview(run: rest.ReST, context: Context) -> None:
       'nothing is grown and scored yet; run --run_mode=grow and'
       ' --run_mode=annotate first.'
     )
+
+
+def show_checks(run: rest.ReST, context: Context) -> None:
+  """Prints what the reward does with spoiled texts.
+
+  Raises:
+    ConfigurationError: nothing was checked.
+    RewardError: below the tables: it does not fall as it must.
+  """
+  console = _console()
+  found = [context.stage(name) for name in check_reward.STAGES]
+  found = [stage for stage in found if stage.committed]
+  for stage in found:
+    report = check_reward.report(run.check_reward, stage)
+    console.print(tables.check_table(report))
+    for example in report.examples:
+      console.print(example, markup=False)
+  if not found:
+    raise ConfigurationError(
+      'there is nothing to check the reward for: NUM_GROW = 0.'
+    )
+  check_reward.judge(run.check_reward, found[0])
 
 
 def show_status(

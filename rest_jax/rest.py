@@ -6,16 +6,11 @@ Nothing is run here; `stages` lists what is.
 import dataclasses
 from typing import Literal
 
-from rest_jax import (
-  annotate,
-  evaluate,
-  grow,
-  improve,
-  supervised,
-)
+from rest_jax import annotate, evaluate, grow, improve, supervised
+from rest_jax import check_reward as check_reward_lib
 from rest_jax import train_reward as train_reward_lib
 from rest_jax.context import IMPORTED
-from rest_jax.data import prepare
+from rest_jax.data import prepare, splits
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
 from rest_jax.rewards import learned
@@ -36,6 +31,7 @@ class ReST:
     improve: how policies are improved.
     evaluate: how policies are evaluated.
     train_reward: how the learned reward is trained; None where there is none.
+    check_reward: how the reward is checked before Grow.
     layout: how the policy lies on the devices.
     num_grow: G, Grow steps.
     num_improve: I, filtered Improve steps of each Grow step.
@@ -61,6 +57,7 @@ class ReST:
   improve: improve.Improve
   evaluate: evaluate.Evaluate
   train_reward: train_reward_lib.TrainReward | None = None
+  check_reward: check_reward_lib.CheckReward = check_reward_lib.CheckReward()
   layout: Layout = Layout()
   num_grow: int = 1
   num_improve: int = 4
@@ -94,6 +91,7 @@ class ReST:
       )
     self._check_lengths()
     self._check_learned()
+    self._check_trained_on()
     if (
       self.improve.original_data == 'filtered'
       and self.annotate.reward.info.needs_reference
@@ -150,11 +148,41 @@ class ReST:
           ' or lower the other.'
         )
 
+  def trained_on_overlap(self, purpose: Literal['dev', 'test']) -> list[str]:
+    """Data sets of D_eval or the test data that the reward was trained on."""
+    expression = getattr(self.data, purpose)
+    if not expression:
+      return []
+    # Where rows are counted by a percentage, which ones does not matter here.
+    split = splits.parse(expression, lambda split: 100).split
+    named = getattr(self.data.task, 'datasets', {}).get(split, ())
+    known = set(map(_plain, self.annotate.reward.info.trained_on))
+    return [name for name in named if _plain(name) in known]
+
+  def _check_trained_on(self):
+    if self.annotate.allow_trained_on_overlap:
+      return
+    for purpose in ('dev', 'test'):
+      if overlap := self.trained_on_overlap(purpose):
+        split = getattr(self.data, purpose)
+        raise ConfigurationError(
+          f'the reward {self.annotate.reward.info.name!r} was trained on'
+          f' {", ".join(overlap)}, which {purpose.upper()}_SPLIT = {split!r}'
+          ' holds, so its figures there would flatter: set another'
+          f' {purpose.upper()}_SPLIT or reward, or have the results say so with'
+          ' annotate.Annotate.allow_trained_on_overlap = True.'
+        )
+
   @property
   def improve_steps(self) -> range:
     """The Improve steps of each Grow step."""
     first = 0 if self.improve.include_unfiltered else 1
     return range(first, self.num_improve + 1)
+
+
+def _plain(name: str) -> str:
+  """A data set's name as it is compared: 'WMT-19' is 'wmt19'."""
+  return ''.join(c for c in name.casefold() if c.isalnum())
 
 
 @dataclasses.dataclass(frozen=True)

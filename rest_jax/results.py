@@ -40,6 +40,8 @@ class Row:
     further: what further metrics say of the same outputs, on their own scales:
       `NAME_mean` of the samples of `reward_mean`, `NAME_greedy` of greedy
       outputs; a column each.
+    reward_trained_on: data sets of the split that the reward was trained on,
+      so that its figures flatter; most often none.
   """
 
   policy: str
@@ -65,6 +67,7 @@ class Row:
   train_tokens: int
   seconds: float
   further: dict[str, float | None] = dataclasses.field(default_factory=dict)
+  reward_trained_on: str = ''
 
 
 def bootstrap_interval(

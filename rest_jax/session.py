@@ -17,7 +17,7 @@ from rest_jax.checkpoint import formats
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.progress import Progress
-from rest_jax.rewards import learned
+from rest_jax.rewards import cache, learned
 from rest_jax.run_directory import RunDirectory, Stage
 
 _PACKAGES = (
@@ -66,7 +66,11 @@ def open_run(
     tensorboard = None if read_only else f'{directory.path}/tensorboard'
     progress = Progress(tensorboard=tensorboard)
     stack.callback(progress.close)
-    yield Session(run, texts, directory, progress)
+    scores = None
+    if run.annotate.cache_scores and not read_only:
+      scores = cache.ScoreCache(directory.path / cache.FOLDER)
+      stack.callback(scores.close)
+    yield Session(run, texts, directory, progress, scores)
 
 
 class Session:
@@ -78,6 +82,7 @@ class Session:
     texts: Texts,
     directory: RunDirectory,
     progress: Progress,
+    scores: cache.ScoreCache | None = None,
   ):
     """Use `open_run`."""
     self._run, self._texts = run, texts
@@ -92,6 +97,7 @@ class Session:
       layout=run.layout,
       seed=run.seed,
       progress=progress,
+      scores=scores,
     )
     read = functools.cache(
       lambda: train_reward.open_ensemble(self._context, run.train_reward)
@@ -171,7 +177,7 @@ class Session:
       plan
       for plan in self._stages
       if plan.name == only
-      or (only is None and mode in ('rest', plan.kind))
+      or (only is None and self._belongs(plan, mode))
       or plan.kind == 'data'
     ]
     if only is not None and only not in {plan.name for plan in chosen}:
@@ -189,11 +195,23 @@ class Session:
       missing = [
         name for name in plan.inputs if not self._context.stage(name).committed
       ]
+      if missing and mode == 'grow' and plan.kind == 'check_reward':
+        continue  # BC is not evaluated yet: its outputs cannot be spoiled.
       if missing and ran and mode != 'rest':
         break  # Later Grow steps wait for other kinds of stages.
       self._run_stage(plan)
       ran += plan.kind != 'data'
-    reports.show_results(self._run, self._context)
+    if mode == 'check_reward':
+      reports.show_checks(self._run, self._context)
+    else:
+      reports.show_results(self._run, self._context)
+
+  def _belongs(self, plan: stages.StagePlan, mode: str) -> bool:
+    """Whether a stage is one of a run mode's."""
+    if plan.kind == 'check_reward' and mode in ('rest', 'grow'):
+      # What the check is to spare is paid for where there are samples.
+      return not self._context.stage('grow_1/samples').committed
+    return mode in ('rest', plan.kind)
 
   def _run_stage(self, plan: stages.StagePlan) -> None:
     resumed = self._context.stage(plan.name).begun
@@ -235,6 +253,8 @@ class Session:
     run, here = self._run, str(self._directory.path)
     if plan.kind == 'evaluate':  # Cheap, and nothing is made from it.
       return f'delete {here}/{plan.name} to evaluate again'
+    if plan.kind == 'check_reward':
+      return f'delete {here}/{plan.name} to check again'
     grown = self._context.stage('grow_1/samples')
     if plan.kind in ('data', 'supervised'):
       supervised_from = grow_from = None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rest_jax import (
   annotate,
+  check_reward,
   config,
   evaluate,
   grow,
@@ -31,6 +32,7 @@ Kind = Literal[
   'import_samples',
   'supervised',
   'train_reward',
+  'check_reward',
   'grow',
   'annotate',
   'improve',
@@ -86,6 +88,8 @@ def plan(run: ReST) -> list[StagePlan]:
     if policy.stage == 'supervised':
       continue
     if policy.improve_step == run.improve_steps[0] and _is_main(policy):
+      if policy.grow_step == 1:
+        out += _check_stages(run)
       out += _grow_stages(run, policy)
     out.append(_improve_stage(run, policy))
     if policy.reported:
@@ -167,7 +171,8 @@ def _reward_stages(run: ReST) -> Iterator[StagePlan]:
         references=False,
       ),
     )
-    yield _score_stage(run, REWARD_DATA, rows.metric, 'train_reward')
+    for metric in base.with_parts([rows.metric]):
+      yield _score_stage(run, REWARD_DATA, metric, 'train_reward')
     inputs += [rows.sample_stage, rows.score_stage]
   else:
     files['TrainReward.rows.path'] = settings.rows.path
@@ -197,6 +202,27 @@ def _import_stages(run: ReST) -> Iterator[StagePlan]:
   yield from _annotate_stages(run, IMPORTED)
 
 
+def _check_stages(run: ReST) -> Iterator[StagePlan]:
+  """The reward on spoiled references and on BC's spoiled outputs."""
+  settings, reward = run.check_reward, run.annotate.reward
+  beams = 'supervised/evaluation/report'
+  for name, more in (
+    (check_reward.REFERENCES, ()),
+    (check_reward.CANDIDATES, (beams,)),
+  ):
+    yield StagePlan(
+      name,
+      'check_reward',
+      ('data', *more, *_learned_inputs(reward)),
+      config.flatten(settings, 'CheckReward')
+      | _reward_config(reward)
+      | _learned_config(run, reward),
+      lambda context, stage: check_reward.run(
+        context, stage, settings, reward, run.data.task, beams
+      ),
+    )
+
+
 def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
   """Grow, Annotate and the reward of the Grow step that `policy` begins."""
   g = policy.grow_step
@@ -215,6 +241,7 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
 
 def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
   check_references(run, context)
+  check_reward.judge(run.check_reward, context.stage(check_reward.REFERENCES))
   grow.run(
     context, stage, run.grow, policy_name=policy_name, grow_step=grow_step
   )
@@ -222,7 +249,7 @@ def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
 
 def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
   """The scores and the reward of a store of samples."""
-  for model in run.annotate.metrics:
+  for model in run.annotate.scored:
     yield _score_stage(run, store, model, 'annotate')
   reward = run.annotate.reward
   scores = f'{store}/scores/{reward.info.name}'
@@ -241,13 +268,20 @@ def _score_stage(
   run: ReST, store: str, model: base.RewardModel, kind: Kind
 ) -> StagePlan:
   """The scores of a store of samples by one metric."""
-  samples = f'{store}/samples'
+  if isinstance(model, base.Combination):
+    names = (part.info.name for part in model.parts)
+    inputs = parts = tuple(f'{store}/scores/{name}' for name in names)
+    execute = functools.partial(_combine, model, parts)
+  else:
+    samples = f'{store}/samples'
+    inputs = ('data', samples, *_learned_inputs(model))
+    execute = functools.partial(_score, run, model, samples)
   return StagePlan(
     f'{store}/scores/{model.info.name}',
     kind,
-    ('data', samples, *_learned_inputs(model)),
+    inputs,
     _reward_config(model) | _learned_config(run, model),
-    functools.partial(_score, run, model, samples),
+    execute,
   )
 
 
@@ -269,6 +303,12 @@ def _learned_config(run: ReST, model: base.RewardModel) -> dict[str, Any]:
 def _score(run, model, samples, context: Context, stage: Stage) -> None:
   annotate.run_scores(
     context, stage, model, context.stage(samples), run.annotate.batch_size
+  )
+
+
+def _combine(model, parts, context: Context, stage: Stage) -> None:
+  annotate.run_combined(
+    context, stage, model, [context.stage(part) for part in parts]
   )
 
 
@@ -328,6 +368,7 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
   for model in run.annotate.further_metrics:
     for name, value in _reward_config(model).items():
       further[f'{model.info.name}: {name}'] = value
+  overlap = run.trained_on_overlap('test' if split == 'test' else 'dev')
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',
@@ -335,7 +376,9 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
     config.flatten(run.evaluate, 'Evaluate')
     | _reward_config(run.annotate.reward)
     | further
-    | {'SEED': run.seed},
+    | {'SEED': run.seed}
+    # A name that is not there leaves earlier evaluations valid.
+    | ({'reward_trained_on': ' '.join(overlap)} if overlap else {}),
     lambda context, stage: evaluate.run(
       context,
       stage,
@@ -344,5 +387,6 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
       split=split,
       reward=run.annotate.reward,
       further_metrics=run.annotate.further_metrics,
+      reward_trained_on=overlap,
     ),
   )

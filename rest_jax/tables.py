@@ -7,15 +7,23 @@ import rich.table
 
 from rest_jax import preview, results, schedule
 from rest_jax.progress import clock
+from rest_jax.rewards import checking
 from rest_jax.run_directory import Stage
+
+_SEEN = '†'
 
 
 def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
   """The rows of results.csv, without what only programs read."""
+  seen = sorted({r.reward_trained_on for r in rows if r.reward_trained_on})
   table = rich.table.Table(
     title='Rewards × 100, 95 % intervals by bootstrap over sources',
     box=rich.box.SIMPLE,
     title_justify='left',
+    caption=f'{_SEEN} the reward was trained on this split: {"; ".join(seen)}'
+    if seen
+    else None,
+    caption_justify='left',
   )
   table.add_column('policy', no_wrap=True)
   table.add_column('split')
@@ -36,7 +44,7 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
       row.threshold,
       _count(row.kept_samples),
       _count(row.kept_sources),
-      f'{row.reward_mean:.1f}',
+      f'{row.reward_mean:.1f}{_SEEN if row.reward_trained_on else ""}',
       f'{row.reward_low:.1f}–{row.reward_high:.1f}',
       f'{row.reward_greedy:.1f}',
       f'{row.reward_best_t:.1f} (T {row.best_t:g})',
@@ -101,6 +109,40 @@ def status_table(stages: Sequence[tuple[Stage, bool]]) -> rich.table.Table:
       state = 'begun' if stage.begun else ('waits' if next_found else 'next')
       next_found = True
       table.add_row(stage.name, state, '', '')
+  return table
+
+
+def check_table(report: checking.Report) -> rich.table.Table:
+  """What a reward did with spoiled texts."""
+  table = rich.table.Table(
+    title=f'{report.reward} on spoiled {report.of}',
+    box=rich.box.SIMPLE,
+    title_justify='left',
+    caption='largest difference of a reward by '
+    + ', '.join(f'{k} {v:.1g}' for k, v in report.invariance.items()),
+    caption_justify='left',
+  )
+  table.add_column('perturbation', no_wrap=True)
+  for name in (
+    'texts', 'left out', 'no reward to lose', 'falls', 'must', 'rises',
+    'reward', 'spoiled',
+  ):  # fmt: skip
+    table.add_column(name, justify='right')
+  table.add_column('')
+  failed = {failure.partition(':')[0] for failure in report.failures}
+  for outcome, least in zip(report.outcomes, report.least, strict=True):
+    table.add_row(
+      outcome.name,
+      _count(outcome.texts),
+      _count(outcome.left_out),
+      _count(outcome.at_bottom),
+      f'{100 * outcome.fall_rate:.1f} %' if outcome.texts else '–',
+      f'{100 * least:.0f} %',
+      _count(outcome.rose),
+      f'{outcome.before:.3f}' if outcome.texts else '–',
+      f'{outcome.after:.3f}' if outcome.texts else '–',
+      'FAILS' if outcome.name in failed else '',
+    )
   return table
 
 

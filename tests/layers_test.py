@@ -48,12 +48,17 @@ _LAYERS = (
   (3, 'context'),
   (3, 'run_directory'),
   (3, 'tables'),
+  (4, 'proof'),
+  (4, 'run_policy'),
+  (4, 'model_card'),
+  (5, 'convert'),
   (3, 'training.*'),
   (3, 'checkpoint.*'),
   (4, 'supervised'),
   (4, 'train_reward'),
   (4, 'grow'),
   (4, 'annotate'),
+  (4, 'check_reward'),
   (4, 'import_samples'),
   (4, 'improve'),
   (4, 'evaluate'),
@@ -85,8 +90,9 @@ _CONFINED = {
   'runpy': (),
   # Optional at most, and never of the core.
   't5x': (),
-  'torch': (),
-  'transformers': (),
+  # But for comparing a conversion with its origin, where they are installed.
+  'torch': ('checkpoint.transformers_peer',),
+  'transformers': ('checkpoint.transformers_peer',),
 }
 _SLOW = ('seqio', 'tensorflow', 'tensorflow_datasets', 'tensorboardX')
 _CALLS_NEVER_MADE = ('eval', 'exec', 'compile', '__import__')
@@ -100,8 +106,11 @@ _WITHOUT_JAX = (
   'data.text',
   'data.mqm',
   'rewards.agreement',
+  'rewards.command',
+  'rewards.guard',
   'rewards.lexical',
   'rewards.numerals',
+  'rewards.process',
 )
 
 

@@ -25,6 +25,8 @@ _POLICIES = {
 _STAGES = {
   'data',
   'supervised',
+  'check_reward/references',
+  'check_reward/candidates',
   'grow_1/samples',
   'grow_1/scores/shared_letters',
   'grow_1/reward',
@@ -85,6 +87,7 @@ def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
     *('reward_mean', 'reward_low', 'reward_high', 'reward_greedy'),
     *('reward_best_t', 'best_t', 'bleu', 'chrf'),
     *('bleu_signature', 'chrf_signature', 'train_tokens'),
+    'reward_trained_on',
   ]
   by_policy = {row['policy']: row for row in rows}
   for row in rows:
@@ -183,13 +186,16 @@ def test_run_modes_in_turn_give_the_same_bytes_as_the_whole_run(
 ):
   run = tmp_path / 'run'
   started = []
-  for mode in ('supervised', 'grow', 'annotate', 'improve', 'evaluate'):
+  modes = ('supervised', 'grow', 'annotate', 'improve', 'evaluate')
+  for mode in (*modes, 'check_reward'):
     done = running.start(
       running.command(run, f'--run_mode={mode}'), cache=compiled
     )
     started.append(_started(done))
   assert started[0] == ['data', 'supervised']
-  assert started[1] == ['grow_1/samples']
+  # Without an evaluation of BC there are no outputs of its to spoil.
+  assert started[1] == ['check_reward/references', 'grow_1/samples']
+  assert started[5] == ['check_reward/candidates']
   assert started[2] == ['grow_1/scores/shared_letters', 'grow_1/reward']
   assert len(started[3]) == len(started[4]) == 5
   assert _stages(run) == _STAGES
@@ -465,7 +471,7 @@ def test_changed_sampling_branches_from_the_supervised_policy(
     [*command, f'--gin.MODEL_DIR={branch}', '--run_mode=grow'],
     cache=compiled,
   )
-  assert _started(done) == ['grow_1/samples']
+  assert _started(done) == ['check_reward/references', 'grow_1/samples']
   rows = _read(branch / 'grow_1/samples')
   assert rows['sample_index'].to_pylist().count(0) == 24
 

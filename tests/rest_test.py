@@ -1,9 +1,11 @@
 import dataclasses
+import re
 
 import pytest
 
 from rest_jax import (
   annotate,
+  config,
   evaluate,
   grow,
   improve,
@@ -14,8 +16,9 @@ from rest_jax import (
 )
 from rest_jax.data import corpora, prepare
 from rest_jax.data.packing import Packing
+from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
-from rest_jax.rewards import numerals
+from rest_jax.rewards import base, combined, numerals, penalties
 from rest_jax.training.early_stopping import Stopping, Training
 from rest_jax.training.optimizer import Optimizer
 
@@ -86,3 +89,99 @@ def test_each_stage_comes_after_what_it_reads(run):
     assert set(plan.inputs) <= made, plan.name
     made.add(plan.name)
   assert len(made) == len(stages.plan(run))
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+  """A metric that has seen WMT, as MetricX-24 has."""
+
+  info = base.RewardInfo(
+    'learned', '1', 0.0, 1.0, trained_on=('WMT-19', 'wmt20')
+  )
+
+  def score(self, sources, candidates, references=None):
+    raise AssertionError('nothing is run here')
+
+
+def judged_by(run, reward, allowed=False, **splits):
+  task = corpora.BitextTask(
+    'unused', 'zh', 'en', {},
+    datasets={'dev': ('wmt19',), 'test': ('wmt20', 'own'), 'new': ('wmt23',)},
+  )  # fmt: skip
+  return dataclasses.replace(
+    run,
+    data=prepare.Data(task, prepare.Bytes(), **splits),
+    annotate=annotate.Annotate(reward, allow_trained_on_overlap=allowed),
+  )
+
+
+@pytest.mark.parametrize(
+  ('splits', 'said'),
+  [
+    ({'dev': 'dev'}, "'learned' was trained on wmt19, which DEV_SPLIT = 'dev'"),
+    ({'dev': 'dev[:50%]'}, 'trained on wmt19'),
+    ({'dev': 'new', 'test': 'test'}, 'trained on wmt20, which TEST_SPLIT'),
+  ],
+)
+def test_a_reward_does_not_judge_what_it_was_trained_on(run, splits, said):
+  with pytest.raises(ConfigurationError, match=re.escape(said)):
+    judged_by(run, Learned(), **splits)
+  # Nor as a part of another one.
+  with pytest.raises(ConfigurationError, match='trained on wmt'):
+    judged_by(run, combined.Product((Learned(), penalties.Length())), **splits)
+  judged_by(run, penalties.Length(), **splits)
+
+
+def test_other_data_are_free_and_an_allowed_overlap_is_recorded(run):
+  assert judged_by(run, Learned(), dev='new').trained_on_overlap('dev') == []
+  allowed = judged_by(run, Learned(), True, dev='dev', test='test')
+  (bc, *_) = rest.policies(allowed)
+
+  def config_of(run, split):
+    return stages.evaluation_stage(run, bc, split).config
+
+  for split, names in (('report', 'wmt19'), ('test', 'wmt20')):
+    assert config_of(allowed, split)['reward_trained_on'] == names
+  # What was evaluated before there were such names stays valid.
+  assert 'reward_trained_on' not in config_of(
+    judged_by(run, Learned(), True, dev='new'), 'report'
+  )
+
+
+def test_naming_data_sets_makes_no_data_stale(run):
+  named = judged_by(run, penalties.Length()).data
+  task = dataclasses.replace(named.task, datasets={})
+  unnamed = dataclasses.replace(named, task=task)
+  assert config.flatten(named, 'Data') == config.flatten(unnamed, 'Data')
+
+
+def test_checks_stand_before_the_first_grow_step(run):
+  names = [plan.name for plan in stages.plan(run)]
+  at = names.index('grow_1/samples')
+  assert names[at - 2 : at] == [
+    'check_reward/references',
+    'check_reward/candidates',
+  ]
+  assert names.count('check_reward/references') == 1
+
+
+def test_a_combination_reads_the_scores_of_its_parts(run):
+  inner = combined.LowerBound(
+    (penalties.Length(), penalties.Repetition()), name='bound'
+  )
+  outer = combined.Product((numerals.NumeralValue(), inner))
+  plans = stages.plan(
+    dataclasses.replace(run, annotate=annotate.Annotate(outer))
+  )
+  inputs = {plan.name: plan.inputs for plan in plans}
+  scores = 'grow_2/scores'
+  assert inputs[f'{scores}/bound'] == (
+    f'{scores}/length_penalty',
+    f'{scores}/repetition_penalty',
+  )
+  assert inputs[f'{scores}/product'] == (
+    f'{scores}/numeral_value',
+    f'{scores}/bound',
+  )
+  assert inputs['grow_2/reward'] == (f'{scores}/product',)
+  assert inputs[f'{scores}/numeral_value'] == ('data', 'grow_2/samples')

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import rich.console
 
 from rest_jax import results, tables
 
@@ -65,3 +66,18 @@ def test_bootstrap_is_repeatable():
 def test_table_shows_every_row():
   table = tables.results_table([row(), row(policy='BC', kept_samples=None)])
   assert table.row_count == 2
+
+
+def test_a_reward_that_knows_the_split_is_marked_in_every_table():
+  def shown(*rows):
+    console = rich.console.Console(width=160, file=io.StringIO())
+    console.print(tables.results_table(rows))
+    return console.file.getvalue()
+
+  marked = row(reward_trained_on='wmt19')
+  text = shown(row(policy='BC'), marked)
+  assert '71.2†' in text or '71.3†' in text
+  assert '† the reward was trained on this split: wmt19' in text
+  assert '†' not in shown(row())
+  (read,) = csv.DictReader(io.StringIO(results.to_csv([marked])))
+  assert read['reward_trained_on'] == 'wmt19'

@@ -43,6 +43,7 @@ _KILLS = {
     (r'/stage\.json$', 1),
   ),
   'grow_1/reward': ((_PART, 1), (r'/stage\.json$', 1)),
+  'check_reward/candidates': ((r'/spoiled\.parquet$', 1),),
   'grow_1/improve_1': _TRAINING,
   'random/grow_1/improve_1': _TRAINING[1:2],
   'grow_1/improve_1/evaluation/report': (

@@ -10,6 +10,7 @@ behind, and is not a checkpoint.
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -104,6 +105,52 @@ class Checkpoints:
   def delete(self, step: int):
     """Deletes the checkpoint of a step, where there is one."""
     _clear(self.path(step))
+
+
+class Source:
+  """The parameters of a checkpoint, read one by one; see `restoring.Source`."""
+
+  def __init__(self, folder: PathLike):
+    """Reads the index, and holds all files against their checksums.
+
+    Args:
+      folder: of `save_params`, or one step's of `Checkpoints`.
+
+    Raises:
+      CorruptStateError: there is no checkpoint, or a file of it was altered.
+    """
+    self._folder = epath.Path(folder)
+    self.where = str(self._folder)
+    index = _read_index(self._folder)
+    _check_files(self._folder, index['files'])
+    self.extra = index['extra']
+    arrays = {
+      name: tuple(shape) for name, (shape, _) in index['arrays'].items()
+    }
+    # A training state has more than parameters.
+    inner = any(name.startswith('params/') for name in arrays)
+    self._prefix = 'params/' if inner else ''
+    self.shapes: Mapping[str, tuple[int, ...]] = {
+      name.removeprefix(self._prefix): shape
+      for name, shape in arrays.items()
+      if name.startswith(self._prefix)
+    }
+
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """Part of a parameter, in the checkpoint's dtype."""
+    leaf: Any = jax.ShapeDtypeStruct(self.shapes[name], jnp.float32)
+    args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+    for part in reversed((self._prefix + name).split('/')):
+      leaf, args = {part: leaf}, {part: args}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      restored = checkpointer.restore(
+        _state_path(self._folder),
+        args=ocp.args.PyTreeRestore(
+          leaf, restore_args=args, partial_restore=True
+        ),
+      )
+    (array,) = jax.tree.leaves(restored)
+    return array[index]
 
 
 def save_params(

@@ -17,6 +17,11 @@ from rest_jax.data import numerals, text
 Row = Mapping[str, Any]
 
 
+def _datasets():
+  # Not compared: the rows are the same, whatever they are called.
+  return dataclasses.field(default_factory=dict, compare=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class BitextTask:
   """Line-aligned text files, plain or '.gz'.
@@ -30,6 +35,8 @@ class BitextTask:
       splits.
     monolingual: splits that have sources only.
     empty: 'error' or 'skip' at an empty line.
+    datasets: split → names of the public data sets in it, e.g. {'test':
+      ('wmt20',)}; what a reward was trained on is held against them.
     name: of the seqio task.
   """
 
@@ -40,6 +47,7 @@ class BitextTask:
   documents: dict[str, str] = dataclasses.field(default_factory=dict)
   monolingual: tuple[str, ...] = ()
   empty: str = 'error'
+  datasets: dict[str, tuple[str, ...]] = _datasets()
   name: str = 'bitext'
 
   def rows(
@@ -85,6 +93,7 @@ class TsvTask:
     files: split → file name, e.g. {'train': 'train.tsv'}.
     columns: what stands in each column, as `text.read_tsv` takes it.
     empty: 'error' or 'skip' at an empty cell.
+    datasets: as of `BitextTask`.
     name: of the seqio task.
   """
 
@@ -94,6 +103,7 @@ class TsvTask:
   files: dict[str, str]
   columns: tuple[str, ...] = ('source', 'target')
   empty: str = 'error'
+  datasets: dict[str, tuple[str, ...]] = _datasets()
   name: str = 'tsv'
 
   def rows(

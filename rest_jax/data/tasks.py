@@ -42,12 +42,17 @@ class SeqioTask:
     mixture_or_task_module: module to import first, which registers it.
     source_language: code, e.g. 'de'.
     target_language: code, e.g. 'en'.
+    datasets: as of `BitextTask`.
   """
 
   mixture_or_task_name: str
   source_language: str
   target_language: str
   mixture_or_task_module: str | None = None
+  # Not compared: the rows are the same, whatever they are called.
+  datasets: dict[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict, compare=False
+  )
 
 
 Task = BitextTask | TsvTask | NumeralsTask | SeqioTask

@@ -81,6 +81,30 @@ class RewardModel(Protocol):
     """
 
 
+@runtime_checkable
+class Combination(RewardModel, Protocol):
+  """A reward model that is computed from the rewards of others."""
+
+  @property
+  def parts(self) -> tuple[RewardModel, ...]:
+    """The others."""
+
+  def combine(
+    self, rewards: Float[np.ndarray, 'parts n']
+  ) -> Float[np.ndarray, ' n']:
+    """The scores of n rows, from each part's rewards in [0, 1]."""
+
+
+def with_parts(models: Sequence[RewardModel]) -> list[RewardModel]:
+  """All models and what they are made of, each after its own parts."""
+  found = []
+  for model in models:
+    if isinstance(model, Combination):
+      found += with_parts(model.parts)
+    found.append(model)
+  return found
+
+
 def check_references(
   info: RewardInfo, references: Sequence[str] | None
 ) -> Sequence[str]:

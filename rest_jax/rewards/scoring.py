@@ -1,4 +1,4 @@
-"""Scoring of many rows: each distinct one once, in batches, checked."""
+"""Scoring of many rows: each distinct one once, in batches, checked, cached."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ from jaxtyping import Float32
 
 from rest_jax.errors import RestJaxError, RewardError
 from rest_jax.rewards import base
+from rest_jax.rewards import cache as cache_lib
 
 
 def raw_scores(
@@ -16,9 +17,12 @@ def raw_scores(
   references: Sequence[str] | None,
   *,
   batch_size: int = 1024,
+  cache: cache_lib.ScoreCache | None = None,
   advance: Callable[[int], None] = lambda rows: None,
 ) -> Float32[np.ndarray, ' n']:
   """The raw scores of n rows; equal rows are scored once.
+
+  A combination's parts are scored, and combined.
 
   Args:
     model: the reward model.
@@ -26,6 +30,7 @@ def raw_scores(
     candidates: n translations.
     references: n references, or None.
     batch_size: rows a call of the model.
+    cache: scores known from before, which new ones are added to.
     advance: called after every batch with its number of rows.
 
   Returns:
@@ -36,6 +41,15 @@ def raw_scores(
       another number of scores.
   """
   info = model.info
+  if isinstance(model, base.Combination):
+    parts = [
+      rewards(
+        part, sources, candidates, references,
+        batch_size=batch_size, cache=cache,
+      )
+      for part in model.parts
+    ]  # fmt: skip
+    return combined(model, parts)
   if info.needs_reference:
     references = base.check_references(info, references)
   columns = [sources, candidates]
@@ -47,25 +61,55 @@ def raw_scores(
     [numbers.setdefault(row, len(numbers)) for row in rows], np.int64
   )
   distinct = list(numbers)
-  scores = np.zeros(len(distinct), np.float32)
-  for start in range(0, len(distinct), batch_size):
-    batch = distinct[start : start + batch_size]
-    fields = [list(field) for field in zip(*batch, strict=True)]
-    try:
-      given = model.score(*fields)
-    except RestJaxError:
-      raise
-    except Exception as error:  # A user's own class may raise anything.
-      raise RewardError(
-        f'reward {info.name!r} raised {type(error).__name__}: {error} (source'
-        f' {batch[0][0]!r} and {len(batch) - 1} more rows); mend the reward'
-        ' model and start the same command again.'
-      ) from error
-    scores[start : start + len(batch)] = base.check_scores(
-      np.asarray(given), info, len(batch), start
-    )
+  scores, known = np.zeros(len(distinct), np.float32), np.zeros(0, np.int64)
+  table = keys = None
+  if cache is not None:
+    table = cache.table(model)
+    # What a metric does not need makes no difference to its scores.
+    used = 2 + info.needs_reference
+    keys = [cache_lib.key_of(row[:used]) for row in distinct]
+    scores, found = table.find(keys)
+    known = np.flatnonzero(found)
+    advance(len(known))
+  left = np.delete(np.arange(len(distinct)), known)
+  for start in range(0, len(left), batch_size):
+    batch = left[start : start + batch_size]
+    scores[batch] = _checked_scores(model, [distinct[i] for i in batch], start)
+    if table is not None:
+      table.add([keys[i] for i in batch], scores[batch])
     advance(len(batch))
   return scores[inverse]
+
+
+def _checked_scores(
+  model: base.RewardModel, rows: list[tuple[str, ...]], first_row: int
+) -> Float32[np.ndarray, ' n']:
+  """The scores of a batch of rows, the first with this number."""
+  info = model.info
+  try:
+    given = model.score(*(list(field) for field in zip(*rows, strict=True)))
+  except RestJaxError:
+    raise
+  except Exception as error:  # A user's own class may raise anything.
+    raise RewardError(
+      f'reward {info.name!r} raised {type(error).__name__}: {error} (source'
+      f' {rows[0][0]!r} and {len(rows) - 1} more rows); mend the reward'
+      ' model and start the same command again.'
+    ) from error
+  return base.check_scores(np.asarray(given), info, len(rows), first_row)
+
+
+def combined(
+  model: base.Combination, parts: Sequence[Float32[np.ndarray, ' n']]
+) -> Float32[np.ndarray, ' n']:
+  """The scores of a combination, from the rewards of its parts.
+
+  Raises:
+    RewardError: it gave a NaN, a score out of range or another number of
+      scores.
+  """
+  scores = model.combine(np.stack(parts).astype(np.float64))
+  return base.check_scores(scores, model.info, len(parts[0]))
 
 
 def rewards(
@@ -73,7 +117,12 @@ def rewards(
   sources: Sequence[str],
   candidates: Sequence[str],
   references: Sequence[str] | None,
+  *,
+  batch_size: int = 1024,
+  cache: cache_lib.ScoreCache | None = None,
 ) -> Float32[np.ndarray, ' n']:
-  """R(x, y) in [0, 1], higher is better, of n rows; errors as `raw_scores`."""
-  scores = raw_scores(model, sources, candidates, references)
+  """R(x, y) in [0, 1], higher is better, of n rows; else as `raw_scores`."""
+  scores = raw_scores(
+    model, sources, candidates, references, batch_size=batch_size, cache=cache
+  )
   return base.to_unit_interval(scores, model.info)

@@ -1,0 +1,115 @@
+"""Writes a tokenizer beside a checkpoint, as others read it.
+
+Hugging Face's T5 tokenizers take the SentencePiece model as it is, under the
+name `spiece.model`; what they must be told stands in `tokenizer_config.json`.
+"""
+
+import json
+import shutil
+from typing import Any
+
+import sentencepiece
+from etils import epath
+
+from rest_jax import storage
+from rest_jax.data import tokenizer as tokenizer_lib
+
+SPIECE = 'spiece.model'
+CONFIG = 'tokenizer_config.json'
+# Under which names a tokenizer may lie beside a checkpoint.
+FILES = (
+  SPIECE,
+  CONFIG,
+  'tokenizer.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'sentencepiece.model',
+  tokenizer_lib.MODEL_FILE,
+)
+
+
+def copy(origin: storage.PathLike, folder: storage.PathLike) -> list[str]:
+  """Copies the tokenizer files of a checkpoint as they are.
+
+  Returns:
+    Their names; none where it has none.
+
+  Raises:
+    StorageError: a file cannot be written.
+  """
+  found = [name for name in FILES if (epath.Path(origin) / name).exists()]
+  for name in found:
+    with (
+      storage.reporting(folder),
+      (epath.Path(origin) / name).open('rb') as read,
+      (epath.Path(folder) / name).open('wb') as write,
+    ):
+      shutil.copyfileobj(read, write)
+  return found
+
+
+def write_huggingface(
+  folder: storage.PathLike, tokenizer: tokenizer_lib.Tokenizer, vocab_size: int
+) -> None:
+  """Writes what `AutoTokenizer` needs for the same ids.
+
+  Args:
+    folder: that of the checkpoint.
+    tokenizer: the run's.
+    vocab_size: rows of the model's embedding.
+
+  Raises:
+    StorageError: the folder cannot be written.
+  """
+  folder = epath.Path(folder)
+  if isinstance(tokenizer, tokenizer_lib.ByteTokenizer):
+    # ByT5's 125 sentinels follow the bytes; a smaller model has no room.
+    sentinels = max(0, min(125, vocab_size - tokenizer.size))
+    tokens = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+    values = _config('ByT5Tokenizer', tokens, sentinels)
+  else:
+    tokenizer.save(folder)
+    (folder / tokenizer_lib.MODEL_FILE).rename(folder / SPIECE)
+    model = sentencepiece.SentencePieceProcessor(
+      model_proto=(folder / SPIECE).read_bytes()
+    )
+    tokens = {
+      'pad_token': model.id_to_piece(tokenizer_lib.PAD_ID),
+      'eos_token': model.id_to_piece(tokenizer_lib.EOS_ID),
+      'unk_token': model.id_to_piece(tokenizer_lib.UNK_ID),
+    }
+    sentinels = tokenizer.size - model.vocab_size()
+    # 'legacy' is SentencePiece's own way, which our ids are of.
+    values = _config('T5Tokenizer', tokens, sentinels) | {'legacy': True}
+  storage.write_json_atomic(folder / CONFIG, values)
+  storage.write_json_atomic(folder / 'special_tokens_map.json', tokens)
+
+
+def _config(
+  kind: str, tokens: dict[str, str], sentinels: int
+) -> dict[str, Any]:
+  return {
+    'tokenizer_class': kind,
+    'extra_ids': sentinels,
+    'model_max_length': 1_000_000_000,
+    'clean_up_tokenization_spaces': False,
+    **tokens,
+  }
+
+
+def load(folder: storage.PathLike) -> tokenizer_lib.Tokenizer | None:
+  """The tokenizer that lies beside a checkpoint; None where there is none.
+
+  Raises:
+    DataError: the file is no SentencePiece model.
+    ConfigurationError: its special ids are not T5's.
+  """
+  folder = epath.Path(folder)
+  for name in (SPIECE, 'sentencepiece.model', tokenizer_lib.MODEL_FILE):
+    if (folder / name).exists():
+      return tokenizer_lib.SentencePieceTokenizer(folder / name)
+  if (folder / CONFIG).exists():
+    values = json.loads((folder / CONFIG).read_text())
+    if values.get('tokenizer_class') == 'ByT5Tokenizer':
+      return tokenizer_lib.ByteTokenizer()
+  return None

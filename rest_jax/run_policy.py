@@ -1,0 +1,197 @@
+"""A policy or reward model of a run directory, found without gin files.
+
+Everything that it takes stands in the run: its shape and history in the
+`stage.json` files, its tokenizer in `data/`, its figures beside it.
+"""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from rest_jax import errors
+from rest_jax.context import PARAMS
+from rest_jax.models.config import T5Config
+from rest_jax.run_directory import RunDirectory, Stage
+
+_RUN = 'run.json'
+_STAGE = 'stage.json'
+_FROM = re.compile(r'^(SUPERVISED_FROM|GROW_FROM) = (.*)$', re.MULTILINE)
+_TEXTS = ('config.gin', 'operative_config.gin')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPolicy:
+  """A committed stage that holds parameters.
+
+  Attributes:
+    root: the run directory.
+    stage: the stage.
+    config: shape of its network.
+  """
+
+  root: epath.Path
+  stage: Stage
+  config: T5Config
+
+  @property
+  def params(self) -> epath.Path:
+    """Folder of its parameters."""
+    return self.stage.folder / PARAMS
+
+  @property
+  def data(self) -> Stage:
+    """The data stage of its run."""
+    return stage_of(self.root, 'data')
+
+  @property
+  def updates(self) -> int:
+    """Training updates from the start of its run to it."""
+    return sum(s.manifest['counts'].get('best_update', 0) for s in self.lineage)
+
+  @property
+  def lineage(self) -> list[Stage]:
+    """The stages that made it, itself first: each started from the next."""
+    out = [self.stage]
+    while True:
+      made = out[-1]
+      twin = made.name.partition('/')[2]  # Of a control, which it reads too.
+      above = [
+        name
+        for name in made.manifest['inputs']
+        if name != twin and (name == 'supervised' or '/improve_' in name)
+      ]
+      if not above:
+        return out
+      out.append(stage_of(self.root, above[0]))
+
+  @property
+  def grown(self) -> list[str]:
+    """The Grow steps that its training read, such as 'grow_1'."""
+    found = {
+      name.partition('/')[0]
+      for stage in self.lineage
+      for name in stage.manifest['inputs']
+      if name.endswith('/samples')
+    }
+    return sorted(found)
+
+  @property
+  def texts(self) -> dict[str, bytes]:
+    """The run's configuration files, by name."""
+    return {
+      name: (self.root / name).read_bytes()
+      for name in _TEXTS
+      if (self.root / name).exists()
+    }
+
+  @property
+  def figures(self) -> dict[str, dict[str, Any]]:
+    """Evaluated split → figures."""
+    found = {}
+    for split in ('report', 'select', 'test'):
+      name = f'{self.stage.name}/evaluation/{split}'
+      stage = RunDirectory(self.root).stage(name)
+      if stage.committed:
+        found[split] = stage.manifest['extra']['figures']
+    return found
+
+
+def find(folder: epath.PathLike) -> RunPolicy | None:
+  """The policy of a folder such as `MODEL_DIR/grow_1/improve_3`.
+
+  Returns:
+    None where the folder is no stage with parameters.
+
+  Raises:
+    ConfigurationError: it is one, but its run cannot be found.
+    CorruptStateError: a `stage.json` or a file of the stage was altered.
+  """
+  folder = epath.Path(folder).resolve()
+  if not (folder / _STAGE).exists() or not (folder / PARAMS).is_dir():
+    return None
+  for root in folder.parents:
+    if (root / _RUN).exists():
+      break
+  else:
+    raise errors.ConfigurationError(
+      f'--input={folder} is a stage, but no folder above it is a run directory'
+      f' (has {_RUN}): give it in its run, or its {PARAMS}/ with --gin_file for'
+      ' the size.'
+    )
+  stage = RunDirectory(root).stage(str(folder.relative_to(root)))
+  stage.verify()
+  return RunPolicy(root, stage, _config(root, stage))
+
+
+def stage_of(root: epath.Path, name: str) -> Stage:
+  """The committed stage of that name, in a run or in what it branched from.
+
+  Raises:
+    ConfigurationError: it is in none of them.
+  """
+  seen: list[epath.Path] = []
+  roots = [epath.Path(root)]
+  while roots:
+    root = roots.pop(0)
+    seen.append(root)
+    stage = RunDirectory(root).stage(name)
+    if stage.committed:
+      return stage
+    roots += [path for path in _branched_from(root) if path not in seen]
+  raise errors.ConfigurationError(
+    f'stage {name} is in none of {", ".join(map(str, seen))}: bring back the'
+    ' run that this one branched from (SUPERVISED_FROM, GROW_FROM).'
+  )
+
+
+def _branched_from(root: epath.Path) -> list[epath.Path]:
+  path = root / _TEXTS[0]
+  if not path.exists():
+    return []
+  out = []
+  for _, text in _FROM.findall(path.read_text()):
+    try:
+      value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      continue  # Another macro's value, which a stage cannot be read from.
+    if isinstance(value, str):
+      out.append(epath.Path(value).resolve())
+  return out
+
+
+def _config(root: epath.Path, stage: Stage) -> T5Config:
+  """The shape that a stage states, or else that its run's BC was made with."""
+  values = stage.manifest['config']
+  if 'T5Config.vocab_size' not in values:
+    values = stage_of(root, 'supervised').manifest['config']
+  return read_config(values)
+
+
+def read_config(values: Mapping[str, Any]) -> T5Config:
+  """The `T5Config.…` among the values that a stage was made with.
+
+  Raises:
+    ConfigurationError: they are not whole, or another version's.
+  """
+  fields: dict[str, Any] = {}
+  for name, value in values.items():
+    prefix, _, field = name.partition('.')
+    if prefix == 'T5Config' and field:
+      field, bracket, _ = field.partition('[')
+      if bracket:
+        fields.setdefault(field, []).append(value)
+      else:
+        fields[field] = value
+  known = {field.name for field in dataclasses.fields(T5Config)}
+  unknown = sorted(set(fields) - known)
+  if unknown or 'vocab_size' not in fields:
+    problem = f'no field {unknown[0]}' if unknown else 'no vocab_size'
+    raise errors.ConfigurationError(
+      f'the stage states {problem} of T5Config: convert it with the version of'
+      ' rest_jax that made it.'
+    )
+  return T5Config(**fields)
