@@ -472,14 +472,14 @@ def test_setup(cloud):
 
 def test_setup_from_git_on_every_worker(cloud):
   cloud.plan('0', '0', '0')
-  cloud.settings['INSTALL'] = 'git+https://github.com/a/rest_jax@v0.1'
+  cloud.settings['INSTALL'] = 'git+https://github.com/a/rest_jax@v0/1'
   cloud.settings.update(DATA_DISK='', PROVISIONING='on-demand')
   cloud.script('create')
   cloud.script('setup')
   installs = [x for x in cloud.read('uv').splitlines() if 'pip' in x]
   assert len(installs) == 3
   assert installs[2].endswith(
-    'rest_jax[tpu] @ git+https://github.com/a/rest_jax@v0.1'
+    'rest_jax[tpu] @ git+https://github.com/a/rest_jax@v0/1'
   )
 
 
