@@ -789,7 +789,7 @@ def test_a_dry_run_prints_what_a_real_run_calls(cloud, provisioning):
   printed = {}
   for name in order:
     done = cloud.script(name, '--dry-run')
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, '')
     printed[name] = _commands(done.stdout)
   assert cloud.calls() == []
   assert not (cloud.here / 'logs').exists()
