@@ -143,13 +143,15 @@ _check_storage() {
 }
 
 _check_run() {
-  local file=$1 argument gin_file=''
+  local file=$1 argument host gin_file=''
   case $INSTALL in
-    git+https://*@*/*@* | git+https://*@*/*)
-      fail "$file: INSTALL holds a user or password: give a URL without one" ;;
     *.whl) _local_path "$file" INSTALL "$INSTALL" ;;
-    *) _match "$file" INSTALL 'git\+https://[^@ ]+@[A-Za-z0-9._/-]+' \
-      'a .whl file, or git+https://HOST/REPOSITORY@REVISION' ;;
+    *)
+      host=${INSTALL#git+https://}
+      [[ ${host%%/*} != *@* ]] ||
+        fail "$file: INSTALL holds a user or password: give a URL without one"
+      _match "$file" INSTALL 'git\+https://[^@ ]+@[A-Za-z0-9._/-]+' \
+        'a .whl file, or git+https://HOST/REPOSITORY@REVISION' ;;
   esac
   _match "$file" PYTHON_VERSION '3\.1[12]' '3.11 or 3.12'
   _match "$file" LOG_DIR '.+' 'a local folder'

@@ -16,8 +16,8 @@ WANT_DISK=''  # delete.sh --disk
 WHERE=()      # Flags of every gcloud call.
 exec 3>&1     # Dry-run lines, also from within $(…).
 
-# say MESSAGE: one line for the user.
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+# say MESSAGE: one line for the user; not in a dry run, where it did not happen.
+say() { [[ -n $DRY_RUN ]] || printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 # start_script "$@": reads the arguments that all scripts have, and settings.
 start_script() {

@@ -472,14 +472,14 @@ def test_setup(cloud):
 
 def test_setup_from_git_on_every_worker(cloud):
   cloud.plan('0', '0', '0')
-  cloud.settings['INSTALL'] = 'git+https://github.com/a/rest_jax@v0.1'
+  cloud.settings['INSTALL'] = 'git+https://github.com/a/rest_jax@v0/1'
   cloud.settings.update(DATA_DISK='', PROVISIONING='on-demand')
   cloud.script('create')
   cloud.script('setup')
   installs = [x for x in cloud.read('uv').splitlines() if 'pip' in x]
   assert len(installs) == 3
   assert installs[2].endswith(
-    'rest_jax[tpu] @ git+https://github.com/a/rest_jax@v0.1'
+    'rest_jax[tpu] @ git+https://github.com/a/rest_jax@v0/1'
   )
 
 
@@ -789,7 +789,7 @@ def test_a_dry_run_prints_what_a_real_run_calls(cloud, provisioning):
   printed = {}
   for name in order:
     done = cloud.script(name, '--dry-run')
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, '')
     printed[name] = _commands(done.stdout)
   assert cloud.calls() == []
   assert not (cloud.here / 'logs').exists()
