@@ -173,6 +173,8 @@ class Cloud:
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
+      # What a shell starts in the background ignores it, and so would bash.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   def calls(self) -> list[list[str]]:
@@ -591,7 +593,12 @@ def test_run_is_detached_and_watch_goes_on_with_it(cloud):
   cloud.plan('wait 0')
   cloud.made()
   run = cloud.start('run')
-  cloud.wait_for(lambda: (cloud.path / 'arguments').exists())
+  # Until it follows: what it starts holds its output open until it has started.
+  cloud.wait_for(
+    lambda: any(
+      'ssh' in call and ' status' in ' '.join(call) for call in cloud.calls()
+    )
+  )
   os.killpg(run.pid, signal.SIGINT)
   _, stderr = run.communicate(timeout=20)
   assert run.returncode == 130
@@ -684,7 +691,12 @@ def test_resume_follows_a_run_that_goes_on(cloud):
   cloud.plan('wait')
   cloud.made()
   run = cloud.start('run')
-  cloud.wait_for(lambda: (cloud.path / 'arguments').exists())
+  # Until it follows: what it starts holds its output open until it has started.
+  cloud.wait_for(
+    lambda: any(
+      'ssh' in call and ' status' in ' '.join(call) for call in cloud.calls()
+    )
+  )
   os.killpg(run.pid, signal.SIGINT)
   run.communicate(timeout=20)
   resume = cloud.start('resume')
