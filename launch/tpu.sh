@@ -59,7 +59,7 @@ call() {
     quote "$@" >&3
     printf '\n' >&3
   else
-    "$@" </dev/null
+    "$@" </dev/null 3>&-
   fi
 }
 
@@ -74,7 +74,7 @@ ask() {
     return
   fi
   errors=$(mktemp)
-  answer=$("$@" 2>"$errors" </dev/null) || status=$?
+  answer=$("$@" 2>"$errors" </dev/null 3>&-) || status=$?
   if ((status == 0)); then
     printf '%s\n' "$answer"
   elif grep -q 'NOT_FOUND\|was not found' "$errors"; then
@@ -170,9 +170,10 @@ ready_workers() {
 # they fail: what exists now, and the command that deletes it. Where resume.sh
 # called the script (REST_JAX_RESUMING), resume.sh says it.
 say_what_is_left() {
-  local status=$?
+  local status=$? silent=${REST_JAX_RESUMING-}
   trap - EXIT
-  if ((status != 0)) && [[ -z $DRY_RUN && -z ${REST_JAX_RESUMING-} ]]; then
+  [[ ${0##*/} != resume.sh ]] || silent=''
+  if ((status != 0)) && [[ -z $DRY_RUN && -z $silent ]]; then
     [[ -z ${WHAT_GOES_ON-} ]] || say "$WHAT_GOES_ON"
     _say_left 'TPU VM' "$NAME" "$(tpu_state '' || echo UNKNOWN)" delete_tpu
     ! is_queued || _say_left 'queued resource' "$NAME" \
