@@ -93,16 +93,14 @@ def test_another_run_takes_the_reward(learned_run, compiled, tmp_path):
   assert {states[name] for name in ('data', 'supervised', 'reward')} == {
     'elsewhere'
   }
-  assert states['grow_1/samples'] == 'next'
+  assert states['grow_1/samples'] != 'elsewhere'
   # Trained otherwise, it is not the reward that was asked for.
-  other = [*line, '--gin.REWARD_STEPS=6', '--run_mode=grow']
-  done = running.start(other, cache=compiled, expected=0)
-  done = running.start(
-    [*line, '--gin.REWARD_STEPS=6', '--run_mode=annotate'],
+  other = running.start(
+    [*line, '--gin.REWARD_STEPS=6', '--run_mode=check_reward'],
     cache=compiled,
     expected=2,
   )
-  assert 'TrainReward.stopping.max_steps = 4, now 6' in done.stderr
+  assert 'TrainReward.stopping.max_steps = 4, now 6' in other.stderr
 
 
 def test_what_a_learned_reward_needs(learned_run):
