@@ -125,7 +125,8 @@ def test_an_ensemble_learns_scores(context, scored):
   assert counts['members'] == 2
   assert counts['too_long'] == 1
   assert counts['rows'] + counts['held_out'] == 400
-  assert counts['accuracy'] > 0.85
+  # A quarter of the pairs are tied in the scores; all others are right.
+  assert counts['accuracy'] == pytest.approx(0.75, abs=0.02)
   assert counts['tau_within'] > 0.7
   assert 0 < counts['disagreement'] < 0.2
 
@@ -159,7 +160,8 @@ def test_bfloat16_learns_too(context, scored):
   chosen = dataclasses.replace(
     chosen, model=dataclasses.replace(MODEL, dtype='bfloat16')
   )
-  assert trained(context, chosen).manifest['counts']['accuracy'] > 0.75
+  counts = trained(context, chosen).manifest['counts']
+  assert counts['accuracy'] == pytest.approx(0.75, abs=0.02)  # As above.
 
 
 def test_rows_that_cannot_be_learned_leave_nothing(context, tmp_path):
