@@ -60,6 +60,7 @@ setuptools.setup(
     'sentencepiece>=0.2.0',
     'seqio>=0.0.20,<0.1',
     'tenacity>=9.0',
+    'tensorstore>=0.1.60',
     'tensorboardX>=2.6.2',
   ],
   extras_require={
