@@ -246,6 +246,9 @@ def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
     model_dir,
     '--gin_file=models/from_checkpoint.gin',
     f'--gin.INITIAL_CHECKPOINT_PATH={GOLDENS / "hf_mt5"}',
+    # So that it has something to say.
+    '--gin.SUPERVISED_STEPS=120',
+    '--gin.SUPERVISED_EVAL_EVERY=40',
   )
   running.start(line, cache=compiled)
   converted(model_dir / 'grow_1/improve_1', out, 'huggingface')
