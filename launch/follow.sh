@@ -1,20 +1,23 @@
 # shellcheck shell=bash
-# Follows a run to its end, for run.sh and watch.sh: they source it after tpu.sh.
+# Follows a run to its end, for run.sh, watch.sh and resume.sh, which source it
+# after tpu.sh.
+# shellcheck disable=SC2034,SC2154  # Shared variables.
 
 POLLS_WITHOUT_ANSWER=5  # In a row, before the workers count as unreachable.
-HOSTS=() STATES=() LINES=()  # As far as worker.sh status told, sorted by host.
+# What worker.sh status told, sorted by host. (LINES is bash's own.)
+HOSTS=() STATES=() LAST_LINES=()
 LOGS=''
 
-# poll_workers: fills HOSTS, STATES, LINES; fails where a worker did not answer.
+# poll_workers: fills HOSTS, STATES, LAST_LINES; fails where a worker did not answer.
 poll_workers() {
   local answer host state line
   worker_command all status
+  HOSTS=() STATES=() LAST_LINES=()
   answer=$(ask 'rest_jax-status HOST 0' "${COMMAND[@]}") || return
-  HOSTS=() STATES=() LINES=()
   while read -r host state line; do
     HOSTS+=("$host")
     STATES+=("$state")
-    LINES+=("$line")
+    LAST_LINES+=("$line")
   done < <(printf '%s\n' "$answer" | sed -n 's/^rest_jax-status //p' | sort)
   ((${#HOSTS[@]} == WORKERS))
 }
@@ -35,8 +38,8 @@ follow_run() {
   while :; do
     if poll_workers; then
       silent=0
-      if [[ ${LINES[0]} != "$last" ]]; then
-        last=${LINES[0]}
+      if [[ ${LAST_LINES[0]} != "$last" ]]; then
+        last=${LAST_LINES[0]}
         printf '%s: %s\n' "${HOSTS[0]}" "$last"
       fi
       any_state running || break

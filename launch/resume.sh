@@ -19,7 +19,6 @@ trap say_what_is_left EXIT
 export REST_JAX_RESUMING=yes
 flags=("$SETTINGS")
 [[ -z $DRY_RUN ]] || flags+=(--dry-run)
-is_new=''
 is_set_up=''
 
 # Whether a dead TPU or request has to go before a new one can be made.
@@ -35,7 +34,7 @@ must_delete() {
 
 # One start: returns the run's status, or that of what failed before.
 start_once() {
-  local state what=run
+  local state what=run fresh=''
   state=$(tpu_state "$ABSENT") || return
   state=${state%%$'\t'*}
   case $state in
@@ -44,26 +43,29 @@ start_once() {
       say "TPU VM $NAME is $state: waiting"
       return "$UNREACHABLE" ;;
     *)
-      is_set_up=''
-      is_new=yes
       if must_delete "$state"; then
         say "TPU VM $NAME is $state: making it again"
-        "$here/delete.sh" "${flags[@]}" || return
+        "$here/delete.sh" "${flags[@]}" || return "$UNREACHABLE"
       fi
-      "$here/create.sh" "${flags[@]}" || return ;;
+      is_set_up=''
+      fresh=yes
+      # There may be no room just now; what gcloud calls wrong (2) stays wrong.
+      "$here/create.sh" "${flags[@]}" || return $(($? == 2 ? 2 : UNREACHABLE))
+      ;;
   esac
-  if [[ -z $is_new ]]; then
-    # Made before this script began: perhaps set up, perhaps at work.
+  if [[ -z $fresh ]]; then
     WORKERS=0
-    poll_workers || true
+    poll_workers || true  # A worker that is not set up does not answer.
     if any_state running; then
       what=watch
     fi
-    [[ ${#HOSTS[@]} == 0 ]] || is_set_up=yes
-    is_new=yes
+    # `none` alone may be what a setup that was cut off left.
+    if ((${#HOSTS[@]} > 0)) && ! any_state none; then
+      is_set_up=yes
+    fi
   fi
   if [[ -z $is_set_up ]]; then
-    "$here/setup.sh" "${flags[@]}" || return
+    "$here/setup.sh" "${flags[@]}" || return $(($? == 255 ? UNREACHABLE : $?))
     is_set_up=yes
   fi
   WHAT_GOES_ON="if the run on $NAME had begun, it goes on: resume.sh follows it"

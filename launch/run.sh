@@ -16,6 +16,7 @@ ready_workers
 mount=''
 [[ -z $DATA_DISK ]] || mount=$DATA_MOUNT
 status=0
+WHAT_GOES_ON="what was started on $NAME goes on: watch.sh follows it"
 on_worker all start "$mount" "${RUN_ARGUMENT[@]}" \
   "--gin.MODEL_DIR=$MODEL_DIR" || status=$?
 if ((status != 0)); then
@@ -24,5 +25,4 @@ if ((status != 0)); then
   ((status != 255)) || exit "$UNREACHABLE"  # Of ssh.
   exit "$status"
 fi
-WHAT_GOES_ON="the run on $NAME goes on: watch.sh follows it"
 follow_run

@@ -4,6 +4,7 @@
 # A settings file is text, never code: a line is NAME=VALUE, and everything
 # after the first = is the value as it stands, so spaces, $ and quotes mean
 # nothing. Only the names below can be set. Written for bash 3.2 and later.
+# shellcheck disable=SC2034  # The scripts use the variables.
 
 PROJECT='' ZONE='' NAME='' ACCELERATOR_TYPE='' RUNTIME_VERSION=''
 PROVISIONING='' DATA_DISK='' DATA_DISK_GB='' DATA_DISK_TYPE='' DATA_MOUNT=''
@@ -142,13 +143,15 @@ _check_storage() {
 }
 
 _check_run() {
-  local file=$1 argument gin_file=''
+  local file=$1 argument host gin_file=''
   case $INSTALL in
-    git+https://*@*/*@* | git+https://*@*/*)
-      fail "$file: INSTALL holds a user or password: give a URL without one" ;;
     *.whl) _local_path "$file" INSTALL "$INSTALL" ;;
-    *) _match "$file" INSTALL 'git\+https://[^@ ]+@[A-Za-z0-9._/-]+' \
-      'a .whl file, or git+https://HOST/REPOSITORY@REVISION' ;;
+    *)
+      host=${INSTALL#git+https://}
+      [[ ${host%%/*} != *@* ]] ||
+        fail "$file: INSTALL holds a user or password: give a URL without one"
+      _match "$file" INSTALL 'git\+https://[^@ ]+@[A-Za-z0-9._/-]+' \
+        'a .whl file, or git+https://HOST/REPOSITORY@REVISION' ;;
   esac
   _match "$file" PYTHON_VERSION '3\.1[12]' '3.11 or 3.12'
   _match "$file" LOG_DIR '.+' 'a local folder'

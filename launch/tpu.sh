@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the launch scripts share: the command line, gcloud, and what is left.
 # They source it; it sources settings.sh.
+# shellcheck disable=SC2034  # The scripts use the variables.
 
 # shellcheck source=launch/settings.sh
 . "${BASH_SOURCE[0]%/*}/settings.sh"
@@ -15,8 +16,8 @@ WANT_DISK=''  # delete.sh --disk
 WHERE=()      # Flags of every gcloud call.
 exec 3>&1     # Dry-run lines, also from within $(…).
 
-# say MESSAGE: one line for the user.
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+# say MESSAGE: one line for the user; not in a dry run, where it did not happen.
+say() { [[ -n $DRY_RUN ]] || printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 # start_script "$@": reads the arguments that all scripts have, and settings.
 start_script() {
@@ -58,7 +59,7 @@ call() {
     quote "$@" >&3
     printf '\n' >&3
   else
-    "$@" </dev/null
+    "$@" </dev/null 3>&-
   fi
 }
 
@@ -73,7 +74,7 @@ ask() {
     return
   fi
   errors=$(mktemp)
-  answer=$("$@" 2>"$errors" </dev/null) || status=$?
+  answer=$("$@" 2>"$errors" </dev/null 3>&-) || status=$?
   if ((status == 0)); then
     printf '%s\n' "$answer"
   elif grep -q 'NOT_FOUND\|was not found' "$errors"; then
@@ -150,7 +151,9 @@ ready_workers() {
   answer=$(tpu_state $'READY\t1')
   state=${answer%%$'\t'*}
   case $state in
-    READY) WORKERS=${answer##*$'\t'} ;;
+    READY)
+      WORKERS=${answer##*$'\t'}
+      [[ $WORKERS =~ ^[1-9][0-9]*$ ]] || WORKERS=1 ;;
     "$ABSENT")
       say "TPU VM $NAME does not exist in $ZONE: create.sh makes it"
       exit "$START_AGAIN" ;;
@@ -167,9 +170,10 @@ ready_workers() {
 # they fail: what exists now, and the command that deletes it. Where resume.sh
 # called the script (REST_JAX_RESUMING), resume.sh says it.
 say_what_is_left() {
-  local status=$?
+  local status=$? silent=${REST_JAX_RESUMING-}
   trap - EXIT
-  if ((status != 0)) && [[ -z $DRY_RUN && -z ${REST_JAX_RESUMING-} ]]; then
+  [[ ${0##*/} != resume.sh ]] || silent=''
+  if ((status != 0)) && [[ -z $DRY_RUN && -z $silent ]]; then
     [[ -z ${WHAT_GOES_ON-} ]] || say "$WHAT_GOES_ON"
     _say_left 'TPU VM' "$NAME" "$(tpu_state '' || echo UNKNOWN)" delete_tpu
     ! is_queued || _say_left 'queued resource' "$NAME" \

@@ -60,7 +60,7 @@ install() {
   rm -rf "$venv"
   "$uv" venv --quiet --python "$python" "$venv"
   case $what in
-    *.whl) what=$HOME/$what[tpu] ;;
+    *.whl) what="$HOME/${what}[tpu]" ;;
     *) what="rest_jax[tpu] @ $what" ;;
   esac
   "$uv" pip install --quiet --python "$venv/bin/python" "$what"
@@ -75,7 +75,9 @@ remove_stale_libtpu_lock() {
   [[ -e $file ]] || return 0
   users=$(sudo -n fuser "$file" 2>/dev/null) || status=$?
   case $status in
-    0) fail "the TPU is in use by process ${users//[[:space:]]/ }: end it first" ;;
+    0)
+      read -r users <<<"$users"
+      fail "the TPU is in use by process $users: end it first" ;;
     1) sudo -n rm -f "$file" ;;
     *) fail "cannot tell who uses $file (fuser failed): remove it by hand" ;;
   esac

@@ -257,7 +257,7 @@ def _write(
       config,
       written.source,
       origin=given.theirs.get('config.json'),
-      origin_generation=given.theirs.get('generation_config.json'),
+      generation=_generation(given),
       score_id=written.score_id,
     )
   elif output_format == 't5x':
@@ -268,6 +268,18 @@ def _write(
   if given.run is not None:
     for name, content in given.run.texts.items():
       storage.write_atomic(folder / name, content)
+
+
+def _generation(given: _Input) -> dict[str, Any]:
+  """How transformers is to generate: what ours never draws, it shall not."""
+  origin = given.theirs.get('generation_config.json')
+  if given.run is None or given.tokenizer is None:
+    return huggingface_export.generation_config(origin)
+  beyond = range(given.tokenizer.size, given.config.vocab_size)
+  length = given.run.data.manifest['config'].get('Data.max_target_length')
+  return huggingface_export.generation_config(
+    origin, (tokenizer_lib.PAD_ID, *beyond), length
+  )
 
 
 def _write_native(folder: epath.Path, written: _Model, step: int) -> None:

@@ -237,7 +237,7 @@ def run(
   } | corpus_scores(beams, data.references, settings.target_language)
   figures['further'] = {}
   for metric in further_metrics:
-    figures['further'] |= _further(metric, data, texts, greedy_texts)
+    figures['further'] |= _further(context, metric, data, texts, greedy_texts)
   numbers = figures | figures['further']
   numbers = {k: v for k, v in numbers.items() if isinstance(v, float)}
   context.progress.scalars(policy_name, 0, numbers)
@@ -249,6 +249,7 @@ def run(
 
 
 def _further(
+  context: Context,
   metric: base.RewardModel,
   data: Split,
   sampled: Sequence[str],
@@ -265,7 +266,11 @@ def _further(
     value = None
     if references is not None or not metric.info.needs_reference:
       scores = scoring.raw_scores(
-        metric, _repeat(data.sources, count), texts, references
+        metric,
+        _repeat(data.sources, count),
+        texts,
+        references,
+        cache=context.scores,
       )
       value = float(scores.mean(dtype=np.float64))
     out[f'{metric.info.name}_{name}'] = value

@@ -110,6 +110,20 @@ class ReST:
         'the reward is a learned one, but nothing trains it; set TRAIN_REWARD ='
         ' @train_reward.TrainReward().'
       )
+    if needed:
+      pair = self.train_reward.pair
+      longest = max(
+        self.data.max_target_length, self.grow.batching.max_decode_len
+      )
+      for name, room, wanted in (
+        ('source', pair.max_source_length, self.data.max_source_length),
+        ('candidate', pair.max_candidate_length, longest),
+      ):
+        if room + 1 < wanted:  # EOS is not counted here.
+          raise ConfigurationError(
+            f'REWARD_{name.upper()}_LENGTH = {room}, but a {name} may have'
+            f' {wanted} tokens: the reward would not read all of it; raise it.'
+          )
     if self.reward_from and self.train_reward is None:
       raise ConfigurationError(
         f'REWARD_FROM = {self.reward_from!r} without TRAIN_REWARD: bind it as'

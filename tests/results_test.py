@@ -39,9 +39,18 @@ def row(**changed):
 
 def test_csv_has_the_documented_columns_and_empty_missing_figures():
   (read,) = csv.DictReader(io.StringIO(results.to_csv([row()])))
-  assert list(read) == [f.name for f in dataclasses.fields(results.Row)]
+  names = [field.name for field in dataclasses.fields(results.Row)]
+  assert list(read) == [name for name in names if name != 'further']
   assert read['reward_mean'] == '71.2500'
   assert read['bleu'] == ''
+
+
+def test_further_figures_have_a_column_each():
+  rows = [row(further={'chrf_mean': 0.5}), row(further={'ter_mean': None})]
+  first, second = csv.DictReader(io.StringIO(results.to_csv(rows)))
+  assert list(first)[-2:] == ['chrf_mean', 'ter_mean']
+  assert (first['chrf_mean'], first['ter_mean']) == ('0.5000', '')
+  assert (second['chrf_mean'], second['ter_mean']) == ('', '')
 
 
 def test_bootstrap_of_equal_sources_has_no_width():

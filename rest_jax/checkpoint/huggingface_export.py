@@ -91,15 +91,30 @@ def model_config(
   return out
 
 
-def generation_config(origin: Mapping[str, Any] | None) -> dict[str, Any]:
-  """The content of `generation_config.json`; `origin` is one to keep."""
-  return {
+def generation_config(
+  origin: Mapping[str, Any] | None = None,
+  suppressed: Sequence[int] = (),
+  max_new_tokens: int | None = None,
+) -> dict[str, Any]:
+  """The content of `generation_config.json`.
+
+  Args:
+    origin: one to keep.
+    suppressed: ids that are never drawn, such as those beyond the tokenizer's.
+    max_new_tokens: most tokens of an output; transformers' default is 20.
+  """
+  out = {
     'decoder_start_token_id': 0,
     'eos_token_id': 1,
     'pad_token_id': 0,
     'transformers_version': _TRANSFORMERS,
     **(origin or {}),
   }
+  if suppressed:
+    out['suppress_tokens'] = list(suppressed)
+  if max_new_tokens is not None:
+    out['max_new_tokens'] = max_new_tokens
+  return out
 
 
 ARCHITECTURES = {
@@ -132,7 +147,7 @@ def write(
   source: Source,
   *,
   origin: Mapping[str, Any] | None = None,
-  origin_generation: Mapping[str, Any] | None = None,
+  generation: Mapping[str, Any] | None = None,
   score_id: int | None = None,
   max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -143,7 +158,7 @@ def write(
     config: shape of the model.
     source: its arrays, read one by one.
     origin: see `model_config`.
-    origin_generation: see `generation_config`.
+    generation: content of `generation_config.json`; None takes the plain one.
     score_id: see `model_config`.
     max_shard_bytes: size above which the weights are split over files; a
       larger array has a file of its own.
@@ -155,9 +170,9 @@ def write(
   folder = epath.Path(folder)
   values = model_config(config, origin, score_id)
   storage.write_json_atomic(folder / 'config.json', values)
-  storage.write_json_atomic(
-    folder / 'generation_config.json', generation_config(origin_generation)
-  )
+  if generation is None:
+    generation = generation_config()
+  storage.write_json_atomic(folder / 'generation_config.json', dict(generation))
   entries = sorted(_entries(source), key=lambda entry: entry.name)
   shards = list(_shards(entries, max_shard_bytes))
   weight_map = {}

@@ -62,7 +62,8 @@ def write(
   storage.write_json_atomic(folder / CONFIG, plain_config(config))
   state = {'step': np.int32(step)}
   index = {'version': _VERSION, 'optimizer': {'state': state, 'target': target}}
-  storage.write_atomic(folder / INDEX, serialization.to_bytes(index))
+  # Not `to_bytes`, which would make dicts of the lists.
+  storage.write_atomic(folder / INDEX, serialization.msgpack_serialize(index))
 
 
 def _spec(name: str, shape: tuple[int, ...]) -> dict[str, Any]:

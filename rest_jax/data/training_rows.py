@@ -191,7 +191,7 @@ class _ArrayFile:
       },
     )
 
-  def append(self, values: Sequence):
+  def append(self, values: Sequence | np.ndarray):
     self._buffer.extend(values)
     self.length += len(values)
     if len(self._buffer) >= self._BUFFERED:

@@ -83,6 +83,8 @@ class Ensemble:
     bounded: whether they give rewards (regression), which are clipped to
       [0, 1]; else (Bradley–Terry) R = σ(score).
     fingerprint: of the stage that holds the members.
+    remembered: pairs whose rewards are kept, so that mean and disagreement of
+      the same pairs are computed once.
   """
 
   regressor: Regressor
@@ -92,6 +94,10 @@ class Ensemble:
   buckets: Buckets
   bounded: bool
   fingerprint: str
+  remembered: int = 1 << 17
+  _known: dict[tuple[str, str], np.ndarray] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
 
   def rewards(
     self, sources: Sequence[str], candidates: Sequence[str]
@@ -106,6 +112,22 @@ class Ensemble:
         f'a learned reward was given {len(sources)} sources and'
         f' {len(candidates)} candidates: give one candidate a source'
       )
+    pairs = list(zip(sources, candidates, strict=True))
+    new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+    if len(self._known) + len(new) > self.remembered:
+      self._known.clear()
+      new = list(dict.fromkeys(pairs))
+    if new:
+      found = self._judge(*map(list, zip(*new, strict=True)))
+      self._known.update(zip(new, found.T, strict=True))
+    out = np.zeros((len(self.members), len(pairs)), np.float32)
+    for place, pair in enumerate(pairs):
+      out[:, place] = self._known[pair]
+    return out
+
+  def _judge(
+    self, sources: Sequence[str], candidates: Sequence[str]
+  ) -> Float32[np.ndarray, 'k n']:
     texts = self.pair.encode(self.tokenizer, sources, candidates)
     read = [i for i, text in enumerate(texts) if text is not None]
     out = np.zeros((len(self.members), len(texts)), np.float32)

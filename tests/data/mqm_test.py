@@ -1,5 +1,7 @@
 import gzip
 import pathlib
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -249,6 +251,23 @@ def test_prepare_refuses_what_it_cannot_name(tmp_path):
     write(tmp_path, line('x'), name=name)
   with pytest.raises(errors.DataError, match='a second file of en-de'):
     mqm.prepare(str(tmp_path), out)
+
+
+def test_the_command_line_prepares_and_says_what_it_did(tmp_path):
+  path = write(tmp_path, line('x', 'Style', 'Minor'))
+  write_scores(tmp_path, 'A -1 7')
+  command = [sys.executable, '-m', 'rest_jax.main', '--run_mode=prepare_mqm']
+  command.append(f'--input={path}')
+  out = tmp_path / 'out.tsv'
+  done = subprocess.run(
+    [*command, f'--output={out}'], capture_output=True, text=True, timeout=120
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert 'rows 1, documents 1, equal_system_scores 1' in done.stdout
+  assert out.read_text().split('\n')[1].startswith('a "b\tx\t-1.0\ten-de/talk')
+  refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+  assert refused.returncode == errors.ConfigurationError.exit_code
+  assert 'needs --input' in refused.stderr
 
 
 @pytest.mark.skipif(not TED.exists(), reason='the MQM files are not here')

@@ -6,7 +6,14 @@ import pathlib
 import pytest
 
 from rest_jax import errors
-from rest_jax.data import numerals, prepare, splits, tasks, tokenizer
+from rest_jax.data import (
+  near_duplicates,
+  numerals,
+  prepare,
+  splits,
+  tasks,
+  tokenizer,
+)
 
 SMALL = tasks.NumeralsTask(num_train=60, num_grow=40, num_dev=20, num_test=10)
 DATA = prepare.Data(
@@ -411,3 +418,45 @@ def test_tensorflow_is_kept_off_the_accelerators(seqio):
   rows = list(tasks.tokenized(SMALL, part))
   assert [row['source_id'] for row in rows] == [2, 3]
   assert 'rest_jax_numerals' not in seqio.TaskRegistry.names()
+
+
+def test_five_parts_without_near_repetitions_across_them(tmp_path, seqio):
+  del seqio
+  words = ['eins', 'zwei', 'drei', 'vier', 'fünf', 'sechs', 'sieben', 'acht']
+  words += ['neun', 'zehn', 'elf', 'zwölf']
+  lines = [f'{w} {w}a {w}b {w}c' for w in words]
+  write_bitext(
+    tmp_path,
+    train_de=[*lines[:6], f'{lines[8]} x', lines[2]],
+    train_en=[f't{i} t{i}u' for i in range(8)],
+    dev_de=lines[8:],
+    dev_en=[f'd{i}' for i in range(4)],
+    mono_de=lines[:1],
+  )
+  data = prepare.Data(
+    task=bitext(tmp_path, monolingual=('mono',)),
+    tokenizer=prepare.Bytes(),
+    train='train[:3]',
+    reward='train[3:5]',
+    grow='train[5:]',
+    near_duplicates=near_duplicates.NearDuplicates(0.7),
+  )
+  written, report = run(data, tmp_path / 'out')
+  assert {name: len(rows) for name, rows in written.items()} == {
+    'select': 2, 'report': 2, 'train': 3, 'reward': 2, 'grow': 1
+  }  # fmt: skip
+  # One of Grow's nearly repeats a dev row, another one of the training rows.
+  assert [row['source_id'] for row in written['grow']] == [5]
+  assert [row['source_id'] for row in written['reward']] == [3, 4]
+  assert report['splits']['grow']['near_duplicates'] == 2
+  assert report['splits']['train']['near_duplicates'] == 0
+
+
+def test_a_fifth_split_is_numbered_after_imported_sources():
+  data = prepare.Data(
+    task=SMALL, train='a', grow='b', dev='c', test='d', reward='e'
+  )
+  ids = [data.first_id(name) for name in 'abcde']
+  stride = prepare.SPLIT_STRIDE
+  assert ids == [0, stride, 2 * stride, 3 * stride, 5 * stride]
+  assert 4 * stride == prepare.FIRST_IMPORTED_ID

@@ -86,3 +86,18 @@ def test_the_cut_is_by_whole_documents_and_balanced(keys):
 def test_one_document_cannot_be_cut():
   with pytest.raises(errors.DataError, match='at least two'):
     splits.cut_in_two(['talk 1'] * 5)
+
+
+def test_whole_groups_are_held_out():
+  keys = [f'document {i % 20}' for i in range(200)]
+  chosen = splits.held_out(keys, 0.25)
+  assert len(chosen) == 5
+  assert splits.held_out(keys[::-1], 0.25) == chosen
+  assert splits.held_out(keys, 0.1) < chosen
+
+
+def test_something_is_held_out_and_something_left():
+  assert len(splits.held_out(['a', 'b'], 0.01)) == 1
+  assert len(splits.held_out(['a', 'b'], 0.99)) == 1
+  with pytest.raises(errors.DataError, match='1 different sources'):
+    splits.held_out(['a', 'a'], 0.5)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from rest_jax import errors
+from rest_jax import errors, losses
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.rewards import regressor as regressor_lib
 from rest_jax.rewards.regressor import Buckets, Regressor
 from rest_jax.sharding import AxisRules, Layout
+from rest_jax.training import state as state_lib
+from rest_jax.training import step
+from rest_jax.training.optimizer import Optimizer
 from rest_jax.types import Batch
 
 CONFIG = T5Config(
@@ -156,3 +159,36 @@ def test_what_cannot_be_scored(params, texts):
     ONE.scores(broken, texts, BUCKETS)
   with pytest.raises(errors.ConfigurationError, match='rising lengths'):
     Buckets(lengths=(8, 4))
+
+
+def test_a_sharded_update_equals_an_unsharded_one(params):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(2, 32, (8, 6)).astype(np.int32)
+  tokens[:, 2] = tokens[:, 5] = 1  # Two texts a row.
+  levels = rng.integers(1, losses.LEVELS, (8, 2)).astype(np.int32)
+  batch = Batch(
+    encoder_input_tokens=tokens,
+    decoder_input_tokens=np.zeros((8, 2), np.int32),
+    decoder_target_tokens=levels,
+    decoder_loss_weights=np.ones((8, 2), np.float32),
+  )
+  adamw = Optimizer(name='adamw', learning_rate=1e-2)
+  ended = []
+  for layout in (Layout(data=1), Layout(data=2, model=4)):
+    network = Regressor(CONFIG, layout)
+    update = step.make_train_step(
+      network, adamw, losses.Regression(), num_microbatches=2
+    )
+    placed = jax.device_put(params, network.param_shardings())
+    state, metrics = update(state_lib.init_state(network, adamw, placed), batch)
+    assert metrics['tokens'] == 16
+    expected = np.asarray(PREDICT(params, tokens[:, :3]))
+    first = np.mean((expected - (levels[:, 0] - 1) / losses.LEVELS) ** 2)
+    expected = np.asarray(PREDICT(params, tokens[:, 3:]))
+    second = np.mean((expected - (levels[:, 1] - 1) / losses.LEVELS) ** 2)
+    np.testing.assert_allclose(
+      metrics['squared_error'], (first + second) / 2, rtol=1e-4
+    )
+    ended.append((float(metrics['loss']), float(metrics['grad_norm'])))
+    del state
+  np.testing.assert_allclose(ended[0], ended[1], rtol=1e-4)

@@ -1,6 +1,6 @@
 """Opens exported folders with transformers itself, and translates with it.
 
-  python hugging_face_peer.py < {"folder": …, "lines": […], "max_new": 16}
+  python hugging_face_peer.py < {"folder": …, "lines": […]}
 
 Prints JSON: `warnings`, what transformers or Python said while the folder was
 opened; `ids` and `translations` of the lines, by greedy search.
@@ -29,7 +29,7 @@ class _Said(logging.Handler):
     self.lines.append(record.getMessage())
 
 
-def main(folder: str, lines: list[str], max_new: int) -> dict[str, object]:
+def main(folder: str, lines: list[str]) -> dict[str, object]:
   """Does what the module says."""
   said = _Said()
   transformers.utils.logging.disable_default_handler()
@@ -45,7 +45,7 @@ def main(folder: str, lines: list[str], max_new: int) -> dict[str, object]:
   translations = []
   for row in ids:
     out = model.eval().generate(
-      torch.tensor([row]), num_beams=1, do_sample=False, max_new_tokens=max_new
+      torch.tensor([row]), num_beams=1, do_sample=False
     )
     translations.append(tokenizer.decode(out[0], skip_special_tokens=True))
   return {
