@@ -220,7 +220,6 @@ def _sample(
     max_decode_len=max_decode_len,
     num_tokens=num_tokens,
     temperature=temperature,
-    eos_id=policy.config.eos_id,
   )
 
 
@@ -239,7 +238,6 @@ def _beam_search(
     alpha=alpha,
     max_decode_len=max_decode_len,
     num_tokens=num_tokens,
-    eos_id=policy.config.eos_id,
   )
 
 

@@ -61,16 +61,19 @@ def train(opened, optimizer):
 
 
 ADAFACTOR = Optimizer(learning_rate=0.02, min_dim_size_to_factor=8)
+ADAMW = Optimizer(name='adamw', learning_rate=3e-3, weight_decay=0.1)
 
 
-def test_all_parameters_train_in_bfloat16(opened):
-  losses, same = train(opened, ADAFACTOR)
+@pytest.mark.parametrize('optimizer', [ADAFACTOR, ADAMW])
+def test_all_parameters_train_in_bfloat16(opened, optimizer):
+  losses, same = train(opened, optimizer)
   assert losses[-1] < losses[0]
   assert not same
 
 
-def test_frozen_parameters_keep_every_bit(opened):
-  losses, same = train(opened, dataclasses.replace(ADAFACTOR, frozen=FROZEN))
+@pytest.mark.parametrize('optimizer', [ADAFACTOR, ADAMW])
+def test_frozen_parameters_keep_every_bit(opened, optimizer):
+  losses, same = train(opened, dataclasses.replace(optimizer, frozen=FROZEN))
   assert losses[-1] < losses[0]
   assert same == {
     'token_embedder/embedding',
