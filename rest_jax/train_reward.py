@@ -358,9 +358,8 @@ def _judge(
 
   Returns:
     `disagreement`, the mean standard deviation; `accuracy`, the share of pairs
-    of one source (of preferences) in the right order, ties calibrated;
-    `tau_within` and `tau`, Kendall's within a source and over all; those that
-    are defined.
+    of one source (of preferences) in the right order; `tau_within` and `tau`,
+    Kendall's within a source and over all; those that are defined.
   """
   texts = [(e.source, text) for e in examples for text in e.candidates]
   sources, candidates = map(list, zip(*texts, strict=True))
@@ -390,7 +389,7 @@ def _judge(
   ]
   if len(numbers) < len(groups):
     found = agreement.agreement(np.array(wanted), mean, np.array(groups))
-    figures['accuracy'] = found.calibrated_accuracy
+    figures['accuracy'] = found.accuracy
     if math.isfinite(found.tau_within):
       figures['tau_within'] = found.tau_within
   tau = agreement.kendall_tau(np.array(wanted), mean)
