@@ -68,6 +68,15 @@ _WORKER_BIN = {
 }
 
 
+# What a shell starts in the background ignores SIGINT, and so would bash. It is
+# set back in a process of its own: this one has JAX's threads and must not fork.
+_INTERRUPTIBLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Cloud:
   """A fake cloud, a settings file, and the scripts to run against both."""
 
@@ -166,15 +175,13 @@ class Cloud:
 
   def start(self, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-      self.command(name),
+      [sys.executable, '-c', _INTERRUPTIBLE, *self.command(name)],
       cwd=self.here,
       env=self.environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
-      # What a shell starts in the background ignores it, and so would bash.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   def calls(self) -> list[list[str]]:
