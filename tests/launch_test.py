@@ -69,7 +69,7 @@ _WORKER_BIN = {
 
 
 # What a shell starts in the background ignores SIGINT, and so would bash. It is
-# set back in a process of its own: this one has JAX's threads and must not fork.
+# set back in another process: this one has JAX's threads and must not fork.
 _INTERRUPTIBLE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
