@@ -20,6 +20,7 @@ from rest_jax.run_directory import RunDirectory, Stage
 from rest_jax.sharding import Layout
 from rest_jax.types import Params
 
+BC = 'supervised'  # Stage of the supervised policy.
 PARAMS = 'params'  # Folder of a policy's final parameters in its stage.
 REWARD_DATA = 'reward_data'  # Store of samples that the reward learns from.
 IMPORTED = 'imported'  # Store of others' outputs, as grow_1 is of samples.
@@ -109,10 +110,13 @@ class Context:
     """The parameters of a committed policy stage; the last are kept."""
     if self._params is None or self._params[0] != policy_name:
       self._params = None  # Let go of the old before the new are read.
-      folder = self.read(policy_name).folder / PARAMS
-      params = native.restore_params(folder, self.policy.placed_params())
-      self._params = (policy_name, params)
+      self._params = (policy_name, self.read_params(policy_name))
     return self._params[1]
+
+  def read_params(self, policy_name: str) -> Params:
+    """The parameters of a committed policy stage, which are not kept."""
+    folder = self.read(policy_name).folder / PARAMS
+    return native.restore_params(folder, self.policy.placed_params())
 
   def split_folder(self, split: str) -> epath.Path:
     """Folder of a data split; `grow` is `train` where they are the same."""

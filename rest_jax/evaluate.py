@@ -11,8 +11,8 @@ import pyarrow as pa
 import sacrebleu
 from jaxtyping import Float
 
-from rest_jax import generation, grow, results
-from rest_jax.context import Context
+from rest_jax import diagnostics, divergence, generation, grow, results
+from rest_jax.context import BC, Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
@@ -36,6 +36,8 @@ class Evaluate:
     batching: shapes of decoding.
     select_sources: sources of D_select used while training (the first ones).
     select_samples: samples for each of these.
+    divergence: whether KL(π‖π_BC) and the entropy are measured, which takes
+      samples at T = 1 and BC's parameters beside the policy's.
   """
 
   target_language: str
@@ -47,6 +49,7 @@ class Evaluate:
   batching: generation.Batching = generation.Batching()
   select_sources: int = 512
   select_samples: int = 4
+  divergence: bool = True
 
   def __post_init__(self):
     counts = ('num_samples', 'select_sources', 'select_samples', 'num_beams')
@@ -132,18 +135,32 @@ def _repeat(values: Sequence[str], count: int) -> list[str]:
   return [value for value in values for _ in range(count)]
 
 
-def select_reward(
-  context: Context, settings: Evaluate, reward: base.RewardModel
-):
-  """A function from parameters to their mean reward on D_select."""
-  split = Split(context, 'select', settings.select_sources)
-  rewarded = Rewarded(context, settings, reward, split)
+class SelectReward:
+  """From parameters to their mean reward on D_select; counts what it costs.
 
-  def evaluate(params: Params) -> float:
-    rewards, _, _ = rewarded(params, settings.sampling, settings.select_samples)
+  Attributes:
+    num_samples: samples that each call draws.
+    decoded_tokens: tokens of all calls so far.
+  """
+
+  def __init__(
+    self, context: Context, settings: Evaluate, reward: base.RewardModel
+  ):
+    """Reads the sources; draws nothing yet."""
+    split = Split(context, 'select', settings.select_sources)
+    self._rewarded = Rewarded(context, settings, reward, split)
+    self._settings = settings
+    self.num_samples = len(split.sources) * settings.select_samples
+    self.decoded_tokens = 0
+
+  def __call__(self, params: Params) -> float:
+    """The mean reward, in [0, 1]."""
+    settings = self._settings
+    rewards, _, generated = self._rewarded(
+      params, settings.sampling, settings.select_samples
+    )
+    self.decoded_tokens += int(generated.lengths.sum())
     return float(rewards.mean(dtype=np.float64))
-
-  return evaluate
 
 
 def corpus_scores(
@@ -206,7 +223,7 @@ def run(
   params = context.params(policy_name)
   data = Split(context, split)
   rewarded = Rewarded(context, settings, reward, data)
-  progress = functools.partial(context.progress.update, total=4)
+  progress = functools.partial(context.progress.update, total=5)
   sampled, texts, generated = rewarded(
     params, settings.sampling, settings.num_samples
   )
@@ -222,7 +239,13 @@ def run(
   progress(3)
   beams = _beam_texts(context, settings, params, data)
   progress(4)
-  _write_samples(stage, data, settings.num_samples, sampled, texts, generated)
+  table = grow.sample_rows(data.table, generated, texts, grow_step=0)
+  described = diagnostics.describe(table)
+  if settings.divergence:
+    described |= _divergence(context, settings, policy_name, params, data)
+  progress(5)
+  table = table.append_column('reward', pa.array(sampled.reshape(-1)))
+  stage.write_part('samples.parquet', store.table_bytes(table))
   _write_beams(stage, data, beams, greedy_texts, greedy)
   per_source = sampled.mean(axis=1, dtype=np.float64)
   low, high = results.bootstrap_interval(per_source)
@@ -234,7 +257,9 @@ def run(
     'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
     'best_t': best_t,
     'reward_trained_on': ' '.join(reward_trained_on),
-  } | corpus_scores(beams, data.references, settings.target_language)
+  }
+  figures |= corpus_scores(beams, data.references, settings.target_language)
+  figures |= described
   figures['further'] = {}
   for metric in further_metrics:
     figures['further'] |= _further(context, metric, data, texts, greedy_texts)
@@ -312,17 +337,43 @@ def _beam_texts(
   return [context.tokenizer.decode(tokens.tolist()) for tokens in beams]
 
 
-def _write_samples(
-  stage: Stage,
+def _divergence(
+  context: Context,
+  settings: Evaluate,
+  policy_name: str,
+  params: Params,
   data: Split,
-  num_samples: int,
-  rewards: np.ndarray,
-  texts: Sequence[str],
-  generated: generation.Generated,
-) -> None:
-  table = grow.sample_rows(data.table, generated, texts, grow_step=0)
-  table = table.append_column('reward', pa.array(rewards.reshape(-1)))
-  stage.write_part('samples.parquet', store.table_bytes(table))
+) -> dict[str, float]:
+  """`kl_bc` and `entropy`, from as many samples as the mean reward."""
+  generated = generation.generate(
+    context.policy,
+    params,
+    data.source_tokens,
+    data.source_ids,
+    seed=context.seed,
+    purpose='evaluate',
+    step=0,
+    num_samples=settings.num_samples,
+    sampling=Sampling(temperature=1.0),  # π itself, whatever Grow truncates.
+    batching=settings.batching,
+    num_tokens=context.tokenizer.size,
+  )
+  behaviour = params
+  if policy_name != BC:
+    behaviour = context.read_params(BC)
+  found = divergence.measure(
+    context.policy,
+    params,
+    behaviour,
+    data.source_tokens,
+    generated,
+    batching=settings.batching,
+    num_tokens=context.tokenizer.size,
+  )
+  return {
+    'kl_bc': float(found.kl.mean(dtype=np.float64)),
+    'entropy': float(found.entropy.mean(dtype=np.float64)),
+  }
 
 
 def _write_beams(

@@ -282,13 +282,14 @@ def run(
     f' {100 * batches.padding_share:.1f} % padding'
   )
   reporter = supervised.Reporter(context, stage, stopping.max_steps, 'reward')
+  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
   outcome = early_stopping.train(
     context.policy,
     context.params(step.start),
     settings.training,
     stopping,
     batches,
-    evaluate_lib.select_reward(context, evaluation, reward),
+    selecting,
     folder=stage.work / 'checkpoints',
     # Dropout must differ from step to step, or errors would repeat.
     seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
@@ -297,7 +298,12 @@ def run(
     where=stage.name,
     on_step=reporter.on_step,
     on_evaluation=reporter.on_evaluation,
+    decoded=lambda: selecting.decoded_tokens,
   )
+  counts |= {
+    'select_samples': len(outcome.history) * selecting.num_samples,
+    'select_tokens': outcome.history[-1].decoded_tokens,
+  }
   if not outcome.best.step:
     context.progress.note(
       'no update improved the reward on D_select: the policy stays as it was'

@@ -39,9 +39,19 @@ class Policy(Network):
       batch: rows of padded or packed pairs.
       dropout_key: a key to train with dropout; None: no dropout.
     """
+    logits = self.logits(params, batch, dropout_key)
+    return score_tokens(logits, jnp.asarray(batch.decoder_target_tokens))
+
+  def logits(
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'b t v']:
+    """Returns float32 logits of every target token; else as `score`."""
     rngs = None if dropout_key is None else {'dropout': dropout_key}
     batch = jax.tree.map(jnp.asarray, batch)
-    logits = self._model.apply(
+    return self._model.apply(
       {'params': params},
       batch,
       rngs=rngs,
@@ -53,7 +63,6 @@ class Policy(Network):
         batch.decoder_segment_ids,
       ),
     )
-    return score_tokens(logits, batch.decoder_target_tokens)
 
   def start_cache(
     self,

@@ -10,6 +10,7 @@ import rich.console
 from rest_jax import (
   check_reward,
   improve,
+  ledger,
   rest,
   results,
   stages,
@@ -35,7 +36,8 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
         while at is not None:
           lineage.append(context.stage(at.stage))
           at = plans.get(at.start)
-        out.append(_row(policy, split, run.seed, lineage, stage))
+        spent = ledger.spent(context, policy.stage)
+        out.append(_row(policy, split, run.seed, lineage, stage, spent))
   return out
 
 
@@ -45,6 +47,7 @@ def _row(
   seed: int,
   lineage: list[Stage],
   evaluation: Stage,
+  spent: ledger.Spent,
 ) -> results.Row:
   """A row of results; `lineage` leads from the policy back to BC."""
   manifests = [stage.manifest for stage in lineage]
@@ -62,6 +65,7 @@ def _row(
     distinct_samples=counts.get('distinct_samples'),
     train_tokens=sum(m['counts'].get('train_tokens', 0) for m in manifests),
     seconds=manifests[0]['seconds'] + evaluation.manifest['seconds'],
+    **dataclasses.asdict(spent),
     **evaluation.manifest['extra']['figures'],
   )
 

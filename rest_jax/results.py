@@ -42,6 +42,20 @@ class Row:
       outputs; a column each.
     reward_trained_on: data sets of the split that the reward was trained on,
       so that its figures flatter; most often none.
+    kl_bc: KL(π‖π_BC) in nats a sequence; see `divergence`. None where it was
+      not measured.
+    entropy: of π, in nats a sequence, from the same samples.
+    distinct_1: distinct words over words, of the samples of `reward_mean`.
+    distinct_2: distinct pairs of words over words.
+    length_ratio: mean of characters of output over those of source.
+    repeated_share: share of outputs with a phrase three times in a row.
+    untranslated_share: share of outputs that are their source.
+    samples_grown: samples drawn to learn from, over all that the policy was
+      made from; see `ledger`.
+    samples_drawn: these and the samples of D_select that decided when to stop.
+    decoded_tokens: of `samples_drawn`.
+    reward_calls: pairs of source and target that the reward was asked about.
+    device_seconds: seconds times devices, of all stages that made the policy.
   """
 
   policy: str
@@ -68,6 +82,18 @@ class Row:
   seconds: float
   further: dict[str, float | None] = dataclasses.field(default_factory=dict)
   reward_trained_on: str = ''
+  kl_bc: float | None = None
+  entropy: float | None = None
+  distinct_1: float | None = None
+  distinct_2: float | None = None
+  length_ratio: float | None = None
+  repeated_share: float | None = None
+  untranslated_share: float | None = None
+  samples_grown: int | None = None
+  samples_drawn: int | None = None
+  decoded_tokens: int | None = None
+  reward_calls: int | None = None
+  device_seconds: float | None = None
 
 
 def bootstrap_interval(

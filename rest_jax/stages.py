@@ -369,11 +369,14 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
     for name, value in _reward_config(model).items():
       further[f'{model.info.name}: {name}'] = value
   overlap = run.trained_on_overlap('test' if split == 'test' else 'dev')
+  settings = config.flatten(run.evaluate, 'Evaluate')
+  if run.evaluate.divergence:  # Evaluations from before it stay valid.
+    del settings['Evaluate.divergence']
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',
     ('data', policy.stage, *_learned_inputs(*run.annotate.metrics)),
-    config.flatten(run.evaluate, 'Evaluate')
+    settings
     | _reward_config(run.annotate.reward)
     | further
     | {'SEED': run.seed}

@@ -88,6 +88,9 @@ def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
     *('reward_best_t', 'best_t', 'bleu', 'chrf'),
     *('bleu_signature', 'chrf_signature', 'train_tokens'),
     'reward_trained_on',
+    *('kl_bc', 'entropy', 'distinct_1', 'distinct_2', 'length_ratio'),
+    *('repeated_share', 'untranslated_share', 'samples_grown'),
+    *('samples_drawn', 'decoded_tokens', 'reward_calls'),
   ]
   by_policy = {row['policy']: row for row in rows}
   for row in rows:
@@ -105,6 +108,42 @@ def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
   # Improve counts BC's tokens too.
   tokens = {name: int(row['train_tokens']) for name, row in by_policy.items()}
   assert 0 < tokens['BC'] < tokens['G1 I0'] < tokens['G1 I1']
+
+
+def test_results_tell_how_far_each_policy_has_gone_from_bc(whole_run):
+  for row in running.results(whole_run.folder):
+    kl, entropy = float(row['kl_bc']), float(row['entropy'])
+    assert (kl == 0) == (row['policy'] == 'BC')
+    assert kl >= 0
+    assert 0 < entropy < 16 * math.log(64)
+    for name in ('distinct_1', 'repeated_share', 'untranslated_share'):
+      assert 0 <= float(row[name]) <= 1
+
+
+def test_results_tell_what_each_policy_has_cost(whole_run):
+  rows = {row['policy']: row for row in running.results(whole_run.folder)}
+  cost = {
+    policy: tuple(
+      int(row[name])
+      for name in ('samples_grown', 'samples_drawn', 'reward_calls')
+    )
+    for policy, row in rows.items()
+  }
+  # An evaluation draws 2 samples of 8 sources; one at update 0, 2 and 4.
+  steps = [
+    len(_manifest(whole_run.folder / f'grow_1/improve_{i}')['extra']['history'])
+    for i in (0, 1)
+  ]
+  first, both = 16 * steps[0], 16 * sum(steps)
+  assert cost['BC'] == (0, 0, 0)
+  # Grow drew 2 samples of 24 sources, and 64 references have rewards too.
+  assert cost['G1 I0'] == (48, 48 + first, 112 + first)
+  assert cost['G1 I1'] == (48, 48 + both, 112 + both)
+  # The control that never sees a sample pays for D_select's alone.
+  assert cost['BC+'][0] == 0 < cost['BC+'][1] == cost['BC+'][2]
+  assert int(rows['BC']['decoded_tokens']) == 0
+  tokens = int(rows['G1 I1']['decoded_tokens'])
+  assert 48 + both <= tokens <= 16 * (48 + both)
 
 
 def test_the_run_directory_is_as_designed(whole_run):

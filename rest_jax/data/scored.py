@@ -1,7 +1,7 @@
 """Samples with their scores beside them, and as numpy rows for selections."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +113,7 @@ def rows_from_table(
   """
   source_ids = table['source_id'].to_numpy()
   starts = store.source_starts(source_ids)
-  optional = {name: _OPTIONAL[name](table) for name in needs}
+  optional = text_fields(table, needs)
   return rows_lib.Rows(
     source_ids=source_ids[starts[:-1]],
     offsets=starts,
@@ -124,6 +124,16 @@ def rows_from_table(
     lengths=table['length'].to_numpy(),
     **optional,
   )
+
+
+def text_fields(table: pa.Table, names: Iterable[str]) -> dict[str, np.ndarray]:
+  """Optional fields of `rows.Rows`, of samples in any order.
+
+  Args:
+    table: columns `columns_for(names)`.
+    names: of the fields.
+  """
+  return {name: _OPTIONAL[name](table) for name in names}
 
 
 def references(table: pa.Table) -> pa.Array:

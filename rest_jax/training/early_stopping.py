@@ -69,11 +69,13 @@ class Evaluation:
     step: updates made.
     value: the figure that decides, higher is better.
     train_tokens: target tokens trained on so far.
+    decoded_tokens: tokens decoded for this and all evaluations before it.
   """
 
   step: int
   value: float
   train_tokens: int
+  decoded_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,7 @@ def train(
   where: str,
   on_step: Callable[[fit_lib.StepDone], None],
   on_evaluation: Callable[[Evaluation], None],
+  decoded: Callable[[], int] = lambda: 0,
 ) -> Outcome:
   """Trains until `stopping` says so; resumes from `folder`.
 
@@ -132,6 +135,7 @@ def train(
     where: name of the stage, for messages.
     on_step: called after each update.
     on_evaluation: called after each evaluation.
+    decoded: tokens that `evaluate` has decoded so far in this process.
 
   Returns:
     The best parameters and the history.
@@ -143,10 +147,12 @@ def train(
   checkpoints = native.Checkpoints(folder)
   state, history = _resume(policy, params, training.optimizer, checkpoints)
   tokens = history[-1].train_tokens if history else 0
+  decoded_before = history[-1].decoded_tokens if history else 0
 
   def record(state: TrainState) -> None:
+    value = float(evaluate(state.params))
     evaluation = Evaluation(
-      int(state.step), float(evaluate(state.params)), tokens
+      int(state.step), value, tokens, decoded_before + decoded()
     )
     history.append(evaluation)
     on_evaluation(evaluation)

@@ -182,6 +182,7 @@ def results(run: pathlib.Path) -> list[dict[str, str]]:
     rows = list(csv.DictReader(file))
   for row in rows:
     assert float(row.pop('seconds')) >= 0
+    assert float(row.pop('device_seconds')) >= 0
   return rows
 
 
