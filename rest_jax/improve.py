@@ -6,28 +6,22 @@ differ in which rows they train on, and in nothing else.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from rest_jax import evaluate as evaluate_lib
-from rest_jax import preview, schedule, selection, supervised
-from rest_jax import rows as rows_lib
-from rest_jax.context import IMPORTED, Context
-from rest_jax.data import loader, scored
-from rest_jax.data.lookup import Lookup
-from rest_jax.data.tokenizer import EOS_ID
+from rest_jax import grown_data, losses, schedule, selection, supervised
+from rest_jax.context import BC, Context
+from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.grown_data import Selections
 from rest_jax.rewards import base
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping
+from rest_jax.training import step as step_lib
 
-Control = Literal['none', 'random', 'continued']
-Selections = tuple[selection.Selection, ...]
+Control = Literal['none', 'random', 'continued', 'permuted']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +64,11 @@ class Improve:
         f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
         ' (0, 1]: learning rates fall from step to step.'
       )
+    if not isinstance(self.training.loss, losses.PolicyLoss):
+      raise ConfigurationError(
+        f'Improve.training.loss = {type(self.training.loss).__name__} is no'
+        ' loss of a policy; give one of rest_jax.losses or offline_losses.'
+      )
     if self.mixture != 'union' and (
       isinstance(self.mixture, str) or not 0 <= self.mixture <= 1
     ):
@@ -89,7 +88,9 @@ class Step:
     stores: the stores of scored rows that make up D_g: that of Grow step g,
       and that of imported samples where there are any.
     control: 'none' for ReST itself; 'random' trains on random rows, as many a
-      source as the filter keeps; 'continued' on the references of D alone.
+      source as the filter keeps; 'permuted' as ReST itself, on rewards that
+      have changed places within each source; 'continued' on the references of
+      D alone.
     twin: for a control, the stage whose number of updates it makes.
   """
 
@@ -99,146 +100,6 @@ class Step:
   stores: tuple[str, ...]
   control: Control = 'none'
   twin: str | None = None
-
-
-class GrownData:
-  """The scored rows of D_g, as a stream that can be read again.
-
-  References of imported sources are no rows of D: they served the reward.
-  """
-
-  def __init__(
-    self, context: Context, settings: Improve, stores: Sequence[str]
-  ):
-    """Opens the committed stages of some stores; nothing is read yet."""
-    self._context, self._settings = context, settings
-    self._stores = [
-      (context.read(f'{name}/samples'), context.read(f'{name}/reward'))
-      for name in stores
-    ]
-
-  def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Streams whole sources, with `columns` (`origin` too) and `reward`."""
-    for samples, reward in self._stores:
-      imported = samples.name.startswith(f'{IMPORTED}/')
-      for table in scored.iter_scored(
-        samples.folder, {'reward': reward.folder}, columns
-      ):
-        if imported:
-          table = table.filter(pc.not_equal(table['origin'], 'reference'))
-        if table.num_rows:
-          yield table
-
-  def _rows(
-    self, needs: frozenset[str] = frozenset()
-  ) -> Iterator[rows_lib.Rows]:
-    for table in self._tables(scored.columns_for(needs)):
-      yield scored.rows_from_table(table, needs)
-
-  def _counts(self, rows: rows_lib.Rows) -> np.ndarray:
-    """Rows of D_g as this configuration has it: with or without D."""
-    if self._settings.original_data == 'filtered':
-      return np.ones(len(rows.reward), bool)
-    return ~rows.is_reference
-
-  def rewards(self) -> Iterator[np.ndarray]:
-    """Streams the rewards that the schedule is held against."""
-    for rows in self._rows():
-      yield rows.reward[self._counts(rows)]
-
-  def mean_reward(self) -> float:
-    """V = E_{D_g}[R]."""
-    total, count = 0.0, 0
-    for rewards in self.rewards():
-      total += float(rewards.sum(dtype=np.float64))
-      count += len(rewards)
-    if not count:
-      raise DataError(
-        f'{self._stores[0][0].folder} holds no row to train on; grow again with'
-        ' sources, or set Improve.original_data.'
-      )
-    return total / count
-
-  def selections(self, num_steps: int) -> list[Selections]:
-    """The selections of Improve steps 0 … `num_steps`."""
-    settings = self._settings
-    filters = settings.schedule.filters(self.rewards)[:num_steps]
-    schedule.check_filters(
-      filters,
-      self.mean_reward(),
-      allow_below_mean=settings.allow_tau_below_mean,
-    )
-    first = (selection.SamplesOnly(),)
-    if settings.original_data == 'filtered':
-      first = ()
-    return [
-      (*first, *settings.before, middle, *settings.after)
-      for middle in (selection.Unfiltered(), *filters)
-    ]
-
-  def previews(self, steps: Sequence[Selections]) -> list[preview.StepPreview]:
-    """What each step keeps, in one pass."""
-    needs = preview.NEEDS.union(*(selection.needs_of(s) for s in steps))
-    return preview.preview(self._rows(needs), steps)
-
-  def training_rows(
-    self, selections: Selections
-  ) -> Iterator[supervised.TrainingRow]:
-    """The rows that pass, with the tokens of their sources."""
-    needs = selection.needs_of(selections)
-    columns = [*scored.columns_for(needs), 'source', 'target_tokens']
-    source_tokens = _SourceTokens(self._context)
-    for table in self._tables(list(dict.fromkeys(columns))):
-      rows = scored.rows_from_table(table, needs)
-      kept = np.flatnonzero(self._with_original(rows, selections))
-      is_original = rows.is_reference[kept]
-      table = table.take(kept)
-      sources = source_tokens(table, rows.origin[kept])
-      targets = table['target_tokens'].to_numpy()
-      for source, target, reference in zip(
-        sources, targets, is_original, strict=True
-      ):
-        yield source, target, 1.0, bool(reference)
-
-  def _with_original(
-    self, rows: rows_lib.Rows, selections: Selections
-  ) -> np.ndarray:
-    kept = selection.select(selections, rows)
-    if self._settings.original_data == 'unfiltered':
-      return kept | rows.is_reference
-    return kept
-
-
-class _SourceTokens:
-  """The tokens of the sources of rows, asked for in the stores' order."""
-
-  def __init__(self, context: Context):
-    wanted = ('source_id', 'source_tokens')
-    self._lookups = {
-      rows_lib.POLICY: Lookup(context.sources('grow', wanted), wanted[1]),
-      rows_lib.REFERENCE: Lookup(context.sources('train', wanted), wanted[1]),
-    }
-    self._tokenizer = context.tokenizer
-
-  def __call__(self, table: pa.Table, origins: np.ndarray) -> np.ndarray:
-    """Lists of ids, EOS included, for rows with these origins [m]."""
-    out = np.empty(table.num_rows, object)
-    ids = table['source_id'].to_numpy()
-    for origin, lookup in self._lookups.items():
-      mask = origins == origin
-      found = lookup(ids[mask].tolist())
-      out[mask] = np.fromiter(found, object, len(found))
-    mask = origins == rows_lib.IMPORTED
-    if mask.any():  # Sources of others' are in no split of the data.
-      found = self._encode(table['source'].filter(mask).to_pylist())
-      out[mask] = np.fromiter(found, object, len(found))
-    return out
-
-  def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-    distinct = list(dict.fromkeys(texts))
-    tokens = self._tokenizer.encode_batch(distinct)
-    known = dict(zip(distinct, tokens, strict=True))
-    return [[*known[text], EOS_ID] for text in texts]
 
 
 def run(
@@ -266,7 +127,13 @@ def run(
     RewardError: the reward model failed.
   """
   began = time.monotonic()
-  rows, counts, mixture = _write_rows(context, stage, settings, step)
+  training = dataclasses.replace(
+    settings.training, loss=loss_of(settings, step.control)
+  )
+  rows, counts, mixture = _write_rows(
+    context, stage, settings, step, training.loss
+  )
+  _score_rows(context, rows, training, step)
   stopping = settings.stopping
   if step.twin is not None:
     updates = context.read(step.twin).manifest['counts']['updates']
@@ -274,7 +141,7 @@ def run(
       stopping, max_steps=updates, patience=updates + 1
     )
   batches = loader.TrainingBatches(
-    rows, settings.training.packing, context.seed, mixture
+    rows, training.packing, context.seed, mixture
   )
   context.progress.note(
     f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
@@ -286,7 +153,7 @@ def run(
   outcome = early_stopping.train(
     context.policy,
     context.params(step.start),
-    settings.training,
+    training,
     stopping,
     batches,
     selecting,
@@ -327,15 +194,29 @@ def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:
   return (*chosen[:filter_at], like)
 
 
+def loss_of(settings: Improve, control: Control) -> losses.PolicyLoss:
+  """The loss of an Improve step; BC's where D's own pairs do not fit it."""
+  loss = settings.training.loss
+  if control == 'continued' and not loss.fits_references:
+    return losses.BehavioralCloning()
+  return loss
+
+
 def _write_rows(
-  context: Context, stage: Stage, settings: Improve, step: Step
+  context: Context,
+  stage: Stage,
+  settings: Improve,
+  step: Step,
+  loss: losses.PolicyLoss,
 ) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
   """Writes what the step trains on; returns also its counts and mixture."""
   folder = stage.work / 'rows'
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
     return rows, {'references': len(rows)}, 'union'
-  grown = GrownData(context, settings, step.stores)
+  grown = grown_data.GrownData(
+    context, settings, step.stores, permuted=step.control == 'permuted'
+  )
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':
     chosen = random_control(chosen, len(settings.after), context.seed)
@@ -348,7 +229,12 @@ def _write_rows(
       f'{stage.name}: none of {kept.samples:,} samples passes the filter'
       f' ({label}); lower it (THRESHOLDS, SCHEDULE), or grow more samples.'
     )
-  rows = loader.write_rows(folder, grown.training_rows(chosen))
+  rows = loader.write_rows(
+    folder,
+    grown.training_rows(chosen, loss),
+    figures=grown_data.stored_figures(loss),
+    group=2 if loss.paired else 1,
+  )
   counts = {
     'kept_samples': kept.kept_samples,
     'kept_sources': kept.kept_sources,
@@ -356,6 +242,8 @@ def _write_rows(
     'distinct_samples': kept.distinct_samples,
     'references': int(rows.is_original.sum()),
   }
+  if loss.paired:
+    counts['pairs'] = len(rows) // 2
   context.progress.note(
     f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
     f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'
@@ -364,3 +252,20 @@ def _write_rows(
   has_both = 0 < counts['references'] < len(rows)
   mixture = settings.mixture if has_both else 'union'
   return rows, counts, mixture
+
+
+def _score_rows(
+  context: Context,
+  rows: loader.TrainingRows,
+  training: early_stopping.Training,
+  step: Step,
+) -> None:
+  """Has the log-probabilities computed that the loss needs of policies."""
+  by = {'bc_log_probs': BC, 'start_log_probs': step.start}
+  batches = loader.TrainingBatches(rows, training.packing, seed=0)
+  for name in training.loss.needs:
+    if name in losses.SCORED:
+      measure = functools.partial(
+        step_lib.target_log_probs, context.policy, context.params(by[name])
+      )
+      rows.add_figure(name, batches.each_token(measure))

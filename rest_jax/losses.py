@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rest_jax import errors, types
@@ -125,8 +126,50 @@ class TokenLoss(Protocol):
     """Returns the same without penalties, to compare runs by."""
 
 
+class PolicyLoss:
+  """What Improve asks of a loss besides; what holds for BC is said here.
+
+  Attributes:
+    figure: every loss of a policy is reported beside the plain −log π.
+    name: in the results.
+    needs: figures of each target token that must stand in
+      `Batch.decoder_figures`; see `STORED` and `SCORED`.
+    paired: whether it trains on pairs: a better sample of a source, and next to
+      it in the same packed row a worse one.
+    uses_rewards: whether rewards matter to it beside the filter.
+  """
+
+  figure: ClassVar[str] = 'nll'
+  name: ClassVar[str] = 'bc'
+  needs: ClassVar[tuple[str, ...]] = ()
+  paired: ClassVar[bool] = False
+  uses_rewards: ClassVar[bool] = False
+
+  def row_weights(
+    self, rewards: Float[np.ndarray, ' n']
+  ) -> Float[np.ndarray, ' n']:
+    """The weight of each row that the filter kept, by its reward."""
+    return np.ones_like(rewards)
+
+  @property
+  def fits_references(self) -> bool:
+    """Whether it asks nothing that D's own pairs cannot tell."""
+    return not (self.needs or self.paired or self.uses_rewards)
+
+  def plain(self, scores: types.TokenScores, batch: types.Batch) -> jax.Array:
+    """Returns −log π of each target token, float32 [b, t], nats."""
+    del batch
+    return negative_log_likelihood(scores.log_probs)
+
+
+# Figures of target tokens. Grow stored them, untempered and as drawn:
+STORED = ('grown_log_probs', 'sampling_log_probs')
+# Improve has them computed, by BC and by the policy that the step starts from:
+SCORED = ('bc_log_probs', 'start_log_probs')
+
+
 @dataclasses.dataclass(frozen=True)
-class BehavioralCloning:
+class BehavioralCloning(PolicyLoss):
   """BC, and with weights in the batch reward-weighted BC (ReST's Improve).
 
   Attributes:
@@ -138,8 +181,6 @@ class BehavioralCloning:
   Raises:
     ConfigurationError: when a value is out of its range.
   """
-
-  figure: ClassVar[str] = 'nll'
 
   label_smoothing: float = 0.0
   z_loss: float = 0.0
@@ -183,10 +224,79 @@ class BehavioralCloning:
       losses = losses + z_loss(scores.log_normalizers, self.z_loss)
     return losses
 
-  def plain(self, scores: types.TokenScores, batch: types.Batch) -> jax.Array:
-    """Returns −log π of each target token, float32 [b, t], nats."""
-    del batch
-    return negative_log_likelihood(scores.log_probs)
+
+def linear_weights(rewards: Float[np.ndarray, '*n']) -> np.ndarray:
+  """The weight R(x, y), of J(θ) = E[R(x, y) · L(x, y; θ)].
+
+  Reward-weighted regression (Peters and Schaal, Reinforcement Learning by
+  Reward-Weighted Regression for Operational Space Control, 2007) with the
+  reward itself for a weight.
+
+  Args:
+    rewards: in [0, 1].
+
+  Returns:
+    As many weights, of the rewards' type.
+  """
+  return rewards
+
+
+def exponential_weights(
+  rewards: Float[np.ndarray, '*n'], beta: float
+) -> np.ndarray:
+  """The weight exp(R(x, y) / β), but for the constant factor exp(−1 / β).
+
+  Peters and Schaal 2007; Peng et al., Advantage-Weighted
+  Regression, 2019, arXiv:1910.00177. The factor keeps a small β from
+  overflowing; the loss is divided by the sum of weights, so it changes nothing.
+
+  Args:
+    rewards: in [0, 1].
+    beta: β, the temperature, above 0: the smaller, the more the best count.
+
+  Returns:
+    As many weights, at most 1, of the rewards' type.
+  """
+  return np.exp((rewards - 1) / beta).astype(rewards.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardWeighted(BehavioralCloning):
+  """Reward-weighted BC: rows that the filter kept count by their reward.
+
+  Attributes:
+    weighting: 'linear' or 'exponential'.
+    beta: β of the exponential one.
+
+  Raises:
+    ConfigurationError: when a value is out of its range.
+  """
+
+  name: ClassVar[str] = 'reward-weighted bc'
+  uses_rewards: ClassVar[bool] = True
+
+  weighting: Literal['linear', 'exponential'] = 'exponential'
+  beta: float = 0.1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.weighting not in ('linear', 'exponential'):
+      raise errors.ConfigurationError(
+        f'RewardWeighted.weighting = {self.weighting!r}: must be'
+        " 'linear' or 'exponential'."
+      )
+    if not 0.0 < self.beta < float('inf'):
+      raise errors.ConfigurationError(
+        f'RewardWeighted.beta = {self.beta}: must be above 0.'
+      )
+
+  def row_weights(
+    self, rewards: Float[np.ndarray, ' n']
+  ) -> Float[np.ndarray, ' n']:
+    """See `PolicyLoss.row_weights`."""
+    if self.weighting == 'linear':
+      return linear_weights(rewards)
+    return exponential_weights(rewards, self.beta)
 
 
 # What a reward model is to learn of a text stands in the place of its target

@@ -9,7 +9,7 @@ import rich.console
 
 from rest_jax import (
   check_reward,
-  improve,
+  grown_data,
   ledger,
   rest,
   results,
@@ -37,7 +37,8 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
           lineage.append(context.stage(at.stage))
           at = plans.get(at.start)
         spent = ledger.spent(context, policy.stage)
-        out.append(_row(policy, split, run.seed, lineage, stage, spent))
+        loss = rest.loss_of(run, policy).name
+        out.append(_row(policy, split, run.seed, lineage, stage, spent, loss))
   return out
 
 
@@ -48,6 +49,7 @@ def _row(
   lineage: list[Stage],
   evaluation: Stage,
   spent: ledger.Spent,
+  loss: str,
 ) -> results.Row:
   """A row of results; `lineage` leads from the policy back to BC."""
   manifests = [stage.manifest for stage in lineage]
@@ -58,7 +60,7 @@ def _row(
     seed=seed,
     grow_step=policy.grow_step,
     improve_step=policy.improve_step,
-    loss='bc',
+    loss=loss,
     threshold=policy.trained_on,
     kept_samples=counts.get('kept_samples'),
     kept_sources=counts.get('kept_sources'),
@@ -98,13 +100,14 @@ def show_preview(run: rest.ReST, context: Context) -> None:
       continue
     shown += 1
     stores = rest.stores(run, g)
-    grown = improve.GrownData(context, lenient, stores)
+    grown = grown_data.GrownData(context, lenient, stores)
     steps = grown.selections(run.num_improve)
     console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
     console.print(
       tables.preview_table(grown.previews(steps), run.improve.schedule)
     )
-    improve.GrownData(context, run.improve, stores).selections(run.num_improve)
+    strict = grown_data.GrownData(context, run.improve, stores)
+    strict.selections(run.num_improve)
   if not shown:
     raise ConfigurationError(
       'nothing is grown and scored yet; run --run_mode=grow and'

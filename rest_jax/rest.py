@@ -6,7 +6,15 @@ Nothing is run here; `stages` lists what is.
 import dataclasses
 from typing import Literal
 
-from rest_jax import annotate, evaluate, grow, improve, supervised
+from rest_jax import (
+  annotate,
+  evaluate,
+  grow,
+  grown_data,
+  improve,
+  losses,
+  supervised,
+)
 from rest_jax import check_reward as check_reward_lib
 from rest_jax import train_reward as train_reward_lib
 from rest_jax.context import IMPORTED
@@ -35,8 +43,9 @@ class ReST:
     layout: how the policy lies on the devices.
     num_grow: G, Grow steps.
     num_improve: I, filtered Improve steps of each Grow step.
-    controls: control rows: 'continued' (BC+: BC trained on, on D) and 'random'
-      (random rows, as many a source as the filter keeps), each for as many
+    controls: control rows: 'continued' (BC+: BC trained on, on D), 'random'
+      (random rows, as many a source as the filter keeps) and 'permuted' (ReST
+      on rewards that changed places within each source), each for as many
       updates at the same learning rates as ReST.
     seed: of everything that is drawn.
     supervised_from: a run directory whose BC this run takes; None trains one.
@@ -61,7 +70,7 @@ class ReST:
   layout: Layout = Layout()
   num_grow: int = 1
   num_improve: int = 4
-  controls: tuple[Literal['continued', 'random'], ...] = ()
+  controls: tuple[Literal['continued', 'random', 'permuted'], ...] = ()
   seed: int = 0
   supervised_from: str | None = None
   reward_from: str | None = None
@@ -92,6 +101,7 @@ class ReST:
     self._check_lengths()
     self._check_learned()
     self._check_trained_on()
+    self._check_loss()
     if (
       self.improve.original_data == 'filtered'
       and self.annotate.reward.info.needs_reference
@@ -187,6 +197,44 @@ class ReST:
           ' annotate.Annotate.allow_trained_on_overlap = True.'
         )
 
+  def _check_loss(self):
+    """Finds now what a loss would miss after hours of Grow."""
+    loss = self.improve.training.loss
+    what = f'Improve.training.loss = {type(loss).__name__}'
+    if (stored := grown_data.stored_figures(loss)) or loss.paired:
+      needed = 'pairs of samples' if loss.paired else 'log-probabilities'
+      if self.improve.original_data != 'none':
+        raise ConfigurationError(
+          f'{what} needs {needed} of Grow, which references do not have, but'
+          f' ORIGINAL_DATA = {self.improve.original_data!r}; set it to'
+          " 'none'."
+        )
+      if self.imported_samples is not None and stored:
+        raise ConfigurationError(
+          f'{what} needs log-probabilities of Grow, which IMPORTED_SAMPLES ='
+          f' {self.imported_samples!r} do not have; take one of the two away.'
+        )
+    if not loss.paired:
+      return
+    if 'random' in self.controls:
+      raise ConfigurationError(
+        f"{what} trains on pairs, of which CONTROLS = 'random' has none; give"
+        " 'permuted' instead."
+      )
+    packing = self.improve.training.packing
+    longest = max(
+      self.data.max_target_length, self.grow.batching.max_decode_len
+    )
+    for name, room, row in (
+      ('SOURCE', packing.source_length, self.data.max_source_length),
+      ('TARGET', packing.target_length, longest),
+    ):
+      if room < 2 * row:
+        raise ConfigurationError(
+          f'PACKED_{name}_LENGTH = {room}, but {what} packs two rows of up to'
+          f' {row} tokens together; set it to at least {2 * row}.'
+        )
+
   @property
   def improve_steps(self) -> range:
     """The Improve steps of each Grow step."""
@@ -222,17 +270,30 @@ class PolicyPlan:
   reported: bool = True
 
 
+# What the stages of control policies begin with.
+CONTROLS = ('continued/', 'random/', 'permuted/')
+
+
+def loss_of(run: ReST, policy: PolicyPlan) -> losses.PolicyLoss:
+  """The loss that a policy is trained with."""
+  if policy.start is None:
+    return run.supervised.training.loss
+  control = policy.stage.startswith('continued/')
+  return improve.loss_of(run.improve, 'continued' if control else 'none')
+
+
 def policies(run: ReST) -> list[PolicyPlan]:
   """All policies of a run, in the order in which they are trained."""
   bc = PolicyPlan('supervised', 'BC')
   out, controls, start = [bc], [], bc
   continued = bc
   for g in range(1, run.num_grow + 1):
-    random = start
+    random = permuted = start
     for i in run.improve_steps:
       last = (g, i) == (run.num_grow, run.num_improve)
       if run.improve.restart_from_base:
-        start = random = continued = bc  # A control starts as its twin does.
+        # A control starts as its twin does.
+        start = random = permuted = continued = bc
       filtered = 'all' if i == 0 else run.improve.schedule.label(i)
       twin = f'grow_{g}/improve_{i}'
       start = PolicyPlan(twin, f'G{g} I{i}', start.stage, g, i, filtered)
@@ -252,6 +313,15 @@ def policies(run: ReST) -> list[PolicyPlan]:
               f'random, as many as {filtered}', last,
           )  # fmt: skip
           controls.append(random)
+      if 'permuted' in run.controls and g == run.num_grow:
+        if i == 0 and not run.improve.training.loss.uses_rewards:
+          permuted = start  # There is nothing to permute.
+        else:
+          permuted = PolicyPlan(
+              f'permuted/{twin}', f'G{g} I{i} permuted', permuted.stage, g, i,
+              f'{filtered}, rewards permuted', last,
+          )  # fmt: skip
+          controls.append(permuted)
   return out + controls
 
 

@@ -175,6 +175,21 @@ def random_order(rows: Rows, seed: int) -> UInt64[np.ndarray, 'm']:
   return _mix(state + rows.sample_index.astype(np.uint64))
 
 
+def permuted_rewards(rows: Rows, seed: int) -> Float32[np.ndarray, 'm']:
+  """Rewards that have changed places among each source's finished samples.
+
+  What was not finished, and references, keep theirs. A function of seed, source
+  and samples alone.
+  """
+  moved = np.flatnonzero(rows.finished & ~rows.is_reference)
+  order = np.lexsort(
+    (random_order(rows, seed)[moved], rows.source_of_row[moved])
+  )
+  out = rows.reward.copy()
+  out[moved] = rows.reward[moved[order]]
+  return out
+
+
 def _mix(x: UInt64[np.ndarray, '_']) -> UInt64[np.ndarray, '_']:
   """SplitMix64 (Steele, Lea and Flood 2014): a bijective mixing of 64 bits."""
   x = x + np.uint64(0x9E3779B97F4A7C15)

@@ -353,7 +353,7 @@ class Session:
     trained = [
       policy.stage
       for policy in rest.policies(self._run)
-      if not policy.stage.startswith(('continued/', 'random/'))
+      if not policy.stage.startswith(rest.CONTROLS)
       and self._context.stage(policy.stage).committed
     ]
     if not trained:

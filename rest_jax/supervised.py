@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rest_jax import losses
 from rest_jax.checkpoint import formats, native
 from rest_jax.context import PARAMS, Context
 from rest_jax.data import loader
-from rest_jax.errors import DataError
+from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, fit, step
 from rest_jax.types import Params
@@ -35,6 +36,17 @@ class Supervised:
   training: early_stopping.Training
   stopping: early_stopping.Stopping
   initial_checkpoint_path: str | None = None
+
+  def __post_init__(self):
+    loss = self.training.loss
+    if not (
+      isinstance(loss, losses.BehavioralCloning) and loss.fits_references
+    ):
+      raise ConfigurationError(
+        f'Supervised.training.loss = {type(loss).__name__} needs what'
+        ' references do not have; bind it for Improve alone, as'
+        ' improving/early_stopping.Training.loss.'
+      )
 
 
 def original_rows(context: Context, split: str) -> Iterator[TrainingRow]:

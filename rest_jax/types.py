@@ -38,6 +38,9 @@ class Batch:
     encoder_segment_ids: int32 [b, s], the number of the pair in its row from 1
       and 0 on padding; None when every row holds one pair.
     decoder_segment_ids: int32 [b, t], likewise.
+    decoder_figures: name → float32 [b, t], what a loss needs to know of each
+      target token besides, such as its log-probability when it was drawn; 0 on
+      padding. None where it needs nothing.
   """
 
   encoder_input_tokens: Leaf
@@ -46,6 +49,7 @@ class Batch:
   decoder_loss_weights: Leaf
   encoder_segment_ids: Leaf = None
   decoder_segment_ids: Leaf = None
+  decoder_figures: dict[str, Leaf] | None = None
 
 
 @flax.struct.dataclass

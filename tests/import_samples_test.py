@@ -13,7 +13,14 @@ import pytest
 from etils import epath
 
 import rest_jax
-from rest_jax import annotate, errors, import_samples, improve, run_directory
+from rest_jax import (
+  annotate,
+  errors,
+  grown_data,
+  import_samples,
+  improve,
+  run_directory,
+)
 from rest_jax.context import Context
 from rest_jax.data import corpora, prepare, store, tokenizer
 from rest_jax.data.packing import Packing
@@ -206,7 +213,7 @@ def test_improve_trains_on_grown_imported_and_original_rows(context, tmp_path):
   score(context, 'imported', Length())
   stores = ('grow_1', 'imported')
 
-  grown = improve.GrownData(context, settings(), stores)
+  grown = grown_data.GrownData(context, settings(), stores)
   # References of D count, those of imported sources do not.
   rewards = np.concatenate(list(grown.rewards())) * 10
   np.testing.assert_allclose(rewards, [3, 3, 5, 4, 4, 8, 3], rtol=1e-6)
@@ -222,7 +229,7 @@ def test_improve_trains_on_grown_imported_and_original_rows(context, tmp_path):
   assert (preview.sources, preview.starved_sources) == (3, 1)
   assert len(list(grown.training_rows(everything))) == 7
 
-  unfiltered = improve.GrownData(
+  unfiltered = grown_data.GrownData(
     context, settings(original_data='unfiltered'), stores
   )
   # Without D's references the median of the five is 4 as well.

@@ -134,3 +134,36 @@ def test_what_training_asks_of_a_loss():
   ):
     assert isinstance(loss, losses.TokenLoss)
     assert hash(loss) == hash(type(loss)())
+
+
+def test_linear_weights_are_the_rewards():
+  rewards = np.array([0.0, 0.25, 1.0], np.float32)
+  weights = losses.RewardWeighted(weighting='linear').row_weights(rewards)
+  np.testing.assert_array_equal(weights, rewards)
+
+
+def test_exponential_weights_stand_to_each_other_as_exp_of_reward_over_beta():
+  rewards = np.array([0.5, 0.75, 1.0], np.float32)
+  weights = losses.RewardWeighted(beta=0.25).row_weights(rewards)
+  np.testing.assert_allclose(
+    weights / weights[0], [1.0, math.e, math.e**2], rtol=1e-6
+  )
+  assert weights.dtype == np.float32
+  # A small β neither overflows nor leaves the best row without weight.
+  small = losses.RewardWeighted(beta=1e-4).row_weights(rewards)
+  np.testing.assert_allclose(small, [0.0, 0.0, 1.0], atol=1e-30)
+
+
+def test_plain_bc_weighs_all_rows_alike():
+  weights = losses.BehavioralCloning().row_weights(np.array([0.1, 0.9]))
+  np.testing.assert_array_equal(weights, [1.0, 1.0])
+  assert losses.BehavioralCloning().fits_references
+  assert not losses.RewardWeighted().fits_references
+
+
+@pytest.mark.parametrize(
+  'setting', [{'beta': 0.0}, {'weighting': 'quadratic'}, {'z_loss': -1.0}]
+)
+def test_reward_weighted_settings_out_of_range(setting):
+  with pytest.raises(errors.ConfigurationError, match=next(iter(setting))):
+    losses.RewardWeighted(**setting)

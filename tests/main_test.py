@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -59,6 +60,10 @@ def _started(done):
 
 def _read(folder):
   return pa.concat_tables(map(pq.read_table, store.part_paths(folder)))
+
+
+def _manifest(stage):
+  return json.loads((stage / 'stage.json').read_text())
 
 
 def _one_line(text):

@@ -8,11 +8,12 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import grain
 import numpy as np
+from jaxtyping import Float32
 
 from rest_jax import errors, types
 from rest_jax.data import packing as packing_lib
@@ -87,13 +88,17 @@ class TrainingBatches:
         f'mixture = {self.mixture!r} asks for {kind} rows, but there are '
         "none: use mixture = 'union', or change the filter."
       )
+    # Rows of a group are packed as one, and stand next to each other.
+    groups = numbers.reshape(-1, self.rows.group)
     plan = packing_lib.plan_packing(
-      self.rows.source_lengths[numbers],
-      self.rows.target_lengths[numbers],
+      self.rows.source_lengths[groups].sum(axis=1),
+      self.rows.target_lengths[groups].sum(axis=1),
       self.packing,
       self.seed,
     )
-    return packing_lib.Plan(numbers[plan.pairs], plan.offsets)
+    return packing_lib.Plan(
+      groups[plan.pairs].reshape(-1), plan.offsets * self.rows.group
+    )
 
   @functools.cached_property
   def _row_shares(self) -> tuple[float, ...]:
@@ -132,6 +137,26 @@ class TrainingBatches:
 
   def once(self) -> Iterator[types.Batch]:
     """Yields every row once, in a fixed order; the last batch is padded."""
+    for chosen in self._chosen_once():
+      yield assemble(self.rows, self.packing, chosen)
+
+  def each_token(
+    self, measure: Callable[[types.Batch], np.ndarray]
+  ) -> Float32[np.ndarray, ' tokens']:
+    """A figure of every target token, of `once`, in the order of the rows.
+
+    Args:
+      measure: gives the figures of a batch's target tokens, float32 [b, t].
+    """
+    out = np.zeros(len(self.rows.target_tokens), np.float32)
+    for chosen in self._chosen_once():
+      values = measure(assemble(self.rows, self.packing, chosen))
+      side = _side_of(self.rows.target_offsets, chosen)
+      out[side.token] = np.asarray(values)[side.row, side.column]
+    return out
+
+  def _chosen_once(self) -> Iterator[list[np.ndarray]]:
+    """Yields the numbers of the rows in each packed row of each batch."""
     everything = self._plan(np.arange(len(self.rows)), 'any')
     share = self.packing.rows_per_batch // self.process_count
     for start in range(0, len(everything), self.packing.rows_per_batch):
@@ -139,7 +164,7 @@ class TrainingBatches:
       last = min(mine + share, len(everything))
       chosen = [everything.row(i) for i in range(mine, last)]
       chosen += [np.zeros(0, np.int64)] * (share - len(chosen))
-      yield assemble(self.rows, self.packing, chosen)
+      yield chosen
 
   @property
   def steps_per_epoch(self) -> int:
@@ -229,11 +254,9 @@ def assemble(
   Returns:
     A batch of numpy arrays, [len(packed), source_length or target_length].
   """
-  pairs = np.concatenate(packed).astype(np.int64)
-  row_of = np.repeat(np.arange(len(packed)), [len(p) for p in packed])
-  number = np.concatenate([np.arange(1, len(p) + 1) for p in packed])
-  source = _Side(rows.source_offsets, pairs, row_of, number)
-  target = _Side(rows.target_offsets, pairs, row_of, number)
+  pairs, number = _pairs_and_numbers(packed)
+  source = _side_of(rows.source_offsets, packed)
+  target = _side_of(rows.target_offsets, packed)
   source_shape = (len(packed), packing.source_length)
   target_shape = (len(packed), packing.target_length)
   inputs = np.zeros(target_shape, np.int32)
@@ -254,7 +277,24 @@ def assemble(
     ),
     encoder_segment_ids=source.lay(source_shape, number[source.pair]),
     decoder_segment_ids=target.lay(target_shape, number[target.pair]),
+    decoder_figures={
+      name: target.lay(target_shape, values[target.token], np.float32)
+      for name, values in rows.figures.items()
+    }
+    or None,
   )
+
+
+def _pairs_and_numbers(packed) -> tuple[np.ndarray, np.ndarray]:
+  """The pairs of a batch, and the number of each in its row, from 1."""
+  pairs = np.concatenate(packed).astype(np.int64)
+  return pairs, np.concatenate([np.arange(1, len(p) + 1) for p in packed])
+
+
+def _side_of(offsets: np.ndarray, packed: Sequence[np.ndarray]) -> '_Side':
+  pairs, number = _pairs_and_numbers(packed)
+  row_of = np.repeat(np.arange(len(packed)), [len(p) for p in packed])
+  return _Side(offsets, pairs, row_of, number)
 
 
 class _Side:

@@ -7,8 +7,10 @@ that its selection kept here, in order, and training reads them at random.
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from rest_jax import errors, storage
 
@@ -37,6 +39,9 @@ class TrainingRows:
     is_original: bool [n], whether a row comes from the original data D (else
       it was grown).
     dropped: how many rows were not written because their weight was 0.
+    group: rows that must share a packed row, one after another: 2 for pairs of
+      a better and a worse sample, else 1.
+    figures: name → float32 [all target tokens], what a loss needs besides.
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
@@ -56,7 +61,12 @@ class TrainingRows:
         if array.dtype != dtype or len(array) != index['lengths'][name]:
           raise ValueError(f'{name}.npy has another length or type')
         setattr(self, name, array)
-      self.dropped = index['dropped']
+      self.dropped, self.group = index['dropped'], index['group']
+      self.figures: dict[str, np.ndarray] = {}
+      for name in index['figures']:
+        self.figures[name] = _open_array(_figure_path(folder, name))
+        if len(self.figures[name]) != len(self.target_tokens):
+          raise ValueError(f'{name} has another length than the targets')
     except (errors.CorruptStateError, OSError, ValueError, KeyError) as error:
       raise errors.CorruptStateError(
         f'Training rows in {folder} cannot be read ({error}): delete the '
@@ -76,6 +86,14 @@ class TrainingRows:
     """int64 [n], tokens of each target, EOS counted."""
     return np.diff(self.target_offsets)
 
+  def add_figure(
+    self, name: str, values: Float32[np.ndarray, ' tokens']
+  ) -> None:
+    """Adds a figure of every target token, in memory alone."""
+    if len(values) != len(self.target_tokens):
+      raise ValueError(f'{len(values)} of {len(self.target_tokens)} tokens')
+    self.figures[name] = values
+
   def row(self, index: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
     """Returns source tokens, target tokens, weight and is_original of a row."""
     source, target = self.source_offsets, self.target_offsets
@@ -89,7 +107,10 @@ class TrainingRows:
 
 def write_rows(
   folder: str | os.PathLike[str],
-  rows: Iterable[tuple[Tokens, Tokens, float, bool]],
+  rows: Iterable[tuple[Any, ...]],
+  *,
+  figures: Sequence[str] = (),
+  group: int = 1,
 ) -> TrainingRows:
   """Writes training rows in constant memory; rows of weight 0 are dropped.
 
@@ -99,7 +120,10 @@ def write_rows(
   Args:
     folder: a folder on a local disk; made where it is missing.
     rows: source tokens and target tokens (EOS included, no padding), loss
-      weight, and whether the row comes from the original data.
+      weight, whether the row comes from the original data, and for each of
+      `figures` as many numbers as the target has tokens.
+    figures: names of what a loss needs to know of each target token.
+    group: how many rows, one after another, must share a packed row.
 
   Returns:
     The rows, opened.
@@ -117,8 +141,10 @@ def write_rows(
       name: _ArrayFile(folder / f'{name}.npy', dtype)
       for name, dtype in _ARRAYS.items()
     }
+    for name in figures:
+      files[name] = _ArrayFile(_figure_path(folder, name), np.float32)
     try:
-      dropped = _write_all(files, rows)
+      dropped = _write_all(files, rows, figures)
     finally:
       for file in files.values():
         file.close()
@@ -129,7 +155,13 @@ def write_rows(
         'lower the threshold, or grow more samples.'
       )
     storage.write_json_atomic(
-      folder / _INDEX, {'lengths': lengths, 'dropped': dropped}
+      folder / _INDEX,
+      {
+        'lengths': lengths,
+        'dropped': dropped,
+        'group': group,
+        'figures': list(figures),
+      },
     )
   except OSError as error:
     raise errors.StorageError(
@@ -139,13 +171,18 @@ def write_rows(
   return TrainingRows(folder)
 
 
-def _write_all(files, rows) -> int:
+def _figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  return folder / f'figure_{name}.npy'
+
+
+def _write_all(files, rows, figures) -> int:
   """Appends all rows to the arrays' files; returns how many were dropped."""
   ends = {'source': 0, 'target': 0}
   for side in ends:
     files[f'{side}_offsets'].append([0])
   dropped = 0
-  for number, (source, target, weight, is_original) in enumerate(rows):
+  for number, row in enumerate(rows):
+    source, target, weight, is_original, *values = row
     if not np.isfinite(weight):
       raise errors.DataError(
         f'Training row {number} has weight {weight}: it must be finite; '
@@ -163,6 +200,10 @@ def _write_all(files, rows) -> int:
       files[f'{side}_tokens'].append(tokens)
       ends[side] += len(tokens)
       files[f'{side}_offsets'].append([ends[side]])
+    for name, numbers in zip(figures, values, strict=True):
+      if len(numbers) != len(target):
+        raise ValueError(f'{name}: {len(numbers)} of {len(target)} tokens')
+      files[name].append(numbers)
     files['weights'].append([weight])
     files['is_original'].append([is_original])
   return dropped

@@ -207,6 +207,18 @@ def make_eval_step(policy, loss: losses_lib.TokenLoss) -> EvalStep:
   return EvalStep(policy, loss)
 
 
+def target_log_probs(
+  policy, params: types.Params, batch: types.Batch
+) -> jax.Array:
+  """The log π(y_t | y_<t, x) of a batch's targets, float32 [b, t], nats."""
+  return _target_log_probs(policy, params, put_batch(policy, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _target_log_probs(policy, params, batch):
+  return policy.score(params, batch).log_probs
+
+
 def evaluate_loss(
   eval_step: EvalStep, params: types.Params, batches: Iterable[types.Batch]
 ) -> dict[str, float]:

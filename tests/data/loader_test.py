@@ -204,3 +204,81 @@ def test_errors_come_before_the_first_batch(rows, tmp_path):
   grown = loader.write_rows(tmp_path, [([5, 1], [6, 1], 1.0, False)])
   with pytest.raises(errors.ConfigurationError, match='original rows'):
     TrainingBatches(grown, Packing(24, 24, 4), 0, mixture=0.5)
+
+
+@pytest.fixture(scope='module')
+def paired(tmp_path_factory):
+  """40 pairs; a target's first token tells its row, its figures its tokens."""
+  rng = np.random.default_rng(3)
+
+  def row(number):
+    target = [2 + number, *rng.integers(2, 60, rng.integers(0, 6)), 1]
+    source = [*rng.integers(2, 60, rng.integers(1, 6)), 1]
+    figures = [-0.5 * token for token in target], [number / 2] * len(target)
+    return (source, target, 1.0, False, *figures)
+
+  return loader.write_rows(
+    tmp_path_factory.mktemp('paired'),
+    map(row, range(80)),
+    figures=('log_probs', 'numbers'),
+    group=2,
+  )
+
+
+def test_rows_of_a_group_stand_together_in_a_packed_row(paired):
+  batches = TrainingBatches(paired, Packing(16, 24, 4), seed=0)
+  seen = collections.Counter()
+  for batch in batches.once():
+    for tokens, segments in zip(
+      batch.decoder_target_tokens, batch.decoder_segment_ids, strict=True
+    ):
+      numbers = [
+        int(tokens[segments == s][0]) - 2
+        for s in range(1, segments.max(initial=0) + 1)
+      ]
+      seen.update(numbers)
+      # Odd segments are the first of their pair, even ones the second.
+      assert all(
+        number % 2 == place % 2 for place, number in enumerate(numbers)
+      )
+      assert [n + 1 for n in numbers[::2]] == numbers[1::2]
+  assert seen == dict.fromkeys(range(80), 1)
+  assert batches.grown_share == 1.0
+
+
+def test_figures_lie_where_their_tokens_do(paired):
+  batch = TrainingBatches(paired, Packing(16, 24, 4), seed=0)[5]
+  tokens = batch.decoder_target_tokens
+  np.testing.assert_array_equal(
+    batch.decoder_figures['log_probs'], np.float32(-0.5) * tokens
+  )
+  starts = (batch.decoder_input_tokens == 0) & (tokens != 0)
+  np.testing.assert_array_equal(
+    batch.decoder_figures['numbers'][starts], (tokens[starts] - 2) / 2
+  )
+  assert (batch.decoder_figures['numbers'][tokens == 0] == 0).all()
+
+
+def test_a_figure_of_each_token_comes_back_in_the_order_of_the_rows(paired):
+  batches = TrainingBatches(paired, Packing(16, 24, 4), seed=9)
+  values = batches.each_token(lambda batch: 3.0 * batch.decoder_target_tokens)
+  np.testing.assert_array_equal(values, 3.0 * paired.target_tokens)
+  assert values.dtype == np.float32
+
+
+def test_a_figure_that_is_added_is_laid_out_too(tmp_path):
+  rows = loader.write_rows(tmp_path, [([5, 1], [7, 1], 1.0, True)])
+  assert (
+    loader.assemble(rows, Packing(2, 2, 1), [np.array([0])]).decoder_figures
+    is None
+  )
+  rows.add_figure('x', np.array([0.5, 0.25], np.float32))
+  batch = loader.assemble(rows, Packing(2, 3, 1), [np.array([0])])
+  np.testing.assert_array_equal(batch.decoder_figures['x'], [[0.5, 0.25, 0.0]])
+  with pytest.raises(ValueError, match='1 of 2 tokens'):
+    rows.add_figure('x', np.array([0.5], np.float32))
+
+
+def test_a_pair_longer_than_a_packed_row_is_an_error(paired):
+  with pytest.raises(errors.DataError, match=r'Packing\.target_length = 8'):
+    TrainingBatches(paired, Packing(16, 8, 4), seed=0)

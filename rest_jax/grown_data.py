@@ -1,0 +1,235 @@
+"""The scored rows of D_g: streamed, selected, turned into training rows."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rest_jax import losses, pairs, preview, schedule, selection
+from rest_jax import rows as rows_lib
+from rest_jax.context import IMPORTED, Context
+from rest_jax.data import scored
+from rest_jax.data.lookup import Lookup
+from rest_jax.data.tokenizer import EOS_ID
+from rest_jax.errors import DataError
+
+Selections = tuple[selection.Selection, ...]
+
+_BC = losses.BehavioralCloning()
+
+# Where the figures of `losses.STORED` stand in the store.
+_STORED = {
+  'grown_log_probs': 'token_log_probs',
+  'sampling_log_probs': 'token_sampling_log_probs',
+}
+
+
+@runtime_checkable
+class Choice(Protocol):
+  """What of `improve.Improve` decides which rows there are; see there."""
+
+  schedule: schedule.Schedule
+  original_data: str
+  before: Selections
+  after: Selections
+  allow_tau_below_mean: bool
+
+
+class GrownData:
+  """The scored rows of D_g, as a stream that can be read again.
+
+  References of imported sources are no rows of D: they served the reward.
+  """
+
+  def __init__(
+    self,
+    context: Context,
+    settings: Choice,
+    stores: Sequence[str],
+    *,
+    permuted: bool = False,
+  ):
+    """Opens the committed stages of some stores; nothing is read yet.
+
+    Args:
+      context: the run.
+      settings: which rows there are.
+      stores: names of the stores.
+      permuted: whether the rewards of each source's finished samples change
+        places at random, by the run's seed: the control for the reward.
+    """
+    self._context, self._settings = context, settings
+    self._permuted = permuted
+    self._stores = [
+      (context.read(f'{name}/samples'), context.read(f'{name}/reward'))
+      for name in stores
+    ]
+
+  def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Streams whole sources, with `columns` (`origin` too) and `reward`."""
+    for samples, reward in self._stores:
+      imported = samples.name.startswith(f'{IMPORTED}/')
+      for table in scored.iter_scored(
+        samples.folder, {'reward': reward.folder}, columns
+      ):
+        if imported:
+          table = table.filter(pc.not_equal(table['origin'], 'reference'))
+        if not table.num_rows:
+          continue
+        if self._permuted:
+          table = self._with_permuted_rewards(table)
+        yield table
+
+  def _with_permuted_rewards(self, table: pa.Table) -> pa.Table:
+    rows = scored.rows_from_table(table)
+    rewards = rows_lib.permuted_rewards(rows, self._context.seed)
+    place = table.schema.get_field_index('reward')
+    return table.set_column(place, 'reward', pa.array(rewards))
+
+  def _rows(
+    self, needs: frozenset[str] = frozenset()
+  ) -> Iterator[rows_lib.Rows]:
+    for table in self._tables(scored.columns_for(needs)):
+      yield scored.rows_from_table(table, needs)
+
+  def _counts(self, rows: rows_lib.Rows) -> np.ndarray:
+    """Rows of D_g as this configuration has it: with or without D."""
+    if self._settings.original_data == 'filtered':
+      return np.ones(len(rows.reward), bool)
+    return ~rows.is_reference
+
+  def rewards(self) -> Iterator[np.ndarray]:
+    """Streams the rewards that the schedule is held against."""
+    for rows in self._rows():
+      yield rows.reward[self._counts(rows)]
+
+  def mean_reward(self) -> float:
+    """V = E_{D_g}[R]."""
+    total, count = 0.0, 0
+    for rewards in self.rewards():
+      total += float(rewards.sum(dtype=np.float64))
+      count += len(rewards)
+    if not count:
+      raise DataError(
+        f'{self._stores[0][0].folder} holds no row to train on; grow again with'
+        ' sources, or set Improve.original_data.'
+      )
+    return total / count
+
+  def selections(self, num_steps: int) -> list[Selections]:
+    """The selections of Improve steps 0 … `num_steps`."""
+    settings = self._settings
+    filters = settings.schedule.filters(self.rewards)[:num_steps]
+    schedule.check_filters(
+      filters,
+      self.mean_reward(),
+      allow_below_mean=settings.allow_tau_below_mean,
+    )
+    first = (selection.SamplesOnly(),)
+    if settings.original_data == 'filtered':
+      first = ()
+    return [
+      (*first, *settings.before, middle, *settings.after)
+      for middle in (selection.Unfiltered(), *filters)
+    ]
+
+  def previews(self, steps: Sequence[Selections]) -> list[preview.StepPreview]:
+    """What each step keeps, in one pass."""
+    needs = preview.NEEDS.union(*(selection.needs_of(s) for s in steps))
+    return preview.preview(self._rows(needs), steps)
+
+  def training_rows(
+    self,
+    selections: Selections,
+    loss: losses.PolicyLoss = _BC,
+  ) -> Iterator[tuple[Any, ...]]:
+    """The rows that pass, with the tokens of their sources.
+
+    Args:
+      selections: which rows pass.
+      loss: gives their weights; says whether they come in pairs, the better
+        sample first, and which stored figures of their tokens it needs.
+
+    Yields:
+      Rows as `data.training_rows.write_rows` takes them.
+
+    Raises:
+      DataError: the loss needs pairs, and no source has one.
+    """
+    needs = selection.needs_of(selections)
+    figures = stored_figures(loss)
+    columns = [*scored.columns_for(needs), 'source', 'target_tokens']
+    columns += [_STORED[name] for name in figures]
+    source_tokens = _SourceTokens(self._context)
+    count = 0
+    for table in self._tables(list(dict.fromkeys(columns))):
+      rows = scored.rows_from_table(table, needs)
+      kept = self._with_original(rows, selections)
+      if loss.paired:
+        kept = np.stack(pairs.best_and_worst(rows, kept), axis=1).reshape(-1)
+      else:
+        kept = np.flatnonzero(kept)
+      table = table.take(kept)
+      count += len(kept)
+      yield from zip(
+        source_tokens(table, rows.origin[kept]),
+        table['target_tokens'].to_numpy(),
+        loss.row_weights(rows.reward[kept]).tolist(),
+        rows.is_reference[kept].tolist(),
+        *(table[_STORED[name]].to_numpy() for name in figures),
+        strict=True,
+      )
+    if loss.paired and not count:
+      raise DataError(
+        f'no source of {self._stores[0][0].folder} has a sample that passes'
+        ' the filter and another one of lower reward, so there is no pair for'
+        f' the loss {loss.name!r}: grow more samples (NUM_SAMPLES), or lower'
+        ' the threshold.'
+      )
+
+  def _with_original(
+    self, rows: rows_lib.Rows, selections: Selections
+  ) -> np.ndarray:
+    kept = selection.select(selections, rows)
+    if self._settings.original_data == 'unfiltered':
+      return kept | rows.is_reference
+    return kept
+
+
+class _SourceTokens:
+  """The tokens of the sources of rows, asked for in the stores' order."""
+
+  def __init__(self, context: Context):
+    wanted = ('source_id', 'source_tokens')
+    self._lookups = {
+      rows_lib.POLICY: Lookup(context.sources('grow', wanted), wanted[1]),
+      rows_lib.REFERENCE: Lookup(context.sources('train', wanted), wanted[1]),
+    }
+    self._tokenizer = context.tokenizer
+
+  def __call__(self, table: pa.Table, origins: np.ndarray) -> np.ndarray:
+    """Lists of ids, EOS included, for rows with these origins [m]."""
+    out = np.empty(table.num_rows, object)
+    ids = table['source_id'].to_numpy()
+    for origin, lookup in self._lookups.items():
+      mask = origins == origin
+      found = lookup(ids[mask].tolist())
+      out[mask] = np.fromiter(found, object, len(found))
+    mask = origins == rows_lib.IMPORTED
+    if mask.any():  # Sources of others' are in no split of the data.
+      found = self._encode(table['source'].filter(mask).to_pylist())
+      out[mask] = np.fromiter(found, object, len(found))
+    return out
+
+  def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    distinct = list(dict.fromkeys(texts))
+    tokens = self._tokenizer.encode_batch(distinct)
+    known = dict(zip(distinct, tokens, strict=True))
+    return [[*known[text], EOS_ID] for text in texts]
+
+
+def stored_figures(loss: losses.PolicyLoss) -> tuple[str, ...]:
+  """The figures of target tokens that a loss needs of the store."""
+  return tuple(name for name in loss.needs if name in losses.STORED)

@@ -1,0 +1,83 @@
+import numpy as np
+
+from rest_jax import pairs
+from rest_jax import rows as rows_lib
+from rest_jax.rows import IMPORTED, POLICY, REFERENCE, Rows
+
+
+def rows_of(*sources, seed_ids=None):
+  """Rows of sources, each a list of (origin, reward, finished)."""
+  flat = [row for source in sources for row in source]
+  offsets = np.cumsum([0, *(len(source) for source in sources)])
+  index = [i for source in sources for i in range(len(source))]
+  ids = seed_ids or range(len(sources))
+  return Rows(
+    source_ids=np.array(list(ids), np.int64),
+    offsets=offsets.astype(np.int64),
+    sample_index=np.array(index, np.int32),
+    origin=np.array([row[0] for row in flat], np.int8),
+    reward=np.array([row[1] for row in flat], np.float32),
+    finished=np.array([row[2] for row in flat], bool),
+    lengths=np.full(len(flat), 3, np.int32),
+  )
+
+
+def test_pairs_by_hand():
+  rows = rows_of(
+    # A reference and imported rows are no part of a pair; ties to the first.
+    [
+      (REFERENCE, 1.0, True),
+      (POLICY, 0.2, True),
+      (POLICY, 0.8, True),
+      (POLICY, 0.8, True),
+      (POLICY, 0.2, True),
+      (IMPORTED, 0.9, True),
+      (IMPORTED, 0.0, True),
+    ],
+    [(POLICY, 0.5, True), (POLICY, 0.5, True)],  # No difference, no pair.
+    [(POLICY, 0.9, True)],
+    # What never ended is neither the best nor the worst.
+    [(POLICY, 0.1, False), (POLICY, 0.4, True), (POLICY, 0.6, True),
+     (POLICY, 0.9, False)],
+  )  # fmt: skip
+  better, worse = pairs.best_and_worst(rows, np.ones(14, bool))
+  assert better.tolist() == [2, 12]
+  assert worse.tolist() == [1, 11]
+
+
+def test_the_better_sample_passes_the_filter_and_the_worse_need_not():
+  rows = rows_of(
+    [(POLICY, 0.3, True), (POLICY, 0.7, True), (POLICY, 0.5, True)],
+    [(POLICY, 0.2, True), (POLICY, 0.1, True)],
+  )
+  better, worse = pairs.best_and_worst(rows, rows.reward > np.float32(0.4))
+  assert (better.tolist(), worse.tolist()) == ([1], [0])
+
+
+def test_permuted_rewards_stay_within_their_source():
+  sources = [
+    [(REFERENCE, 1.0, True)]
+    + [(POLICY, 0.1 * i, True) for i in range(8)]
+    + [(POLICY, 0.95, False)]
+    for _ in range(50)
+  ]
+  rows = rows_of(*sources)
+  rewards = rows_lib.permuted_rewards(rows, seed=3).reshape(50, 10)
+  given = rows.reward.reshape(50, 10)
+  # References and what never ended keep theirs; the others' are the same set.
+  np.testing.assert_array_equal(rewards[:, [0, 9]], given[:, [0, 9]])
+  np.testing.assert_array_equal(np.sort(rewards[:, 1:9]), given[:, 1:9])
+  # As likely in one place as in another: about 50 / 8 stay where they were.
+  stayed = (rewards[:, 1:9] == given[:, 1:9]).sum(axis=0)
+  assert stayed.sum() < 100
+  again = rows_lib.permuted_rewards(rows, seed=3).reshape(50, 10)
+  np.testing.assert_array_equal(rewards, again)
+  other = rows_lib.permuted_rewards(rows, seed=4).reshape(50, 10)
+  assert (rewards != other).any()
+
+
+def test_permuting_does_not_depend_on_how_the_store_is_cut():
+  source = [(POLICY, 0.1 * i, True) for i in range(6)]
+  both = rows_lib.permuted_rewards(rows_of(source, source), seed=1)
+  second = rows_lib.permuted_rewards(rows_of(source, seed_ids=[1]), seed=1)
+  np.testing.assert_array_equal(both[6:], second)
