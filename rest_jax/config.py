@@ -6,8 +6,9 @@ knowing gin, so that stages can record what they were made with.
 
 import dataclasses
 import json
+import pathlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from beartype import BeartypeConf, door
@@ -48,6 +49,21 @@ def check_types(value: Any) -> None:
         )
   for _, child in _children(value):
     check_types(child)
+
+
+def check_presets(files: Sequence[str]) -> None:
+  """Raises where one preset would silently undo a part of another.
+
+  Raises:
+    ConfigurationError: two of the gin files lie in a folder `presets`.
+  """
+  presets = [f for f in files if pathlib.PurePath(f).parent.name == 'presets']
+  if len(presets) > 1:
+    raise ConfigurationError(
+      f'--gin_file={presets[0]} and --gin_file={presets[1]} are both whole'
+      ' algorithms, of which the later would undo parts of the other; give one,'
+      ' and change single settings with --gin.NAME=VALUE.'
+    )
 
 
 def flatten(value: Any, name: str) -> dict[str, Any]:

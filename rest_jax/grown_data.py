@@ -14,6 +14,7 @@ from rest_jax.data import scored
 from rest_jax.data.lookup import Lookup
 from rest_jax.data.tokenizer import EOS_ID
 from rest_jax.errors import DataError
+from rest_jax.run_directory import Stage
 
 Selections = tuple[selection.Selection, ...]
 
@@ -69,18 +70,24 @@ class GrownData:
 
   def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Streams whole sources, with `columns` (`origin` too) and `reward`."""
-    for samples, reward in self._stores:
-      imported = samples.name.startswith(f'{IMPORTED}/')
-      for table in scored.iter_scored(
-        samples.folder, {'reward': reward.folder}, columns
-      ):
-        if imported:
-          table = table.filter(pc.not_equal(table['origin'], 'reference'))
-        if not table.num_rows:
-          continue
-        if self._permuted:
-          table = self._with_permuted_rewards(table)
-        yield table
+    for store in self._stores:
+      yield from self._tables_of(store, columns)
+
+  def _tables_of(
+    self, store: tuple[Stage, Stage], columns: Sequence[str]
+  ) -> Iterator[pa.Table]:
+    samples, reward = store
+    imported = samples.name.startswith(f'{IMPORTED}/')
+    for table in scored.iter_scored(
+      samples.folder, {'reward': reward.folder}, columns
+    ):
+      if imported:
+        table = table.filter(pc.not_equal(table['origin'], 'reference'))
+      if not table.num_rows:
+        continue
+      if self._permuted:
+        table = self._with_permuted_rewards(table)
+      yield table
 
   def _with_permuted_rewards(self, table: pa.Table) -> pa.Table:
     rows = scored.rows_from_table(table)
@@ -158,13 +165,31 @@ class GrownData:
     Raises:
       DataError: the loss needs pairs, and no source has one.
     """
+    count = 0
+    for store in self._stores:
+      for row in self._training_rows_of(store, selections, loss):
+        count += 1
+        yield row
+    if loss.paired and not count:
+      raise DataError(
+        f'no source of {self._stores[0][0].folder} has a sample that passes'
+        ' the filter and another one of lower reward, so there is no pair for'
+        f' the loss {loss.name!r}: grow more samples (NUM_SAMPLES), or lower'
+        ' the threshold.'
+      )
+
+  def _training_rows_of(
+    self,
+    store: tuple[Stage, Stage],
+    selections: Selections,
+    loss: losses.PolicyLoss,
+  ) -> Iterator[tuple[Any, ...]]:
     needs = selection.needs_of(selections)
     figures = stored_figures(loss)
     columns = [*scored.columns_for(needs), 'source', 'target_tokens']
     columns += [_STORED[name] for name in figures]
     source_tokens = _SourceTokens(self._context)
-    count = 0
-    for table in self._tables(list(dict.fromkeys(columns))):
+    for table in self._tables_of(store, list(dict.fromkeys(columns))):
       rows = scored.rows_from_table(table, needs)
       kept = self._with_original(rows, selections)
       if loss.paired:
@@ -172,7 +197,6 @@ class GrownData:
       else:
         kept = np.flatnonzero(kept)
       table = table.take(kept)
-      count += len(kept)
       yield from zip(
         source_tokens(table, rows.origin[kept]),
         table['target_tokens'].to_numpy(),
@@ -180,13 +204,6 @@ class GrownData:
         rows.is_reference[kept].tolist(),
         *(table[_STORED[name]].to_numpy() for name in figures),
         strict=True,
-      )
-    if loss.paired and not count:
-      raise DataError(
-        f'no source of {self._stores[0][0].folder} has a sample that passes'
-        ' the filter and another one of lower reward, so there is no pair for'
-        f' the loss {loss.name!r}: grow more samples (NUM_SAMPLES), or lower'
-        ' the threshold.'
       )
 
   def _with_original(

@@ -44,6 +44,9 @@ class Improve:
     allow_tau_below_mean: whether τ_1 ≤ V = E_{D_g}[R] is accepted.
     restart_from_base: whether each Improve step starts from BC (ReST-EM)
       instead of from the policy before it.
+    accumulate: whether D_g has the samples of all Grow steps so far (expert
+      iteration) instead of the last one's alone. Rules that compare samples of
+      a source still compare those of one Grow step.
   """
 
   training: early_stopping.Training
@@ -57,12 +60,19 @@ class Improve:
   learning_rate_decay: float = 0.5
   allow_tau_below_mean: bool = dataclasses.field(default=False, compare=False)
   restart_from_base: bool = False
+  accumulate: bool = False
 
   def __post_init__(self):
     if not 0 < self.learning_rate_decay <= 1:
       raise ConfigurationError(
         f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
         ' (0, 1]: learning rates fall from step to step.'
+      )
+    if self.accumulate and self.original_data != 'none':
+      raise ConfigurationError(
+        f'Improve.accumulate = True with ORIGINAL_DATA = {self.original_data!r}'
+        ' would count each reference once for every Grow step; set it to'
+        " 'none'."
       )
     if not isinstance(self.training.loss, losses.PolicyLoss):
       raise ConfigurationError(

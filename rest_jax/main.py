@@ -160,6 +160,7 @@ def _parse_gin(
       'no --gin_file given; try --gin_file=quickstart.gin, or one of'
       f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
     )
+  config.check_presets(files)
   # gin also looks for files inside importable packages, and stumbles over any
   # folder named like the first part of an included path; files are enough.
   gin.config._FILE_READERS[:] = [(open, os.path.isfile)]

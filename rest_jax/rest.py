@@ -328,4 +328,6 @@ def policies(run: ReST) -> list[PolicyPlan]:
 def stores(run: ReST, grow_step: int) -> tuple[str, ...]:
   """The stores of scored rows that make up D_g."""
   imported = () if run.imported_samples is None else (IMPORTED,)
-  return (f'grow_{grow_step}', *imported)
+  first = 1 if run.improve.accumulate else grow_step
+  grown = (f'grow_{g}' for g in range(first, grow_step + 1))
+  return (*grown, *imported)

@@ -26,6 +26,8 @@ class Rows:
     length_ratios: float32 [m], characters of target over those of source.
     repetitions: int32 [m], how often the most repeated phrase (of up to 8
       tokens) follows itself without a break; 1 is no repetition.
+    utilities: float32 [m], mean chrF of each policy row, held against all of
+      its source; 0 for other rows.
   """
 
   source_ids: Int64[np.ndarray, 'k']
@@ -39,6 +41,7 @@ class Rows:
   copies: Bool[np.ndarray, 'm'] | None = None
   length_ratios: Float32[np.ndarray, 'm'] | None = None
   repetitions: Int32[np.ndarray, 'm'] | None = None
+  utilities: Float32[np.ndarray, 'm'] | None = None
 
   @property
   def num_sources(self) -> int:

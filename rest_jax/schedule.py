@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax import errors, selection
+from rest_jax import errors, mbr, selection
 
 RewardStream = Callable[[], Iterable[Float32[np.ndarray, '_']]]
 
@@ -168,30 +168,34 @@ class PerSource:
   """A bar for each source of its own, from its samples' rewards.
 
   Attributes:
-    rule: 'percentile' (values in [0, 100]), 'interpolated' (γ in [0, 1]) or
-      'top_k' (samples a source; falling, as fewer is stricter).
+    rule: 'percentile' (values in [0, 100]), 'interpolated' (γ in [0, 1]),
+      'top_k' (samples a source; falling, as fewer is stricter) or 'mbr'
+      (likewise, but those that agree best with the others by chrF, whatever
+      their rewards).
     values: the rule's value in Improve steps 1 … I.
   """
 
-  rule: Literal['percentile', 'interpolated', 'top_k']
+  rule: Literal['percentile', 'interpolated', 'top_k', 'mbr']
   values: tuple[float, ...]
 
   def __post_init__(self):
-    if self.rule not in ('percentile', 'interpolated', 'top_k'):
+    if self.rule not in ('percentile', 'interpolated', 'top_k', 'mbr'):
       raise errors.ConfigurationError(
-        f"PerSource.rule = {self.rule!r} must be 'percentile', 'interpolated' "
-        "or 'top_k'"
+        f"PerSource.rule = {self.rule!r} must be 'percentile', 'interpolated', "
+        "'top_k' or 'mbr'"
       )
-    sign = -1 if self.rule == 'top_k' else 1
+    counts = self.rule in ('top_k', 'mbr')
+    sign = -1 if counts else 1
     for before, after in itertools.pairwise(self.values):
       if sign * after <= sign * before:
         raise errors.ConfigurationError(
           f'PerSource.values = {self.values} must get stricter from step to '
           f'step for the rule {self.rule!r}'
         )
-    if self.rule == 'top_k' and any(k != int(k) for k in self.values):
+    if counts and any(k != int(k) for k in self.values):
       raise errors.ConfigurationError(
-        f"PerSource.values = {self.values} must be whole numbers for 'top_k'"
+        f'PerSource.values = {self.values} must be whole numbers for'
+        f' {self.rule!r}'
       )
     self.filters(lambda: ())  # Each selection checks its value's range.
 
@@ -215,6 +219,7 @@ class PerSource:
       'percentile': selection.Percentile,
       'interpolated': selection.Interpolated,
       'top_k': lambda k: selection.TopK(int(k)),
+      'mbr': lambda k: mbr.MinimumBayesRisk(int(k)),
     }[self.rule]
     return [make(value) for value in self.values]
 

@@ -340,11 +340,14 @@ def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     control,
     main if control != 'none' else None,
   )
+  values = config.flatten(settings, 'Improve')
+  if not settings.accumulate:  # Policies from before it stay valid.
+    del values['Improve.accumulate']
   return StagePlan(
     policy.stage,
     'improve',
     tuple(dict.fromkeys(inputs)),
-    config.flatten(settings, 'Improve')
+    values
     | _selecting_config(run.evaluate)
     | _reward_config(run.annotate.reward)
     | {'SEED': run.seed, 'control': control},

@@ -9,12 +9,13 @@ from absl import flags
 from absl.testing import flagsaver
 
 import gin
-from rest_jax import main, policy, rest, stages
+from rest_jax import errors, main, policy, rest, schedule, stages
 from rest_jax.models import config as t5
 
 _GIN = main.gin_folder()
 _ALL = sorted(str(path.relative_to(_GIN)) for path in _GIN.rglob('*.gin'))
 _RUNS = [name for name in _ALL if '/' not in name]
+_PRESETS = [name for name in _ALL if name.startswith('presets/')]
 _SIZES = [
   name.removeprefix('models/').removesuffix('.gin')
   for name in _ALL
@@ -94,6 +95,43 @@ def test_every_ready_run_builds_all_its_objects(parse, tmp_path, name):
   assert names[0] == 'data'
   assert f'grow_{run.num_grow}/improve_{run.num_improve}' in names
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', _PRESETS)
+def test_every_preset_builds_on_a_run(parse, tmp_path, name):
+  parse('quickstart.gin', name, bindings=[f"MODEL_DIR = '{tmp_path}/run'"])
+  run = main._build()
+  assert not run.improve.include_unfiltered
+  last = f'grow_{run.num_grow}/improve_1'
+  assert last in [plan.name for plan in stages.plan(run)]
+  header = re.match(r'(#.*\n)+', (_GIN / name).read_text())[0]
+  assert f'--gin_file={name}' in header
+
+
+def test_two_presets_at_once_are_an_error(parse):
+  two = ('presets/raft.gin', 'presets/rest_em.gin')
+  with pytest.raises(errors.ConfigurationError, match='both whole algorithms'):
+    parse('quickstart.gin', *two)
+
+
+def test_presets_differ_in_what_they_are_named_for(parse):
+  def built(name):
+    gin.clear_config(clear_constants=True)
+    parse('quickstart.gin', f'presets/{name}.gin')
+    return main._build()
+
+  assert built('iterative_dpo').improve.training.loss.name == 'dpo'
+  assert built('iterative_dpo').supervised.training.loss.name == 'bc'
+  assert built('raft_plus_plus').improve.training.loss.name == 'raft++'
+  for name in ('raft', 'qe_finetuning'):
+    assert built(name).improve.schedule == schedule.PerSource('top_k', (1,))
+  mbr = built('mbr_finetuning')
+  assert mbr.improve.schedule == schedule.PerSource('mbr', (1,))
+  assert mbr.grow.sampling.epsilon == 0.02
+  assert built('rest_em').improve.restart_from_base
+  expert = built('expert_iteration')
+  assert rest.stores(expert, 3) == ('grow_1', 'grow_2', 'grow_3')
+  assert rest.stores(built('rest_em'), 2) == ('grow_2',)
 
 
 @pytest.mark.parametrize('name', _RUNS)

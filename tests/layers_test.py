@@ -25,6 +25,8 @@ _LAYERS = (
   (2, 'losses'),
   (2, 'offline_losses'),
   (2, 'pairs'),
+  (2, 'mbr'),
+  (2, 'best_of_n'),
   (2, 'rows'),
   (2, 'selection'),
   (2, 'schedule'),

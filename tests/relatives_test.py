@@ -1,4 +1,4 @@
-"""RAFT and ReST-EM, which are settings of ReST, through the real main."""
+"""The relatives of ReST, which are presets, through the real main."""
 
 import json
 
@@ -9,29 +9,43 @@ import running
 
 from rest_jax.data import store
 
-pytestmark = pytest.mark.slow  # Two whole runs with two Grow steps each.
+pytestmark = pytest.mark.slow  # Whole runs with two Grow steps each.
 
 _POLICIES = ['BC', 'G1 I1', 'G2 I1']
 
 
-def _run(name, compiled, folder):
-  search = f'--gin_search_paths={running.TESTING}'
-  preset = f'--gin_file={name}.gin'
-  line = running.command(folder, search, preset)
-  running.start(line, cache=compiled)
-  return folder
+_COMMON = ('NUM_GROW=2', 'CONTROLS=()')
+_BINDINGS = {
+  'raft': ('NUM_SAMPLES=3',),
+  'rest_em': ('NUM_SAMPLES=4', 'THRESHOLDS=(0.1,)', 'selection.Cap.k=2'),
+  'expert_iteration': ('THRESHOLDS=(0.1,)',),
+  'iterative_dpo': (
+    *('NUM_SAMPLES=4', 'PACKED_SOURCE_LENGTH=48', 'PACKED_TARGET_LENGTH=32'),
+  ),
+  'mbr_finetuning': ('NUM_SAMPLES=4',),
+}
 
 
-@pytest.fixture(scope='module')
-def raft(compiled, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('raft') / 'run'
-  return _run('raft', compiled, folder)
+def _fixture(name):
+  """The run of a preset on the tiny run, smaller in some numbers."""
+
+  @pytest.fixture(scope='module', name=name)
+  def run(compiled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(name) / 'run'
+    bindings = [f'--gin.{b}' for b in (*_COMMON, *_BINDINGS[name])]
+    preset = f'--gin_file=presets/{name}.gin'
+    line = running.command(folder, preset, *bindings)
+    running.start(line, cache=compiled)
+    return folder
+
+  return run
 
 
-@pytest.fixture(scope='module')
-def rest_em(compiled, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('rest_em') / 'run'
-  return _run('rest_em', compiled, folder)
+raft = _fixture('raft')
+rest_em = _fixture('rest_em')
+expert_iteration = _fixture('expert_iteration')
+iterative_dpo = _fixture('iterative_dpo')
+mbr_finetuning = _fixture('mbr_finetuning')
 
 
 def _manifest(stage):
@@ -92,3 +106,42 @@ def test_rest_em_trains_on_a_few_right_samples_a_source(rest_em, grow_step):
   wanted = distinct.groupby('source_id').size().clip(upper=2).sum()
   assert counts['kept_samples'] == wanted > 0
   assert counts['references'] == 0
+
+
+def test_expert_iteration_gathers_samples_and_restarts(expert_iteration):
+  first, second = (
+    _manifest(expert_iteration / f'grow_{g}/improve_1') for g in (1, 2)
+  )
+  stores = {n for n in second['inputs'] if n.endswith('/samples')}
+  assert stores == {'grow_1/samples', 'grow_2/samples'}
+  assert 'supervised' in second['inputs']
+  assert 'grow_1/improve_1' not in second['inputs']
+  assert second['counts']['kept_samples'] > first['counts']['kept_samples'] > 0
+  # The ledger counts the samples of both Grow steps.
+  drawn = {
+    row['policy']: int(row['samples_grown'])
+    for row in running.results(expert_iteration)
+  }
+  assert drawn == {'BC': 0, 'G1 I1': 48, 'G2 I1': 96}
+
+
+@pytest.mark.parametrize('grow_step', [1, 2])
+def test_dpo_trains_on_a_pair_of_each_source_that_has_one(
+  iterative_dpo, grow_step
+):
+  counts = _manifest(iterative_dpo / f'grow_{grow_step}/improve_1')['counts']
+  table = _samples(iterative_dpo, grow_step)
+  rewards = table[table['finished']].groupby('source_id')['reward']
+  wanted = int((rewards.max() > rewards.min()).sum())
+  assert counts['pairs'] == wanted > 0
+  rows = running.results(iterative_dpo)
+  assert [row['loss'] for row in rows] == ['bc', 'dpo', 'dpo']
+
+
+def test_mbr_trains_on_one_sample_of_each_source_whatever_its_reward(
+  mbr_finetuning,
+):
+  counts = _manifest(mbr_finetuning / 'grow_1/improve_1')['counts']
+  table = _samples(mbr_finetuning, 1)
+  sources = table[table['finished']]['source_id'].nunique()
+  assert counts['kept_samples'] == counts['kept_sources'] == sources > 0

@@ -9,6 +9,8 @@ from rest_jax import (
   evaluate,
   grow,
   improve,
+  losses,
+  offline_losses,
   rest,
   schedule,
   stages,
@@ -185,3 +187,75 @@ def test_a_combination_reads_the_scores_of_its_parts(run):
   )
   assert inputs['grow_2/reward'] == (f'{scores}/product',)
   assert inputs[f'{scores}/numeral_value'] == ('data', 'grow_2/samples')
+
+
+def with_loss(run, loss, **changed):
+  training = dataclasses.replace(run.improve.training, loss=loss)
+  fields = {'training': training, 'original_data': 'none'}
+  improving = dataclasses.replace(
+    run.improve, **fields | changed.pop('improve', {})
+  )
+  return dataclasses.replace(run, improve=improving, **changed)
+
+
+@pytest.mark.parametrize(
+  ('loss', 'changed', 'named'),
+  [
+    (
+      offline_losses.ClippedImportance(),
+      {'improve': {'original_data': 'filtered'}},
+      "ClippedImportance needs log-probabilities .* ORIGINAL_DATA = 'filtered'",
+    ),
+    (
+      offline_losses.ClippedImportance(),
+      {'imported_samples': 'a.tsv'},
+      "IMPORTED_SAMPLES = 'a.tsv'",
+    ),
+    (offline_losses.Preference(), {}, "CONTROLS = 'random'"),
+    (
+      offline_losses.Preference(),
+      {'controls': (), 'data': prepare.Data(
+        corpora.NumeralsTask(), prepare.Bytes(), max_source_length=100
+      )},
+      'PACKED_SOURCE_LENGTH = 128, .* at least 200',
+    ),
+  ],
+)  # fmt: skip
+def test_a_loss_that_lacks_what_it_needs_is_an_error(run, loss, changed, named):
+  with pytest.raises(ConfigurationError, match=named):
+    with_loss(run, loss, **changed)
+
+
+def test_gold_takes_references_too(run):
+  gold = with_loss(
+    run, offline_losses.Gold(), improve={'original_data': 'filtered'}
+  )
+  assert rest.loss_of(gold, rest.policies(gold)[1]).name == 'gold'
+  assert rest.loss_of(gold, rest.policies(gold)[0]).name == 'bc'
+  (control,) = (p for p in rest.policies(gold) if p.label == 'BC+')
+  assert rest.loss_of(gold, control).name == 'bc'
+
+
+def test_the_permuted_control_starts_as_its_twin_does(run):
+  permuted = dataclasses.replace(run, controls=('permuted',))
+  found = {k: v for k, v in starts(permuted).items() if 'permuted' in k}
+  assert found == {
+    'permuted/grow_2/improve_1': 'grow_2/improve_0',
+    'permuted/grow_2/improve_2': 'permuted/grow_2/improve_1',
+  }
+  last = rest.policies(permuted)[-1]
+  assert (last.label, last.reported) == ('G2 I2 permuted', True)
+  weighted = with_loss(permuted, losses.RewardWeighted())
+  # Where rewards weigh rows, there is something to permute without a filter.
+  assert starts(weighted)['permuted/grow_2/improve_0'] == 'grow_1/improve_2'
+
+
+def test_what_is_off_by_default_leaves_earlier_stages_valid(run):
+  names = {n for plan in stages.plan(run) for n in plan.config}
+  assert 'Improve.accumulate' not in names
+  assert 'Evaluate.divergence' not in names
+  off = dataclasses.replace(
+    run, evaluate=dataclasses.replace(run.evaluate, divergence=False)
+  )
+  named = {n: v for plan in stages.plan(off) for n, v in plan.config.items()}
+  assert named['Evaluate.divergence'] is False

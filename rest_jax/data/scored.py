@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rest_jax import errors, storage
+from rest_jax import errors, mbr, storage
 from rest_jax import rows as rows_lib
 from rest_jax.data import store
+from rest_jax.rewards import lexical
 
 _IDS = ('source_id', 'sample_index')
 _ALWAYS = (*_IDS, 'origin', 'finished', 'length')
@@ -18,6 +19,7 @@ _NEEDED = {
   'copies': ('source', 'target'),
   'length_ratios': ('source', 'target'),
   'repetitions': ('target_tokens',),
+  'utilities': ('target',),
 }
 _MAX_PERIOD = 8  # Tokens of the longest repeated phrase that is looked for.
 
@@ -211,9 +213,27 @@ def _repetitions(table: pa.Table) -> np.ndarray:
   return result
 
 
+def _utilities(table: pa.Table) -> np.ndarray:
+  """Mean chrF of the policy's rows against those of their source."""
+  own = np.flatnonzero(_origins(table['origin']) == rows_lib.POLICY)
+  texts = _column(table, 'target').take(pa.array(own)).to_pylist()
+  starts = store.source_starts(table['source_id'].to_numpy()[own])
+  groups = [texts[a:b] for a, b in itertools.pairwise(starts.tolist())]
+  chrf = lexical.SentenceChrf()
+
+  def utility(candidates: list[str], references: list[str]) -> np.ndarray:
+    return chrf.score(candidates, candidates, references)
+
+  result = np.zeros(table.num_rows, np.float32)
+  if groups:
+    result[own] = np.concatenate(mbr.expected_utilities(groups, utility))
+  return result
+
+
 _OPTIONAL = {
   'text_ids': _text_ids,
   'copies': _copies,
   'length_ratios': _length_ratios,
   'repetitions': _repetitions,
+  'utilities': _utilities,
 }

@@ -1,0 +1,121 @@
+"""Best-of-N from stored samples: what choosing by reward would have given.
+
+For each source n samples with their rewards are known, n at least 2·N. The
+samples must be fresh ones, of D_report or test data: Grow's own sources have
+been trained on.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from rest_jax.errors import DataError
+
+
+def winner_weights(n: int, size: int) -> Float64[np.ndarray, ' n']:
+  """The chance C(i−1, N−1) / C(n, N) that rank i wins among N of n samples.
+
+  Ranks ascend from 1: N samples drawn without replacement have the i-th lowest
+  for their best when the other N − 1 come from the i − 1 below it.
+
+  >>> winner_weights(4, 2) * 6
+  array([0., 1., 2., 3.])
+
+  Args:
+    n: samples there are.
+    size: N, from 1 to n.
+
+  Returns:
+    float64 [n], whose sum is 1.
+
+  Raises:
+    DataError: N is not within 1 … n.
+  """
+  if not 1 <= size <= n:
+    raise DataError(
+      f'best-of-{size} from {n} samples a source: N must be from 1 to that;'
+      ' evaluate with more samples (Evaluate.num_samples).'
+    )
+  every = math.comb(n, size)
+  return np.array([math.comb(i, size - 1) / every for i in range(n)])
+
+
+def estimate(
+  rewards: Float[np.ndarray, 'k n'],
+  size: int,
+  held_out: Float[np.ndarray, 'k n'] | None = None,
+) -> Float64[np.ndarray, ' k']:
+  """E[max of N rewards] of each source, or what else the winner scores.
+
+  Unbiased: Σ_i r_(i) · C(i−1, N−1) / C(n, N), the mean over all subsets of N of
+  the n samples (Stiennon et al. 2020, arXiv:2009.01325, and Nakano et al. 2021,
+  arXiv:2112.09332, section 3, for best-of-n and its estimator). Samples of
+  equal reward win alike often.
+
+  Args:
+    rewards: [k, n], by which the best is chosen.
+    size: N.
+    held_out: [k, n], what of the chosen one is averaged; the reward by default.
+
+  Returns:
+    float64 [k].
+
+  Raises:
+    DataError: N is not within 1 … n.
+  """
+  rewards = np.asarray(rewards, np.float64)
+  k, n = rewards.shape
+  weights = winner_weights(n, size)
+  order = np.argsort(rewards, axis=1, kind='stable')
+  ranked = np.take_along_axis(rewards, order, axis=1)
+  if held_out is None:
+    return ranked @ weights
+  values = np.take_along_axis(np.asarray(held_out, np.float64), order, axis=1)
+  # Of equal rewards each rank stands for all: their weights are shared.
+  new = np.ones((k, n), bool)
+  new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+  tie = (np.cumsum(new, axis=1) - 1) + n * np.arange(k)[:, None]
+  tie = tie.reshape(-1)
+  shared = np.bincount(tie, np.tile(weights, k), minlength=k * n)
+  counts = np.bincount(tie, minlength=k * n)
+  each = (shared / np.maximum(counts, 1))[tie].reshape(k, n)
+  return (values * each).sum(axis=1)
+
+
+def curve(
+  rewards: Float[np.ndarray, 'k n'],
+  sizes: Sequence[int],
+  held_out: Float[np.ndarray, 'k n'] | None = None,
+) -> Float64[np.ndarray, ' m']:
+  """The mean of `estimate` over all sources, for each N of `sizes`."""
+  return np.array([estimate(rewards, size, held_out).mean() for size in sizes])
+
+
+def equal_size(
+  rewards: Float[np.ndarray, 'k n'], aim: float, largest: int
+) -> int | None:
+  """The least N at which best-of-N reaches an aim (the ReST paper's figure 6).
+
+  Args:
+    rewards: [k, n], of BC's samples.
+    aim: a mean reward, such as another policy's.
+    largest: N at most; n should be at least twice as many.
+
+  Returns:
+    N; None where best-of-`largest` falls short.
+
+  Raises:
+    DataError: `largest` is not within 1 … n.
+  """
+  if estimate(rewards, largest).mean() < aim:
+    return None
+  low, high = 1, largest
+  while low < high:  # E[max of N] never falls as N grows.
+    middle = (low + high) // 2
+    if estimate(rewards, middle).mean() >= aim:
+      high = middle
+    else:
+      low = middle + 1
+  return low
