@@ -1,4 +1,4 @@
-"""Losses of Improve on a real store: what a policy grew is what it trains on."""
+"""Losses of Improve on a real store: what a policy grew, and what follows."""
 
 import dataclasses
 import io
