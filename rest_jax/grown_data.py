@@ -1,6 +1,6 @@
 """The scored rows of D_g: streamed, selected, turned into training rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -185,9 +185,9 @@ class GrownData:
     loss: losses.PolicyLoss,
   ) -> Iterator[tuple[Any, ...]]:
     needs = selection.needs_of(selections)
-    figures = stored_figures(loss)
+    figures = written_figures(loss)
     columns = [*scored.columns_for(needs), 'source', 'target_tokens']
-    columns += [_STORED[name] for name in figures]
+    columns += [_STORED[name] for name in figures if name in _STORED]
     source_tokens = _SourceTokens(self._context)
     for table in self._tables_of(store, list(dict.fromkeys(columns))):
       rows = scored.rows_from_table(table, needs)
@@ -202,7 +202,7 @@ class GrownData:
         table['target_tokens'].to_numpy(),
         loss.row_weights(rows.reward[kept]).tolist(),
         rows.is_reference[kept].tolist(),
-        *(table[_STORED[name]].to_numpy() for name in figures),
+        *(_figure(name, table) for name in figures),
         strict=True,
       )
 
@@ -247,6 +247,15 @@ class _SourceTokens:
     return [[*known[text], EOS_ID] for text in texts]
 
 
-def stored_figures(loss: losses.PolicyLoss) -> tuple[str, ...]:
-  """The figures of target tokens that a loss needs of the store."""
-  return tuple(name for name in loss.needs if name in losses.STORED)
+def written_figures(loss: losses.PolicyLoss) -> tuple[str, ...]:
+  """The figures that `GrownData.training_rows` gives with each row."""
+  return tuple(name for name in loss.needs if name not in losses.SCORED)
+
+
+def _figure(name: str, table: pa.Table) -> Iterable[np.ndarray]:
+  """A figure of the tokens of each row."""
+  if name == losses.RETURNS:
+    lengths = pc.list_value_length(table['target_tokens']).to_numpy()
+    rewards = table['reward'].to_numpy()
+    return map(np.full, lengths.tolist(), rewards.tolist())
+  return table[_STORED[name]].to_numpy()

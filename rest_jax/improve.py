@@ -11,7 +11,7 @@ import time
 from typing import Literal
 
 from rest_jax import evaluate as evaluate_lib
-from rest_jax import grown_data, losses, schedule, selection, supervised
+from rest_jax import grown_data, losses, schedule, selection, supervised, values
 from rest_jax.context import BC, Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
@@ -44,6 +44,7 @@ class Improve:
     allow_tau_below_mean: whether τ_1 ≤ V = E_{D_g}[R] is accepted.
     restart_from_base: whether each Improve step starts from BC (ReST-EM)
       instead of from the policy before it.
+    value: how the value model is trained, for losses that need one.
     accumulate: whether D_g has the samples of all Grow steps so far (expert
       iteration) instead of the last one's alone. Rules that compare samples of
       a source still compare those of one Grow step.
@@ -60,6 +61,7 @@ class Improve:
   learning_rate_decay: float = 0.5
   allow_tau_below_mean: bool = dataclasses.field(default=False, compare=False)
   restart_from_base: bool = False
+  value: values.TrainValue | None = None
   accumulate: bool = False
 
   def __post_init__(self):
@@ -68,15 +70,22 @@ class Improve:
         f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
         ' (0, 1]: learning rates fall from step to step.'
       )
+    loss = self.training.loss
+    if 'values' in getattr(loss, 'needs', ()) and self.value is None:
+      raise ConfigurationError(
+        f'Improve.training.loss = {type(loss).__name__} needs a value model,'
+        ' but nothing trains it; give --gin_file=losses/value.gin too, which'
+        ' binds Improve.value.'
+      )
     if self.accumulate and self.original_data != 'none':
       raise ConfigurationError(
         f'Improve.accumulate = True with ORIGINAL_DATA = {self.original_data!r}'
         ' would count each reference once for every Grow step; set it to'
         " 'none'."
       )
-    if not isinstance(self.training.loss, losses.PolicyLoss):
+    if not isinstance(loss, losses.PolicyLoss):
       raise ConfigurationError(
-        f'Improve.training.loss = {type(self.training.loss).__name__} is no'
+        f'Improve.training.loss = {type(loss).__name__} is no'
         ' loss of a policy; give one of rest_jax.losses or offline_losses.'
       )
     if self.mixture != 'union' and (
@@ -102,6 +111,7 @@ class Step:
       have changed places within each source; 'continued' on the references of
       D alone.
     twin: for a control, the stage whose number of updates it makes.
+    value: stage of the value model, where the loss needs one.
   """
 
   start: str
@@ -110,6 +120,7 @@ class Step:
   stores: tuple[str, ...]
   control: Control = 'none'
   twin: str | None = None
+  value: str | None = None
 
 
 def run(
@@ -242,7 +253,7 @@ def _write_rows(
   rows = loader.write_rows(
     folder,
     grown.training_rows(chosen, loss),
-    figures=grown_data.stored_figures(loss),
+    figures=grown_data.written_figures(loss),
     group=2 if loss.paired else 1,
   )
   counts = {
@@ -274,8 +285,13 @@ def _score_rows(
   by = {'bc_log_probs': BC, 'start_log_probs': step.start}
   batches = loader.TrainingBatches(rows, training.packing, seed=0)
   for name in training.loss.needs:
-    if name in losses.SCORED:
+    if name == 'values':
+      model, params = values.read(context, step.value)
+      measure = functools.partial(step_lib.scores, model, params)
+    elif name in by:
       measure = functools.partial(
         step_lib.target_log_probs, context.policy, context.params(by[name])
       )
-      rows.add_figure(name, batches.each_token(measure))
+    else:
+      continue
+    rows.add_figure(name, batches.each_token(measure))

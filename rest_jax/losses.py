@@ -133,7 +133,7 @@ class PolicyLoss:
     figure: every loss of a policy is reported beside the plain −log π.
     name: in the results.
     needs: figures of each target token that must stand in
-      `Batch.decoder_figures`; see `STORED` and `SCORED`.
+      `Batch.decoder_figures`; see `STORED`, `RETURNS` and `SCORED`.
     paired: whether it trains on pairs: a better sample of a source, and next to
       it in the same packed row a worse one.
     uses_rewards: whether rewards matter to it beside the filter.
@@ -164,8 +164,11 @@ class PolicyLoss:
 
 # Figures of target tokens. Grow stored them, untempered and as drawn:
 STORED = ('grown_log_probs', 'sampling_log_probs')
-# Improve has them computed, by BC and by the policy that the step starts from:
-SCORED = ('bc_log_probs', 'start_log_probs')
+# The reward of the whole row, at each of its tokens:
+RETURNS = 'returns'
+# Improve has them computed, by BC, by the policy that the step starts from, and
+# by the value model:
+SCORED = ('bc_log_probs', 'start_log_probs', 'values')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,6 +191,65 @@ class Gold(losses.PolicyLoss):
     return gold(scores.log_probs, lagged, returns, self.low)
 
 
+def actor_critic(
+  log_probs: TokenFloats, advantages: TokenFloats
+) -> TokenFloats:
+  """ℓ_t = −A_t · log π_θ(y_t | ·),  A_t = R(x, y) − V(x, y_<t).
+
+  Offline actor-critic (OAC; Mathieu et al., AlphaStar Unplugged, 2023,
+  arXiv:2308.03526) as the ReST paper uses it: with the behaviour's value
+  function, and without V-trace, since the samples are nearly on policy.
+
+  Args:
+    log_probs: float32, log π_θ(y_t | y_<t, x) in nats.
+    advantages: float32, A; not differentiated.
+
+  Returns:
+    float32, one a token, of either sign.
+  """
+  return -jax.lax.stop_gradient(advantages) * log_probs
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCritic(losses.PolicyLoss):
+  """OAC.
+
+  Attributes:
+    normalization: as `losses.BehavioralCloning`.
+  """
+
+  name: ClassVar[str] = 'oac'
+  needs: ClassVar[tuple[str, ...]] = (losses.RETURNS, 'values')
+  uses_rewards: ClassVar[bool] = True
+
+  normalization: losses.Normalization = 'tokens'
+
+  def __call__(
+    self, scores: types.TokenScores, batch: types.Batch
+  ) -> jax.Array:
+    """Returns the loss of each target token, unweighted, float32 [b, t]."""
+    return actor_critic(scores.log_probs, _advantages(batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueRegression(losses.PolicyLoss):
+  """Squared error of values to the Monte-Carlo return; see `values`."""
+
+  figure: ClassVar[str] = 'squared_error'
+  name: ClassVar[str] = 'value'
+  needs: ClassVar[tuple[str, ...]] = (losses.RETURNS,)
+  uses_rewards: ClassVar[bool] = True
+  normalization: ClassVar[losses.Normalization] = 'tokens'
+
+  def __call__(self, scores: TokenFloats, batch: types.Batch) -> jax.Array:
+    """Returns the loss of each prefix, float32 [b, t]."""
+    return losses.squared_error(scores, _figure(batch, losses.RETURNS))
+
+  def plain(self, scores: TokenFloats, batch: types.Batch) -> jax.Array:
+    """Returns the same."""
+    return self(scores, batch)
+
+
 def dpo(margins: Float[Array, '*shape'], beta: float) -> jax.Array:
   """−log σ(β h),  h = log (π_θ/π_ref)(y⁺ | x) − log (π_θ/π_ref)(y⁻ | x).
 
@@ -298,6 +357,11 @@ class Preference(losses.PolicyLoss):
 
 def _figure(batch: types.Batch, name: str) -> TokenFloats:
   return jnp.asarray(batch.decoder_figures[name])
+
+
+def _advantages(batch: types.Batch) -> TokenFloats:
+  """R(x, y) − V(x, y_<t) of each target token."""
+  return _figure(batch, losses.RETURNS) - _figure(batch, 'values')
 
 
 def _segments(batch: types.Batch) -> Int[Array, 'b t']:

@@ -10,7 +10,6 @@ from rest_jax import (
   annotate,
   evaluate,
   grow,
-  grown_data,
   improve,
   losses,
   supervised,
@@ -201,7 +200,8 @@ class ReST:
     """Finds now what a loss would miss after hours of Grow."""
     loss = self.improve.training.loss
     what = f'Improve.training.loss = {type(loss).__name__}'
-    if (stored := grown_data.stored_figures(loss)) or loss.paired:
+    stored = set(loss.needs) & set(losses.STORED)
+    if stored or loss.paired:
       needed = 'pairs of samples' if loss.paired else 'log-probabilities'
       if self.improve.original_data != 'none':
         raise ConfigurationError(

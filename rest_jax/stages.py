@@ -5,10 +5,9 @@
 (Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1.) Nothing is run here.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from rest_jax import (
   annotate,
@@ -17,50 +16,16 @@ from rest_jax import (
   evaluate,
   grow,
   import_samples,
-  improve,
+  improve_stages,
   supervised,
   train_reward,
 )
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.errors import RewardError
-from rest_jax.rest import PolicyPlan, ReST, policies, stores
+from rest_jax.rest import PolicyPlan, ReST, policies
 from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
-
-Kind = Literal[
-  'data',
-  'import_samples',
-  'supervised',
-  'train_reward',
-  'check_reward',
-  'grow',
-  'annotate',
-  'improve',
-  'evaluate',
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class StagePlan:
-  """A stage of the run.
-
-  Attributes:
-    name: its folder in the run directory.
-    kind: the run mode that it belongs to.
-    inputs: stages that it reads.
-    config: the values that its content depends on.
-    execute: writes and commits it.
-    files: binding → file outside the run whose content it depends on.
-    checkpoints: binding → checkpoint outside the run, likewise.
-  """
-
-  name: str
-  kind: Kind
-  inputs: tuple[str, ...]
-  config: dict[str, Any]
-  execute: Callable[[Context, Stage], None]
-  files: dict[str, str] = dataclasses.field(default_factory=dict)
-  checkpoints: dict[str, str] = dataclasses.field(default_factory=dict)
+from rest_jax.stage_plan import Kind, StagePlan, learned_inputs, reward_config
 
 
 def plan(run: ReST) -> list[StagePlan]:
@@ -91,7 +56,8 @@ def plan(run: ReST) -> list[StagePlan]:
       if policy.grow_step == 1:
         out += _check_stages(run)
       out += _grow_stages(run, policy)
-    out.append(_improve_stage(run, policy))
+    out += improve_stages.value_stage(run, policy)
+    out.append(improve_stages.improve_stage(run, policy))
     if policy.reported:
       out.append(evaluation_stage(run, policy, 'report'))
   return out
@@ -213,9 +179,9 @@ def _check_stages(run: ReST) -> Iterator[StagePlan]:
     yield StagePlan(
       name,
       'check_reward',
-      ('data', *more, *_learned_inputs(reward)),
+      ('data', *more, *learned_inputs(reward)),
       config.flatten(settings, 'CheckReward')
-      | _reward_config(reward)
+      | reward_config(reward)
       | _learned_config(run, reward),
       lambda context, stage: check_reward.run(
         context, stage, settings, reward, run.data.task, beams
@@ -257,7 +223,7 @@ def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
     f'{store}/reward',
     'annotate',
     (scores,),
-    _reward_config(reward),
+    reward_config(reward),
     lambda context, stage: annotate.run_reward(
       context, stage, reward, context.stage(scores)
     ),
@@ -274,20 +240,15 @@ def _score_stage(
     execute = functools.partial(_combine, model, parts)
   else:
     samples = f'{store}/samples'
-    inputs = ('data', samples, *_learned_inputs(model))
+    inputs = ('data', samples, *learned_inputs(model))
     execute = functools.partial(_score, run, model, samples)
   return StagePlan(
     f'{store}/scores/{model.info.name}',
     kind,
     inputs,
-    _reward_config(model) | _learned_config(run, model),
+    reward_config(model) | _learned_config(run, model),
     execute,
   )
-
-
-def _learned_inputs(*models: base.RewardModel) -> tuple[str, ...]:
-  """The stage that learned rewards among these, or in them, come from."""
-  return (train_reward.STAGE,) if learned.within(models) else ()
 
 
 def _learned_config(run: ReST, model: base.RewardModel) -> dict[str, Any]:
@@ -312,64 +273,11 @@ def _combine(model, parts, context: Context, stage: Stage) -> None:
   )
 
 
-def _reward_config(model: Any) -> dict[str, Any]:
-  return config.flatten(model, 'reward') | config.flatten(
-    model.info, 'RewardInfo'
-  )
-
-
-def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
-  g, i = policy.grow_step, policy.improve_step
-  main = f'grow_{g}/improve_{i}'
-  control = 'none' if policy.stage == main else policy.stage.split('/')[0]
-  inputs = ['data', policy.start, *_learned_inputs(run.annotate.reward)]
-  if control != 'none':
-    inputs.append(main)
-  if control != 'continued':
-    for store in stores(run, g):
-      inputs += [f'{store}/samples', f'{store}/reward']
-  # Later thresholds do not concern this step: a schedule may grow.
-  settings = dataclasses.replace(
-    run.improve, schedule=run.improve.schedule.first(i)
-  )
-  step = improve.Step(
-    policy.start,
-    g,
-    i,
-    stores(run, g),
-    control,
-    main if control != 'none' else None,
-  )
-  values = config.flatten(settings, 'Improve')
-  if not settings.accumulate:  # Policies from before it stay valid.
-    del values['Improve.accumulate']
-  return StagePlan(
-    policy.stage,
-    'improve',
-    tuple(dict.fromkeys(inputs)),
-    values
-    | _selecting_config(run.evaluate)
-    | _reward_config(run.annotate.reward)
-    | {'SEED': run.seed, 'control': control},
-    lambda context, stage: improve.run(
-      context, stage, settings, run.evaluate, run.annotate.reward, step
-    ),
-  )
-
-
-def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:
-  """What of `Evaluate` decides which checkpoint is kept."""
-  out = {}
-  for name in ('sampling', 'batching', 'select_sources', 'select_samples'):
-    out |= config.flatten(getattr(settings, name), f'Evaluate.{name}')
-  return out
-
-
 def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
   """The evaluation of a policy on a split."""
   further = {}
   for model in run.annotate.further_metrics:
-    for name, value in _reward_config(model).items():
+    for name, value in reward_config(model).items():
       further[f'{model.info.name}: {name}'] = value
   overlap = run.trained_on_overlap('test' if split == 'test' else 'dev')
   settings = config.flatten(run.evaluate, 'Evaluate')
@@ -378,9 +286,9 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',
-    ('data', policy.stage, *_learned_inputs(*run.annotate.metrics)),
+    ('data', policy.stage, *learned_inputs(*run.annotate.metrics)),
     settings
-    | _reward_config(run.annotate.reward)
+    | reward_config(run.annotate.reward)
     | further
     | {'SEED': run.seed}
     # A name that is not there leaves earlier evaluations valid.

@@ -108,6 +108,22 @@ def test_every_preset_builds_on_a_run(parse, tmp_path, name):
   assert f'--gin_file={name}' in header
 
 
+@pytest.mark.parametrize('name', ['losses/oac.gin'])
+def test_losses_that_need_values_have_them_trained(parse, tmp_path, name):
+  parse('quickstart.gin', name, bindings=[f"MODEL_DIR = '{tmp_path}/run'"])
+  run = main._build()
+  plans = {plan.name: plan for plan in stages.plan(run)}
+  order = list(plans)
+  assert order.index('grow_1/value') < order.index('grow_1/improve_0')
+  for policy in rest.policies(run):
+    if policy.stage.startswith(('grow_', 'random/')):
+      assert 'grow_1/value' in plans[policy.stage].inputs
+    else:
+      assert 'grow_1/value' not in plans[policy.stage].inputs
+  header = re.match(r'(#.*\n)+', (_GIN / name).read_text())[0]
+  assert f'--gin_file={name}' in header
+
+
 def test_two_presets_at_once_are_an_error(parse):
   two = ('presets/raft.gin', 'presets/rest_em.gin')
   with pytest.raises(errors.ConfigurationError, match='both whole algorithms'):

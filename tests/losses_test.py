@@ -162,7 +162,7 @@ def test_plain_bc_weighs_all_rows_alike():
 
 
 @pytest.mark.parametrize(
-  'setting', [{'beta': 0.0}, {'weighting': 'quadratic'}, {'z_loss': -1.0}]
+  'setting', [{'beta': 0.0}, {'beta': math.inf}, {'z_loss': -1.0}]
 )
 def test_reward_weighted_settings_out_of_range(setting):
   with pytest.raises(errors.ConfigurationError, match=next(iter(setting))):

@@ -71,7 +71,7 @@ def test_utilities_are_mean_chrf_among_the_samples_of_the_policy(table):
 
 
 def test_the_sample_that_agrees_best_is_kept_whatever_its_reward(table):
-  rule = schedule.PerSource('mbr', (2, 1))
+  rule = schedule.PerSource('mbr', (2.0, 1.0))
   assert rule.label(2) == 'mbr 1 a source'
   two, one = rule.filters(lambda: ())
   rows = scored.rows_from_table(table, selection.needs_of([one]))
@@ -89,4 +89,4 @@ def test_settings_out_of_range_are_errors():
   with pytest.raises(errors.ConfigurationError, match='whole numbers'):
     schedule.PerSource('mbr', (1.5,))
   with pytest.raises(errors.ConfigurationError, match='stricter'):
-    schedule.PerSource('mbr', (1, 2))
+    schedule.PerSource('mbr', (1.0, 2.0))

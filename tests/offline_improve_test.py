@@ -20,6 +20,7 @@ from rest_jax import (
   offline_losses,
   run_directory,
   supervised,
+  values,
 )
 from rest_jax.checkpoint import native
 from rest_jax.context import PARAMS, Context
@@ -113,7 +114,7 @@ def settings(loss, **changed):
       optimizer.Optimizer(learning_rate=0.01), PACKING, loss
     ),
     stopping=early_stopping.Stopping(2, 2, 1),
-    schedule=PerSource('top_k', (2,)),
+    schedule=PerSource('top_k', (2.0,)),
     original_data='none',
     allow_tau_below_mean=True,
     **changed,
@@ -127,7 +128,7 @@ def written(context, folder, loss, start='supervised'):
   rows = loader.write_rows(
     folder,
     grown.training_rows(chosen, loss),
-    figures=grown_data.stored_figures(loss),
+    figures=grown_data.written_figures(loss),
     group=2 if loss.paired else 1,
   )
   improve._score_rows(
@@ -236,6 +237,100 @@ def test_an_improve_step_trains_with_the_loss(context, loss):
   assert counts['select_tokens'] >= 2 * 8
   assert ('pairs' in counts) == loss.paired
   assert counts['references'] == 0
+
+
+TRAIN_VALUE = values.TrainValue(
+  early_stopping.Training(optimizer.Optimizer(learning_rate=0.05), PACKING),
+  early_stopping.Stopping(6, 3, 2),
+  held_out=0.4,
+)
+
+
+@pytest.fixture(scope='module')
+def value_stage(context):
+  grown = grown_data.GrownData(
+    context, settings(losses.BehavioralCloning()), ('grow_1',)
+  )
+  stage = begun(context, 'grow_1/value')
+  values.run(context, stage, TRAIN_VALUE, grown)
+  return stage
+
+
+def test_a_value_model_starts_as_bc_and_promises_nothing(context):
+  model = values.ValueModel(context.model, context.layout)
+  bc = context.params('supervised')
+  params = values.from_policy(model, bc, seed=1)
+  np.testing.assert_array_equal(
+    params['encoder']['encoder_norm']['scale'],
+    bc['encoder']['encoder_norm']['scale'],
+  )
+  np.testing.assert_array_equal(
+    params['token_embedder']['embedding'], bc['token_embedder']['embedding']
+  )
+  assert not np.asarray(params['decoder']['score_dense']['kernel']).any()
+  assert 'logits_dense' not in params['decoder']
+
+
+def test_the_value_model_learns_from_finished_samples(context, value_stage):
+  counts = value_stage.manifest['counts']
+  finished = sum(
+    row['finished'] and row['origin'] == 'policy'
+    for part in store.part_paths(context.stage('grow_1/samples').folder)
+    for row in store.read_part(part).to_pylist()
+  )
+  assert counts['rows'] > 0 < counts['held_out']
+  assert counts['rows'] + counts['held_out'] == finished
+  history = value_stage.manifest['extra']['history']
+  assert history[-1]['value'] > history[0]['value']  # −squared error.
+  assert -1 <= counts['rows_spearman'] <= 1
+
+
+def test_a_value_knows_the_prefix_alone_packed_or_not(context, value_stage):
+  model, params = values.read(context, value_stage.name)
+  rows = [([7, 8, 1], [9, 5, 6, 1]), ([4, 1], [3, 2, 1])]
+
+  def value_of(*pairs, folder):
+    written = loader.write_rows(folder, [(*pair, 1.0, False) for pair in pairs])
+    batches = loader.TrainingBatches(written, PACKING, seed=0)
+    assert len(list(batches.once())) == 1
+    return batches.each_token(lambda batch: step.scores(model, params, batch))
+
+  folder = value_stage.work
+  together = value_of(*rows, folder=folder / 'a')
+  alone = [value_of(row, folder=folder / f'{i}') for i, row in enumerate(rows)]
+  np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+  # Another third token changes what stands after it, not before.
+  other = value_of(([7, 8, 1], [9, 5, 200, 1]), folder=folder / 'b')
+  np.testing.assert_allclose(other[:3], alone[0][:3], atol=1e-6)
+  assert abs(other[3] - alone[0][3]) > 1e-6
+
+
+def test_offline_actor_critic_trains_on_all_samples(context, value_stage):
+  stage = begun(context, 'grow_1/improve_oac')
+  chosen = evaluate.Evaluate(
+    'en', sampling=Sampling(1.0), batching=BATCHING, select_sources=4,
+    select_samples=2,
+  )  # fmt: skip
+  oac = settings(offline_losses.ActorCritic(), value=TRAIN_VALUE)
+  improve.run(
+    context, stage, oac, chosen, Bytes(),
+    improve.Step('supervised', 1, 0, ('grow_1',), value=value_stage.name),
+  )  # fmt: skip
+  assert stage.manifest['counts']['updates'] == 2
+
+
+def test_spearman_shares_the_ranks_of_ties():
+  wanted = np.array([0.1, 0.2, 0.2, 0.9])
+  found = np.array([1.0, 5.0, 3.0, 9.0])
+  # Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4.
+  expected = 4.5 / math.sqrt(4.5 * 5.0)
+  assert values.spearman(wanted, found) == pytest.approx(expected)
+  assert math.isnan(values.spearman(wanted, np.ones(4)))
+
+
+def test_a_loss_that_lacks_its_value_model_is_an_error():
+  with pytest.raises(errors.ConfigurationError, match=r'binds Improve\.value'):
+    settings(offline_losses.ActorCritic())
 
 
 def test_a_store_without_pairs_is_an_error(context, tmp_path):

@@ -120,6 +120,25 @@ def test_gold_differentiates_the_policy_alone():
   assert gradient == pytest.approx(-0.5 * (1 + math.log(0.5)), rel=1e-6)
 
 
+def test_oac_by_hand():
+  batch = batch_of(
+    [1, 1, 2], returns=[0.75, 0.75, 0.25], values=[0.5, 1.0, 0.25]
+  )
+  log_probs = [-1.0, -2.0, -3.0]
+  values = offline_losses.ActorCritic()(scores_of(log_probs), batch)
+  np.testing.assert_allclose(values, [[0.25 * 1.0, -0.25 * 2.0, 0.0]])
+
+
+def test_values_are_held_against_the_return_of_each_prefix():
+  batch = batch_of([1, 1], returns=[0.75, 0.75])
+  loss = offline_losses.ValueRegression()
+  values = loss(jnp.array([[0.25, 1.0]]), batch)
+  np.testing.assert_allclose(values, [[0.25, 0.0625]])
+  np.testing.assert_allclose(
+    loss.plain(jnp.array([[0.25, 1.0]]), batch), values
+  )
+
+
 # Two pairs. Better − worse of the first: (0.5 − 0.1) − (−0.2) = 0.6.
 _SEGMENTS = [1, 1, 2, 3, 4, 4, 0]
 _GROWN = [-1.0, -1.0, -2.0, -3.0, -1.0, -1.0, 0.0]
@@ -182,13 +201,18 @@ def test_at_the_reference_dpo_pushes_both_texts_by_half_of_beta():
     offline_losses.ClippedImportance(),
     offline_losses.Gold(),
     offline_losses.Preference('ipo'),
+    offline_losses.ActorCritic(),
   ],
 )
 def test_what_improve_asks_of_a_loss(loss):
   assert isinstance(loss, losses.TokenLoss)
   assert isinstance(loss, losses.PolicyLoss)
   assert hash(loss) == hash(type(loss)(**vars(loss)))
-  assert set(loss.needs) <= {*losses.STORED, *losses.SCORED}
+  assert set(loss.needs) <= {
+    *losses.STORED,
+    losses.RETURNS,
+    *losses.SCORED,
+  }
   assert not loss.fits_references
   np.testing.assert_allclose(
     loss.plain(scores_of([-0.5]), batch_of([1])), [[0.5]]

@@ -9,7 +9,7 @@ scaled: T5 scales outputs that are tied to the embedding, and this one is not.
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import Dense, Embed
@@ -60,11 +60,38 @@ class Scorer(nn.Module):
     mask = segment_mask(encoder_input_tokens, encoder_segment_ids)
     x = embed(self.token_embedder, encoder_input_tokens, self.placement)
     encoded = self.encoder(x, mask)
-    # A text's only position sees itself: T5's causal mask of one token.
-    own = jnp.eye(decoder_input_tokens.shape[1], dtype=bool)[None, None]
+    own = self.seen(decoder_input_tokens.shape[1], decoder_segment_ids)
     cross_mask = segment_mask(
       encoder_input_tokens, encoder_segment_ids, decoder_segment_ids
     )
     x = embed(self.token_embedder, decoder_input_tokens, self.placement)
     x = self.decoder(x, encoded, own, cross_mask)
     return self.decoder.score_dense(x)[..., 0]
+
+  def seen(
+    self, length: int, segment_ids: Int[Array, 'b t'] | None
+  ) -> Bool[Array, '_ 1 t t']:
+    """Which positions of the decoder a position sees.
+
+    A text's only position sees itself: T5's causal mask of one token.
+    """
+    del segment_ids
+    return jnp.eye(length, dtype=bool)[None, None]
+
+
+class Valuer(Scorer):
+  """An encoder–decoder that gives each prefix of a target a number.
+
+  The number of a position is of what stands before its target: it sees the
+  same as T5's logits there.
+  """
+
+  def seen(
+    self, length: int, segment_ids: Int[Array, 'b t'] | None
+  ) -> Bool[Array, '_ 1 t t']:
+    """Itself and what came before it, within its own sequence."""
+    causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    if segment_ids is None:
+      return causal
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return causal & same

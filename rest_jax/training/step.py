@@ -211,12 +211,17 @@ def target_log_probs(
   policy, params: types.Params, batch: types.Batch
 ) -> jax.Array:
   """The log π(y_t | y_<t, x) of a batch's targets, float32 [b, t], nats."""
-  return _target_log_probs(policy, params, put_batch(policy, batch))
+  return scores(policy, params, batch).log_probs
+
+
+def scores(network, params: types.Params, batch: types.Batch):
+  """What a network's `score` gives, without dropout; compiled once a shape."""
+  return _scores(network, params, put_batch(network, batch))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _target_log_probs(policy, params, batch):
-  return policy.score(params, batch).log_probs
+def _scores(network, params, batch):
+  return network.score(params, batch)
 
 
 def evaluate_loss(
