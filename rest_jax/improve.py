@@ -8,10 +8,18 @@ differ in which rows they train on, and in nothing else.
 import dataclasses
 import functools
 import time
-from typing import Literal
+from typing import Any, Literal
 
+from rest_jax import (
+  anchored,
+  grown_data,
+  losses,
+  schedule,
+  selection,
+  supervised,
+  values,
+)
 from rest_jax import evaluate as evaluate_lib
-from rest_jax import grown_data, losses, schedule, selection, supervised, values
 from rest_jax.context import BC, Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
@@ -20,6 +28,7 @@ from rest_jax.rewards import base
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping
 from rest_jax.training import step as step_lib
+from rest_jax.types import Params
 
 Control = Literal['none', 'random', 'continued', 'permuted']
 
@@ -155,6 +164,7 @@ def run(
     context, stage, settings, step, training.loss
   )
   _score_rows(context, rows, training, step)
+  network, start, training = _network(context, training, step)
   stopping = settings.stopping
   if step.twin is not None:
     updates = context.read(step.twin).manifest['counts']['updates']
@@ -172,12 +182,12 @@ def run(
   reporter = supervised.Reporter(context, stage, stopping.max_steps, 'reward')
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)
   outcome = early_stopping.train(
-    context.policy,
-    context.params(step.start),
+    network,
+    start,
     training,
     stopping,
     batches,
-    selecting,
+    lambda params: selecting(_policy_of(network, params)),
     folder=stage.work / 'checkpoints',
     # Dropout must differ from step to step, or errors would repeat.
     seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
@@ -196,6 +206,9 @@ def run(
     context.progress.note(
       'no update improved the reward on D_select: the policy stays as it was'
     )
+  outcome = dataclasses.replace(
+    outcome, params=_policy_of(network, outcome.params)
+  )
   supervised.finish(stage, outcome, began, counts)
 
 
@@ -213,6 +226,28 @@ def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:
   filter_at = len(chosen) - 1 - num_after
   like = selection.RandomLike(chosen[filter_at:], seed=seed)
   return (*chosen[:filter_at], like)
+
+
+def _network(
+  context: Context, training: early_stopping.Training, step: Step
+) -> tuple[Any, Params, early_stopping.Training]:
+  """What is trained, where it starts, and how: the policy, or more beside."""
+  start = context.params(step.start)
+  network = anchored.network_for(context.policy, training.loss)
+  if network is None:
+    return context.policy, start, training
+  stages = {'start': step.start, 'bc': BC}
+  anchors = {
+    name: start
+    if stages[name] == step.start
+    else context.read_params(stages[name])
+    for name in training.loss.anchors
+  }
+  return network, network.wrap(start, anchors), anchored.frozen_in(training)
+
+
+def _policy_of(network: Any, params: Params) -> Params:
+  return params['policy'] if isinstance(network, anchored.Anchored) else params
 
 
 def loss_of(settings: Improve, control: Control) -> losses.PolicyLoss:

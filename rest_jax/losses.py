@@ -137,6 +137,9 @@ class PolicyLoss:
     paired: whether it trains on pairs: a better sample of a source, and next to
       it in the same packed row a worse one.
     uses_rewards: whether rewards matter to it beside the filter.
+    anchors: policies whose distributions it is held against, 'start' (that the
+      step starts from) or 'bc'; see `anchored`.
+    duals: names of dual variables that are trained with the policy.
   """
 
   figure: ClassVar[str] = 'nll'
@@ -144,6 +147,8 @@ class PolicyLoss:
   needs: ClassVar[tuple[str, ...]] = ()
   paired: ClassVar[bool] = False
   uses_rewards: ClassVar[bool] = False
+  anchors: ClassVar[tuple[str, ...]] = ()
+  duals: ClassVar[tuple[str, ...]] = ()
 
   def row_weights(
     self, rewards: Float[np.ndarray, ' n']
@@ -151,10 +156,15 @@ class PolicyLoss:
     """The weight of each row that the filter kept, by its reward."""
     return np.ones_like(rewards)
 
+  def at(self, update: jax.Array) -> 'PolicyLoss':
+    """The loss at an update, counted from 0; a coefficient may be annealed."""
+    del update
+    return self
+
   @property
   def fits_references(self) -> bool:
     """Whether it asks nothing that D's own pairs cannot tell."""
-    return not (self.needs or self.paired or self.uses_rewards)
+    return not (self.needs or self.paired or self.uses_rewards or self.anchors)
 
   def plain(self, scores: types.TokenScores, batch: types.Batch) -> jax.Array:
     """Returns −log π of each target token, float32 [b, t], nats."""

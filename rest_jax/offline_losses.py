@@ -228,7 +228,7 @@ class ActorCritic(losses.PolicyLoss):
     self, scores: types.TokenScores, batch: types.Batch
   ) -> jax.Array:
     """Returns the loss of each target token, unweighted, float32 [b, t]."""
-    return actor_critic(scores.log_probs, _advantages(batch))
+    return actor_critic(scores.log_probs, advantages_of(batch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,8 +359,8 @@ def _figure(batch: types.Batch, name: str) -> TokenFloats:
   return jnp.asarray(batch.decoder_figures[name])
 
 
-def _advantages(batch: types.Batch) -> TokenFloats:
-  """R(x, y) − V(x, y_<t) of each target token."""
+def advantages_of(batch: types.Batch) -> TokenFloats:
+  """R(x, y) − V(x, y_<t) of each target token, float32 [b, t]."""
   return _figure(batch, losses.RETURNS) - _figure(batch, 'values')
 
 

@@ -108,18 +108,20 @@ def test_every_preset_builds_on_a_run(parse, tmp_path, name):
   assert f'--gin_file={name}' in header
 
 
-@pytest.mark.parametrize('name', ['losses/oac.gin'])
+@pytest.mark.parametrize(
+  'name', [f'losses/{name}.gin' for name in ('oac', 'vmpo', 'bvmpo')]
+)
 def test_losses_that_need_values_have_them_trained(parse, tmp_path, name):
   parse('quickstart.gin', name, bindings=[f"MODEL_DIR = '{tmp_path}/run'"])
   run = main._build()
   plans = {plan.name: plan for plan in stages.plan(run)}
   order = list(plans)
   assert order.index('grow_1/value') < order.index('grow_1/improve_0')
-  for policy in rest.policies(run):
-    if policy.stage.startswith(('grow_', 'random/')):
-      assert 'grow_1/value' in plans[policy.stage].inputs
+  for made in rest.policies(run):
+    if made.stage.startswith(('grow_', 'random/')):
+      assert 'grow_1/value' in plans[made.stage].inputs
     else:
-      assert 'grow_1/value' not in plans[policy.stage].inputs
+      assert 'grow_1/value' not in plans[made.stage].inputs
   header = re.match(r'(#.*\n)+', (_GIN / name).read_text())[0]
   assert f'--gin_file={name}' in header
 

@@ -4,12 +4,15 @@ import dataclasses
 import io
 import math
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 from rest_jax import (
+  anchored,
   annotate,
+  constrained_losses,
   errors,
   evaluate,
   generation,
@@ -33,6 +36,7 @@ from rest_jax.rewards import base
 from rest_jax.schedule import PerSource
 from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping, optimizer, step
+from rest_jax.training import state as state_lib
 
 PACKING = Packing(32, 32, rows_per_batch=8)
 BATCHING = generation.Batching(max_decode_len=8, rows=16, source_buckets=(8,))
@@ -305,18 +309,56 @@ def test_a_value_knows_the_prefix_alone_packed_or_not(context, value_stage):
   assert abs(other[3] - alone[0][3]) > 1e-6
 
 
-def test_offline_actor_critic_trains_on_all_samples(context, value_stage):
-  stage = begun(context, 'grow_1/improve_oac')
+@pytest.mark.parametrize(
+  'loss', [offline_losses.ActorCritic(), constrained_losses.BVMPO()]
+)
+def test_losses_of_advantages_train_on_all_samples(context, value_stage, loss):
+  stage = begun(context, f'grow_1/improve_{loss.name}')
   chosen = evaluate.Evaluate(
     'en', sampling=Sampling(1.0), batching=BATCHING, select_sources=4,
     select_samples=2,
   )  # fmt: skip
-  oac = settings(offline_losses.ActorCritic(), value=TRAIN_VALUE)
   improve.run(
-    context, stage, oac, chosen, Bytes(),
-    improve.Step('supervised', 1, 0, ('grow_1',), value=value_stage.name),
+    context, stage, settings(loss, value=TRAIN_VALUE), chosen, Bytes(),
+    improve.Step('other', 1, 0, ('grow_1',), value=value_stage.name),
   )  # fmt: skip
   assert stage.manifest['counts']['updates'] == 2
+  # What is kept is a policy, whatever was trained beside it.
+  kept = context.read_params(stage.name)
+  assert jax.tree.structure(kept) == jax.tree.structure(context.params('other'))
+
+
+def test_anchors_stay_and_duals_move(context, tmp_path):
+  loss = constrained_losses.BVMPO()
+  rows = written(context, tmp_path, losses.BehavioralCloning())
+  tokens = len(rows.target_tokens)
+  rows.add_figure('returns', np.linspace(0, 1, tokens, dtype=np.float32))
+  rows.add_figure('values', np.full(tokens, 0.5, np.float32))
+  training = settings(loss, value=TRAIN_VALUE).training
+  network = anchored.network_for(context.policy, loss)
+  assert network is anchored.network_for(context.policy, loss)
+  start, bc = context.params('other'), context.read_params('supervised')
+  wrapped = network.wrap(start, {'start': start, 'bc': bc})
+  assert jax.tree.structure(wrapped) == jax.tree.structure(
+    network.abstract_params()
+  )
+  optimizer_ = anchored.frozen_in(training).optimizer
+  train_step = step.make_train_step(network, optimizer_, loss)
+  state = state_lib.init_state(network, optimizer_, wrapped)
+  batch = next(loader.TrainingBatches(rows, PACKING, seed=0).once())
+  moved, metrics = train_step(state, batch)
+  assert np.isfinite(metrics['loss'])
+  for name, kept in (('start', start), ('bc', bc)):
+    jax.tree.map(
+      np.testing.assert_array_equal, moved.params['anchors'][name], kept
+    )
+  # At the policy itself no divergence is there, so the multiplier falls.
+  assert moved.params['duals']['alpha'] < 1.0
+  assert moved.params['duals']['eta'] != 1.0
+  changed = jax.tree.map(
+    lambda a, b: bool((a != b).any()), moved.params['policy'], start
+  )
+  assert any(jax.tree.leaves(changed))
 
 
 def test_spearman_shares_the_ranks_of_ties():

@@ -103,7 +103,10 @@ class TrainStep:
   def _update(self, state, batch, dropout_key, scale):
     if dropout_key is not None:
       dropout_key = jax.random.fold_in(dropout_key, state.step)
-    grads, sums = self._gradient(state.params, batch, dropout_key)
+    loss = self.loss
+    if isinstance(loss, losses_lib.PolicyLoss):
+      loss = loss.at(state.step)
+    grads, sums = self._gradient(loss, state.params, batch, dropout_key)
     # A batch without weight (only padding) changes nothing, instead of 0 / 0.
     normalizer = jnp.where(sums['normalizer'] > 0, sums['normalizer'], 1.0)
     grads = jax.tree.map(lambda g: g / normalizer, grads)
@@ -126,7 +129,7 @@ class TrainStep:
       metrics,
     )
 
-  def _gradient(self, params, batch, dropout_key):
+  def _gradient(self, loss, params, batch, dropout_key):
     """Σ_t w_t ∇ℓ_t and the sums of the loss, over all microbatches."""
 
     def of_part(index, part):
@@ -134,7 +137,7 @@ class TrainStep:
       if key is not None:
         key = jax.random.fold_in(key, index)
       return jax.grad(
-        lambda p: _sums(self.policy, self.loss, p, part, key), has_aux=True
+        lambda p: _sums(self.policy, loss, p, part, key), has_aux=True
       )(params)
 
     count = self.num_microbatches
