@@ -5,13 +5,16 @@ samples must be fresh ones, of D_report or test data: Grow's own sources have
 been trained on.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
 
 from rest_jax.errors import DataError
+
+SCORE = 'score_'  # Begins the columns of what is held out, among the samples.
 
 
 def winner_weights(n: int, size: int) -> Float64[np.ndarray, ' n']:
@@ -119,3 +122,43 @@ def equal_size(
     else:
       low = middle + 1
   return low
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What best-of-N gives of one policy's samples.
+
+  Attributes:
+    policy: its name in the results.
+    size: N.
+    reward: mean reward of the best, × 100.
+    held_out: metric → its mean of the best by reward, on its own scale.
+  """
+
+  policy: str
+  size: int
+  reward: float
+  held_out: dict[str, float]
+
+
+def rows(
+  policy: str,
+  rewards: Float[np.ndarray, 'k n'],
+  held_out: Mapping[str, Float[np.ndarray, 'k n']],
+) -> list[Row]:
+  """Best-of-N for N = 1, 2, 4 … up to half of the samples there are."""
+  sizes = [1]
+  while 4 * sizes[-1] <= rewards.shape[1]:
+    sizes.append(2 * sizes[-1])
+  return [
+    Row(
+      policy,
+      size,
+      100 * float(estimate(rewards, size).mean()),
+      {
+        name: float(estimate(rewards, size, values).mean())
+        for name, values in held_out.items()
+      },
+    )
+    for size in sizes
+  ]

@@ -5,8 +5,10 @@ knowing gin, so that stages can record what they were made with.
 """
 
 import dataclasses
+import io
 import json
 import pathlib
+import tokenize
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,6 +51,24 @@ def check_types(value: Any) -> None:
         )
   for _, child in _children(value):
     check_types(child)
+
+
+def check_whole(binding: str) -> None:
+  """Raises where a bracket or quote is not closed: gin would not say where."""
+  name, _, value = binding.partition('=')
+  try:
+    tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
+    whole = not any(
+      token.type == tokenize.ERRORTOKEN and token.string.strip()
+      for token in tokens
+    )
+  except (tokenize.TokenError, SyntaxError):
+    whole = False
+  if not whole:
+    raise ConfigurationError(
+      f'binding {name.strip()} ={value} breaks off: close its brackets and'
+      ' quotes.'
+    )
 
 
 def check_presets(files: Sequence[str]) -> None:

@@ -21,6 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from rest_jax import generation
 from rest_jax import policy as policy_lib
+from rest_jax.context import BC, Context
+from rest_jax.decoding.sampling import Sampling
 from rest_jax.types import Batch, Params
 
 # Logits of both policies that are held at once; a bound on memory.
@@ -62,6 +64,55 @@ def next_token(
   log_q = jax.nn.log_softmax(jnp.where(allowed, other_logits, _NEVER))
   p = jnp.exp(log_p)
   return jnp.sum(p * (log_p - log_q), -1), -jnp.sum(p * log_p, -1)
+
+
+def figures(
+  context: Context,
+  policy_name: str,
+  params: Params,
+  sources: Sequence[Sequence[int]],
+  source_ids: np.ndarray,
+  *,
+  num_samples: int,
+  batching: generation.Batching,
+) -> dict[str, float]:
+  """`kl_bc` and `entropy` of results.csv, from samples of its own.
+
+  Args:
+    context: the run.
+    policy_name: stage of the policy.
+    params: its parameters.
+    sources: k token sequences, EOS included.
+    source_ids: int64 [k].
+    num_samples: samples a source.
+    batching: shapes.
+  """
+  generated = generation.generate(
+    context.policy,
+    params,
+    sources,
+    source_ids,
+    seed=context.seed,
+    purpose='evaluate',
+    step=0,
+    num_samples=num_samples,
+    sampling=Sampling(temperature=1.0),  # π itself, whatever Grow truncates.
+    batching=batching,
+    num_tokens=context.tokenizer.size,
+  )
+  found = measure(
+    context.policy,
+    params,
+    params if policy_name == BC else context.read_params(BC),
+    sources,
+    generated,
+    batching=batching,
+    num_tokens=context.tokenizer.size,
+  )
+  return {
+    'kl_bc': float(found.kl.mean(dtype=np.float64)),
+    'entropy': float(found.entropy.mean(dtype=np.float64)),
+  }
 
 
 def measure(

@@ -11,8 +11,15 @@ import pyarrow as pa
 import sacrebleu
 from jaxtyping import Float
 
-from rest_jax import diagnostics, divergence, generation, grow, results
-from rest_jax.context import BC, Context
+from rest_jax import (
+  best_of_n,
+  diagnostics,
+  divergence,
+  generation,
+  grow,
+  results,
+)
+from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
@@ -242,10 +249,17 @@ def run(
   table = grow.sample_rows(data.table, generated, texts, grow_step=0)
   described = diagnostics.describe(table)
   if settings.divergence:
-    described |= _divergence(context, settings, policy_name, params, data)
+    described |= divergence.figures(
+      context,
+      policy_name,
+      params,
+      data.source_tokens,
+      data.source_ids,
+      num_samples=settings.num_samples,
+      batching=settings.batching,
+    )
   progress(5)
   table = table.append_column('reward', pa.array(sampled.reshape(-1)))
-  stage.write_part('samples.parquet', store.table_bytes(table))
   _write_beams(stage, data, beams, greedy_texts, greedy)
   per_source = sampled.mean(axis=1, dtype=np.float64)
   low, high = results.bootstrap_interval(per_source)
@@ -262,7 +276,12 @@ def run(
   figures |= described
   figures['further'] = {}
   for metric in further_metrics:
-    figures['further'] |= _further(context, metric, data, texts, greedy_texts)
+    means, scores = _further(context, metric, data, texts, greedy_texts)
+    figures['further'] |= means
+    if scores is not None:
+      name = best_of_n.SCORE + metric.info.name
+      table = table.append_column(name, pa.array(scores))
+  stage.write_part('samples.parquet', store.table_bytes(table))
   numbers = figures | figures['further']
   numbers = {k: v for k, v in numbers.items() if isinstance(v, float)}
   context.progress.scalars(policy_name, 0, numbers)
@@ -279,12 +298,14 @@ def _further(
   data: Split,
   sampled: Sequence[str],
   greedy: Sequence[str],
-) -> dict[str, float | None]:
+) -> tuple[dict[str, float | None], np.ndarray | None]:
   """A further metric's means over sampled and greedy outputs, on its own scale.
 
-  None without references where the metric needs them.
+  And its scores of the sampled ones. None without references where the metric
+  needs them.
   """
   out: dict[str, float | None] = {}
+  of_samples = None
   for name, texts in (('mean', sampled), ('greedy', greedy)):
     count = len(texts) // len(data.sources)
     references = data.references and _repeat(data.references, count)
@@ -298,8 +319,9 @@ def _further(
         cache=context.scores,
       )
       value = float(scores.mean(dtype=np.float64))
+      of_samples = scores if name == 'mean' else of_samples
     out[f'{metric.info.name}_{name}'] = value
-  return out
+  return out, of_samples
 
 
 def _best_temperature(
@@ -335,45 +357,6 @@ def _beam_texts(
     num_tokens=context.tokenizer.size,
   )
   return [context.tokenizer.decode(tokens.tolist()) for tokens in beams]
-
-
-def _divergence(
-  context: Context,
-  settings: Evaluate,
-  policy_name: str,
-  params: Params,
-  data: Split,
-) -> dict[str, float]:
-  """`kl_bc` and `entropy`, from as many samples as the mean reward."""
-  generated = generation.generate(
-    context.policy,
-    params,
-    data.source_tokens,
-    data.source_ids,
-    seed=context.seed,
-    purpose='evaluate',
-    step=0,
-    num_samples=settings.num_samples,
-    sampling=Sampling(temperature=1.0),  # π itself, whatever Grow truncates.
-    batching=settings.batching,
-    num_tokens=context.tokenizer.size,
-  )
-  behaviour = params
-  if policy_name != BC:
-    behaviour = context.read_params(BC)
-  found = divergence.measure(
-    context.policy,
-    params,
-    behaviour,
-    data.source_tokens,
-    generated,
-    batching=settings.batching,
-    num_tokens=context.tokenizer.size,
-  )
-  return {
-    'kl_bc': float(found.kl.mean(dtype=np.float64)),
-    'entropy': float(found.entropy.mean(dtype=np.float64)),
-  }
 
 
 def _write_beams(

@@ -9,7 +9,6 @@ The only file that knows gin and flags.
 
 import ast
 import difflib
-import io
 import os
 import pathlib
 import re
@@ -37,6 +36,7 @@ RUN_MODES = (
   'evaluate',
   'translate',
   'preview',
+  'best_of_n',
   'status',
   'import_samples',
   'fetch',
@@ -167,7 +167,7 @@ def _parse_gin(
   for path in ('.', str(gin_folder()), *search_paths):
     gin.add_config_file_search_path(path)
   for binding in bindings:
-    _check_whole(binding)
+    config.check_whole(binding)
   for file in files:
     roots = ('', '.', str(gin_folder()), *search_paths)
     if not any(os.path.exists(os.path.join(root, file)) for root in roots):
@@ -205,24 +205,6 @@ def _gin_text(error: BaseException) -> str:
   text = str(error).partition(' in config string:')[0]
   text = text.replace('/gin.macro', '').replace('/macro.value', '')
   return ' '.join(text.split())
-
-
-def _check_whole(binding: str) -> None:
-  """Raises where a bracket or quote is not closed: gin would not say where."""
-  name, _, value = binding.partition('=')
-  try:
-    tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
-    whole = not any(
-      token.type == tokenize.ERRORTOKEN and token.string.strip()
-      for token in tokens
-    )
-  except (tokenize.TokenError, SyntaxError):
-    whole = False
-  if not whole:
-    raise ConfigurationError(
-      f'binding {name.strip()} ={value} breaks off: close its brackets and'
-      ' quotes.'
-    )
 
 
 def _build() -> Any:
@@ -335,6 +317,8 @@ def _dispatch(run: Any) -> None:
       opened.translate(_POLICY.value, _INPUT.value, _OUTPUT.value)
     elif mode == 'preview':
       opened.preview()
+    elif mode == 'best_of_n':
+      opened.best_of_n(_SPLIT.value)
     elif mode == 'evaluate':
       opened.evaluate(_POLICY.value, _SPLIT.value)
     else:

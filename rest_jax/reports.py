@@ -8,6 +8,7 @@ import numpy as np
 import rich.console
 
 from rest_jax import (
+  best_of_n,
   check_reward,
   grown_data,
   ledger,
@@ -18,6 +19,7 @@ from rest_jax import (
   tables,
 )
 from rest_jax.context import Context
+from rest_jax.data import store
 from rest_jax.errors import ConfigurationError
 from rest_jax.policy import Policy
 from rest_jax.progress import clock
@@ -113,6 +115,50 @@ def show_preview(run: rest.ReST, context: Context) -> None:
       'nothing is grown and scored yet; run --run_mode=grow and'
       ' --run_mode=annotate first.'
     )
+
+
+def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
+  """Writes best_of_n.csv and prints it: what choosing by reward would give.
+
+  From the samples that evaluations stored. And for each policy the N at which
+  BC equals it.
+
+  Raises:
+    ConfigurationError: no evaluation has two samples a source or more.
+  """
+  rows, equal, of_bc = [], {}, None
+  for policy in rest.policies(run):
+    stage = context.stage(f'{policy.stage}/evaluation/{split}')
+    if not stage.committed or run.evaluate.num_samples < 2:
+      continue
+    stage.verify()
+    table = store.read_part(stage.folder / 'samples.parquet')
+    sources = len(np.unique(table['source_id'].to_numpy()))
+    columns = {
+      name: table[name].to_numpy().reshape(sources, -1)
+      for name in table.column_names
+      if name == 'reward' or name.startswith(best_of_n.SCORE)
+    }
+    rewards = columns.pop('reward')
+    rows += best_of_n.rows(policy.label, rewards, columns)
+    if policy.start is None:
+      of_bc = rewards
+    elif of_bc is not None:
+      equal[policy.label] = best_of_n.equal_size(
+        of_bc, float(rewards.mean()), of_bc.shape[1] // 2
+      )
+  if not rows:
+    raise ConfigurationError(
+      f'no policy has two samples a source on the {split} data; set'
+      ' evaluate.Evaluate.num_samples and run --run_mode=evaluate.'
+    )
+  path = context.directory.path / 'best_of_n.csv'
+  storage.write_atomic(path, tables.best_of_n_csv(rows, split).encode())
+  console = _console()
+  console.print(tables.best_of_n_table(rows))
+  for label, size in equal.items():
+    console.print(tables.equal_size(label, size, of_bc.shape[1] // 2))
+  context.progress.note(f'best-of-N: {path}')
 
 
 def show_checks(run: rest.ReST, context: Context) -> None:

@@ -327,6 +327,10 @@ class Session:
     """Prints what each Improve step would train on; see `reports`."""
     reports.show_preview(self._run, self._context)
 
+  def best_of_n(self, split: str) -> None:
+    """Prints what choosing among samples would give; see `reports`."""
+    reports.show_best_of_n(self._run, self._context, split)
+
   def status(self, dry_run: bool = False) -> None:
     """Prints what is committed and what is next; see `reports`."""
     reports.show_status(self._run, self._context, dry_run=dry_run)

@@ -1,11 +1,13 @@
 """What people see at the end of a run mode: tables."""
 
+import csv
+import io
 from collections.abc import Sequence
 
 import rich.box
 import rich.table
 
-from rest_jax import preview, results, schedule
+from rest_jax import best_of_n, preview, results, schedule
 from rest_jax.progress import clock
 from rest_jax.rewards import checking
 from rest_jax.run_directory import Stage
@@ -54,6 +56,56 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
       *(_figure(row.further.get(name), '.3g') for name in further),
     )
   return table
+
+
+def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
+  """Best-of-N of all policies; the metrics are the winner's."""
+  table = rich.table.Table(
+    title='Best of N samples by reward, unbiased from all that are stored',
+    box=rich.box.SIMPLE,
+    title_justify='left',
+  )
+  table.add_column('policy', no_wrap=True)
+  names = list(dict.fromkeys(name for row in rows for name in row.held_out))
+  for name in (
+    'N',
+    'reward',
+    *(n.removeprefix(best_of_n.SCORE) for n in names),
+  ):
+    table.add_column(name, justify='right', no_wrap=True)
+  for row in rows:
+    table.add_row(
+      row.policy,
+      str(row.size),
+      f'{row.reward:.1f}',
+      *(_figure(row.held_out.get(name), '.3g') for name in names),
+    )
+  return table
+
+
+def best_of_n_csv(rows: Sequence[best_of_n.Row], split: str) -> str:
+  """The same for programs."""
+  names = list(dict.fromkeys(name for row in rows for name in row.held_out))
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(
+    ['policy', 'split', 'n', 'reward']
+    + [name.removeprefix(best_of_n.SCORE) for name in names]
+  )
+  for row in rows:
+    metrics = [row.held_out.get(name) for name in names]
+    writer.writerow(
+      [row.policy, split, row.size, f'{row.reward:.4f}']
+      + ['' if value is None else f'{value:.4f}' for value in metrics]
+    )
+  return text.getvalue()
+
+
+def equal_size(label: str, size: int | None, largest: int) -> str:
+  """At which N BC equals a policy, for people."""
+  if size is None:
+    return f'{label}: more than BC with N = {largest}'
+  return f'{label}: as BC with N = {size}'
 
 
 def preview_table(

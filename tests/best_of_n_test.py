@@ -78,3 +78,14 @@ def test_a_curve_never_falls_and_tells_where_it_reaches_an_aim():
 def test_more_than_there_are_is_an_error(size):
   with pytest.raises(errors.DataError, match=f'best-of-{size} from 4 samples'):
     best_of_n.estimate(REWARDS, size)
+
+
+def test_rows_go_up_to_half_of_the_samples():
+  rewards = np.random.default_rng(0).random((5, 12))
+  rows = best_of_n.rows('BC', rewards, {'score_x': 1 - rewards})
+  assert [row.size for row in rows] == [1, 2, 4]
+  for row in rows:
+    assert row.reward == pytest.approx(
+      100 * best_of_n.estimate(rewards, row.size).mean()
+    )
+    assert row.held_out['score_x'] == pytest.approx(1 - row.reward / 100)

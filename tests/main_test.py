@@ -1,6 +1,7 @@
 """The real main on a tiny run, end to end."""
 
 import contextlib
+import csv
 import json
 import math
 import re
@@ -149,6 +150,25 @@ def test_results_tell_what_each_policy_has_cost(whole_run):
   assert int(rows['BC']['decoded_tokens']) == 0
   tokens = int(rows['G1 I1']['decoded_tokens'])
   assert 48 + both <= tokens <= 16 * (48 + both)
+
+
+def test_best_of_n_reads_the_samples_of_evaluations(whole_run, tmp_path):
+  run = running.copy_of(whole_run.folder, tmp_path / 'run')
+  ended = running.within(*running.command(run, '--run_mode=best_of_n')[3:])
+  assert ended.code == 0, ended.stderr
+  with open(run / 'best_of_n.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  # Of two samples a source the half is one: the mean reward of the results.
+  found = {row['policy']: (row['n'], row['reward']) for row in rows}
+  assert found == {
+    row['policy']: ('1', row['reward_mean']) for row in running.results(run)
+  }
+  assert 'G1 I1' in ended.stdout
+  missing = running.within(
+    *running.command(run, '--run_mode=best_of_n', '--split=select')[3:]
+  )
+  assert missing.code == 2
+  assert 'no policy has two samples' in _one_line(missing.stderr)
 
 
 def test_the_run_directory_is_as_designed(whole_run):

@@ -1,12 +1,13 @@
 import csv
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
 import rich.console
 
-from rest_jax import results, tables
+from rest_jax import best_of_n, results, tables
 
 
 def row(**changed):
@@ -90,3 +91,23 @@ def test_a_reward_that_knows_the_split_is_marked_in_every_table():
   assert '†' not in shown(row())
   (read,) = csv.DictReader(io.StringIO(results.to_csv([marked])))
   assert read['reward_trained_on'] == 'wmt19'
+
+
+def test_best_of_n_shows_what_the_winner_scores_beside():
+  rows = [
+    best_of_n.Row('BC', 1, 61.25, {'score_chrf': 40.5}),
+    best_of_n.Row('BC', 2, 70.0, {}),
+  ]
+  console = rich.console.Console(width=160, file=io.StringIO())
+  console.print(tables.best_of_n_table(rows))
+  assert re.search(r'BC +1 +61\.2 +40\.5', console.file.getvalue())
+  first, second = csv.DictReader(
+    io.StringIO(tables.best_of_n_csv(rows, 'test'))
+  )
+  assert first == {
+    **{'policy': 'BC', 'split': 'test', 'n': '1'},
+    **{'reward': '61.2500', 'chrf': '40.5000'},
+  }
+  assert second['chrf'] == ''
+  assert tables.equal_size('G1 I4', 7, 8) == 'G1 I4: as BC with N = 7'
+  assert tables.equal_size('G1 I4', None, 8).endswith('more than BC with N = 8')
