@@ -99,8 +99,10 @@ class TrainStep:
 
   @functools.cached_property
   def _learning_rate(self):
+    state = state_lib.state_shardings(self.policy, self.optimizer)
     return jax.jit(
-      lambda step, scale: self.optimizer.learning_rate_at(step) * scale
+      lambda step, scale: self.optimizer.learning_rate_at(step) * scale,
+      out_shardings=state.step,
     )
 
   def _update(self, state, batch, dropout_key, rate):

@@ -153,7 +153,7 @@ def test_learning_rate_scale_is_not_compiled_in():
 
 def test_schedules_share_one_program():
   policy = UnigramPolicy()
-  programs = []
+  programs, compiled = [], []
   for optimizer in (
     Optimizer(
       name='adamw', learning_rate=0.1, schedule='rsqrt', warmup_steps=2
