@@ -10,6 +10,8 @@ import functools
 import time
 from typing import Any, Literal
 
+import numpy as np
+
 from rest_jax import (
   anchored,
   grown_data,
@@ -160,7 +162,7 @@ def run(
   training = dataclasses.replace(
     settings.training, loss=loss_of(settings, step.control)
   )
-  rows, counts, mixture = _write_rows(
+  rows, counts, mixture, kept = _write_rows(
     context, stage, settings, step, training.loss
   )
   _score_rows(context, rows, training, step)
@@ -209,7 +211,7 @@ def run(
   outcome = dataclasses.replace(
     outcome, params=_policy_of(network, outcome.params)
   )
-  supervised.finish(stage, outcome, began, counts)
+  supervised.finish(stage, outcome, began, counts, kept)
 
 
 def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:
@@ -264,12 +266,16 @@ def _write_rows(
   settings: Improve,
   step: Step,
   loss: losses.PolicyLoss,
-) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
-  """Writes what the step trains on; returns also its counts and mixture."""
+) -> tuple[loader.TrainingRows, dict[str, int], float | str, dict[str, Any]]:
+  """Writes what the step trains on.
+
+  Returns:
+    The rows, their counts, the mixture, and what else is to be remembered.
+  """
   folder = stage.work / 'rows'
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
-    return rows, {'references': len(rows)}, 'union'
+    return rows, {'references': len(rows)}, 'union', {}
   grown = grown_data.GrownData(
     context, settings, step.stores, permuted=step.control == 'permuted'
   )
@@ -307,7 +313,8 @@ def _write_rows(
   )
   has_both = 0 < counts['references'] < len(rows)
   mixture = settings.mixture if has_both else 'union'
-  return rows, counts, mixture
+  by_length = [None if np.isnan(s) else s for s in kept.kept_by_length]
+  return rows, counts, mixture, {'kept_by_length': by_length}
 
 
 def _score_rows(

@@ -9,7 +9,7 @@ from rest_jax import rows as rows_lib
 from rest_jax import selection
 
 # What `preview` reads besides what the selections need.
-NEEDS = frozenset({'text_ids'})
+NEEDS = frozenset({'text_ids', 'source_lengths'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class StepPreview:
     duplicates: kept samples that repeat an earlier one of their source.
     mean_reward: of the kept samples, in [0, 1]; NaN if there are none.
     mean_length: of the kept samples, target tokens with EOS; NaN likewise.
+    kept_by_length: share of samples kept, by decile of source length (in
+      characters, over samples), shortest first; NaN for a decile that sources
+      of one length leave empty.
   """
 
   samples: int
@@ -39,6 +42,9 @@ class StepPreview:
   duplicates: int
   mean_reward: float
   mean_length: float
+  kept_by_length: tuple[float, ...] = dataclasses.field(
+    default=(), compare=False
+  )
 
 
 def preview(
@@ -57,12 +63,46 @@ def preview(
   """
   counts = np.zeros((len(steps), len(_COUNTS)), np.int64)
   sums = np.zeros((len(steps), 2), np.float64)
+  lengths = [_Histogram() for _ in range(len(steps) + 1)]  # Of all, then each.
   for rows in stream:
+    lengths[-1].add(rows.source_lengths[~rows.is_reference])
     for number, selections in enumerate(steps):
-      more_counts, more_sums = _tally(rows, selections)
+      kept = selection.select(selections, rows)
+      more_counts, more_sums = _tally(rows, kept)
       counts[number] += more_counts
       sums[number] += more_sums
-  return [_preview(*figures) for figures in zip(counts, sums, strict=True)]
+      lengths[number].add(rows.source_lengths[kept & ~rows.is_reference])
+  shares = [_by_decile(lengths[-1], kept) for kept in lengths[:-1]]
+  return [
+    _preview(*figures) for figures in zip(counts, sums, shares, strict=True)
+  ]
+
+
+class _Histogram:
+  """How many samples there are of each source length."""
+
+  def __init__(self):
+    self.counts = np.zeros(1, np.int64)
+
+  def add(self, lengths: np.ndarray) -> None:
+    more = np.bincount(lengths, minlength=len(self.counts))
+    more[: len(self.counts)] += self.counts
+    self.counts = more
+
+
+def _by_decile(everything: _Histogram, kept: _Histogram) -> tuple[float, ...]:
+  counts = everything.counts
+  # A length belongs to the decile in which the middle of its samples lies.
+  middle = np.cumsum(counts) - counts / 2
+  decile = np.minimum(10 * middle / max(counts.sum(), 1), 9).astype(int)
+  total = np.bincount(decile, counts, minlength=10)
+  left = np.zeros_like(counts)
+  left[: len(kept.counts)] = kept.counts
+  chosen = np.bincount(decile, left, minlength=10)
+  return tuple(
+    float(a / b) if b else float('nan')
+    for a, b in zip(chosen, total, strict=True)
+  )
 
 
 _COUNTS = (
@@ -76,9 +116,8 @@ _COUNTS = (
 
 
 def _tally(
-  rows: rows_lib.Rows, selections: Sequence[selection.Selection]
+  rows: rows_lib.Rows, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  kept = selection.select(selections, rows)
   samples = ~rows.is_reference
   kept_samples = kept & samples
   distinct = rows_lib.first_occurrences(rows, kept_samples)
@@ -97,7 +136,9 @@ def _tally(
   return np.asarray(counts), np.asarray(sums, np.float64)
 
 
-def _preview(counts: np.ndarray, sums: np.ndarray) -> StepPreview:
+def _preview(
+  counts: np.ndarray, sums: np.ndarray, shares: tuple[float, ...]
+) -> StepPreview:
   named = dict(zip(_COUNTS, (int(count) for count in counts), strict=True))
   kept = named['kept_samples']
   reward, length = (float(s) / kept if kept else float('nan') for s in sums)
@@ -107,4 +148,5 @@ def _preview(counts: np.ndarray, sums: np.ndarray) -> StepPreview:
     duplicates=kept - named['distinct_samples'],
     mean_reward=reward,
     mean_length=length,
+    kept_by_length=shares,
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from rest_jax import (
 )
 from rest_jax.context import Context
 from rest_jax.data import store
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.policy import Policy
 from rest_jax.progress import clock
 from rest_jax.run_directory import Stage
@@ -67,6 +68,10 @@ def _row(
     kept_samples=counts.get('kept_samples'),
     kept_sources=counts.get('kept_sources'),
     distinct_samples=counts.get('distinct_samples'),
+    kept_by_length=' '.join(
+      '-' if share is None else f'{share:.4f}'
+      for share in manifests[0]['extra'].get('kept_by_length', ())
+    ),
     train_tokens=sum(m['counts'].get('train_tokens', 0) for m in manifests),
     seconds=manifests[0]['seconds'] + evaluation.manifest['seconds'],
     **dataclasses.asdict(spent),
@@ -115,6 +120,40 @@ def show_preview(run: rest.ReST, context: Context) -> None:
       'nothing is grown and scored yet; run --run_mode=grow and'
       ' --run_mode=annotate first.'
     )
+
+
+def check_alarm(
+  run: rest.ReST, context: Context, evaluated: Sequence[str]
+) -> None:
+  """Says where a policy's reward rose while all that is beside it fell.
+
+  Args:
+    run: the run.
+    context: the run, opened.
+    evaluated: stages that an evaluation read, its policy among them; the
+      policy is held against the one that it started from.
+
+  Raises:
+    RewardError: it did, and the alarm stops the run.
+  """
+  if run.alarm is None:
+    return
+  labels = {policy.stage: policy.label for policy in rest.policies(run)}
+  rows = {(r.policy, r.split): r for r in result_rows(run, context)}
+  for policy in rest.policies(run):
+    if policy.stage not in evaluated or policy.start is None:
+      continue
+    before = rows.get((labels[policy.start], 'report'))
+    after = rows.get((policy.label, 'report'))
+    if before is None or after is None:
+      continue
+    text = run.alarm.suspicion(before, after, run.held_out)
+    if text is None:
+      continue
+    if run.alarm.stop_run:
+      show_results(run, context)
+      raise RewardError(f'{text}; to go on, set alarm.Alarm.stop_run = False.')
+    context.progress.note(f'ALARM: {text}')
 
 
 def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:

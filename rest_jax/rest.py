@@ -6,6 +6,7 @@ Nothing is run here; `stages` lists what is.
 import dataclasses
 from typing import Literal
 
+from rest_jax import alarm as alarm_lib
 from rest_jax import (
   annotate,
   evaluate,
@@ -46,6 +47,8 @@ class ReST:
       (random rows, as many a source as the filter keeps) and 'permuted' (ReST
       on rewards that changed places within each source), each for as many
       updates at the same learning rates as ReST.
+    alarm: what the reward is held against after each evaluation; None for no
+      alarm.
     seed: of everything that is drawn.
     supervised_from: a run directory whose BC this run takes; None trains one.
     reward_from: a run directory whose learned reward, and all that it was made
@@ -70,6 +73,7 @@ class ReST:
   num_grow: int = 1
   num_improve: int = 4
   controls: tuple[Literal['continued', 'random', 'permuted'], ...] = ()
+  alarm: alarm_lib.Alarm | None = None
   seed: int = 0
   supervised_from: str | None = None
   reward_from: str | None = None
@@ -101,6 +105,8 @@ class ReST:
     self._check_learned()
     self._check_trained_on()
     self._check_loss()
+    if self.alarm is not None:
+      self.alarm.check_columns(self.held_out)
     if (
       self.improve.original_data == 'filtered'
       and self.annotate.reward.info.needs_reference
@@ -234,6 +240,15 @@ class ReST:
           f'PACKED_{name}_LENGTH = {room}, but {what} packs two rows of up to'
           f' {row} tokens together; set it to at least {2 * row}.'
         )
+
+  @property
+  def held_out(self) -> dict[str, bool]:
+    """Columns of results.csv beside the reward: whether higher is better."""
+    out = {'bleu': True, 'chrf': True}
+    for metric in self.annotate.further_metrics:
+      for kind in ('mean', 'greedy'):
+        out[f'{metric.info.name}_{kind}'] = metric.info.higher_is_better
+    return out
 
   @property
   def improve_steps(self) -> range:

@@ -42,6 +42,8 @@ class Row:
       outputs; a column each.
     reward_trained_on: data sets of the split that the reward was trained on,
       so that its figures flatter; most often none.
+    kept_by_length: share of samples that passed, by decile of source length,
+      shortest first: ten numbers with spaces between; `-` where there is none.
     kl_bc: KL(π‖π_BC) in nats a sequence; see `divergence`. None where it was
       not measured.
     entropy: of π, in nats a sequence, from the same samples.
@@ -82,6 +84,7 @@ class Row:
   seconds: float
   further: dict[str, float | None] = dataclasses.field(default_factory=dict)
   reward_trained_on: str = ''
+  kept_by_length: str = ''
   kl_bc: float | None = None
   entropy: float | None = None
   distinct_1: float | None = None

@@ -24,6 +24,7 @@ class Rows:
     text_ids: int32 [m], equal where the target texts are equal.
     copies: bool [m], whether the target is the source, but for outer spaces.
     length_ratios: float32 [m], characters of target over those of source.
+    source_lengths: int32 [m], characters of each row's source.
     repetitions: int32 [m], how often the most repeated phrase (of up to 8
       tokens) follows itself without a break; 1 is no repetition.
     utilities: float32 [m], mean chrF of each policy row, held against all of
@@ -40,6 +41,7 @@ class Rows:
   text_ids: Int32[np.ndarray, 'm'] | None = None
   copies: Bool[np.ndarray, 'm'] | None = None
   length_ratios: Float32[np.ndarray, 'm'] | None = None
+  source_lengths: Int32[np.ndarray, 'm'] | None = None
   repetitions: Int32[np.ndarray, 'm'] | None = None
   utilities: Float32[np.ndarray, 'm'] | None = None
 

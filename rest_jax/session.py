@@ -200,6 +200,8 @@ class Session:
       if missing and ran and mode != 'rest':
         break  # Later Grow steps wait for other kinds of stages.
       self._run_stage(plan)
+      if plan.kind == 'evaluate':
+        reports.check_alarm(self._run, self._context, plan.inputs)
       ran += plan.kind != 'data'
     if mode == 'check_reward':
       reports.show_checks(self._run, self._context)

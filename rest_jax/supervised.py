@@ -6,7 +6,8 @@ arXiv:2308.08998, equation 1).
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +127,7 @@ def finish(
   outcome: early_stopping.Outcome,
   began: float,
   counts: dict[str, int],
+  extra: Mapping[str, Any] | None = None,
 ) -> None:
   """Keeps the best parameters, and commits."""
   content = native.save_params(stage.folder / PARAMS, outcome.params)
@@ -140,7 +142,8 @@ def finish(
     seconds=time.monotonic() - began,
     extra={
       'history': [dataclasses.asdict(e) for e in outcome.history],
-    },
+    }
+    | dict(extra or {}),
     contents={PARAMS: content},
   )
 

@@ -35,6 +35,7 @@ _LAYERS = (
   (3, 'diagnostics'),
   (2, 'run_lock'),
   (2, 'results'),
+  (2, 'alarm'),
   (2, 'progress'),
   (2, 'models.*'),
   (2, 'decoding.*'),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import running
 
-from rest_jax import run_lock
+from rest_jax import alarm, run_lock
 from rest_jax.data import store
 
 _POLICIES = {
@@ -94,6 +94,7 @@ def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
     *('reward_best_t', 'best_t', 'bleu', 'chrf'),
     *('bleu_signature', 'chrf_signature', 'train_tokens'),
     'reward_trained_on',
+    'kept_by_length',
     *('kl_bc', 'entropy', 'distinct_1', 'distinct_2', 'length_ratio'),
     *('repeated_share', 'untranslated_share', 'samples_grown'),
     *('samples_drawn', 'decoded_tokens', 'reward_calls'),
@@ -169,6 +170,34 @@ def test_best_of_n_reads_the_samples_of_evaluations(whole_run, tmp_path):
   )
   assert missing.code == 2
   assert 'no policy has two samples' in _one_line(missing.stderr)
+
+
+def test_an_alarm_warns_or_stops_where_a_policy_is_suspected(
+  whole_run, tmp_path, monkeypatch
+):
+  run = running.copy_of(whole_run.folder, tmp_path / 'run')
+  bindings = (
+    'rest.ReST.alarm=@alarm.Alarm()',
+    "alarm.Alarm.held_out=('chrf',)",
+  )
+  given = tmp_path / 'alarm.gin'
+  given.write_text(
+    'from __gin__ import dynamic_registration\nfrom rest_jax import alarm\n'
+  )
+  flags = [f'--gin_file={given}', *(f'--gin.{b}' for b in bindings)]
+  monkeypatch.setattr(
+    alarm.Alarm,
+    'suspicion',
+    lambda self, before, after, higher: f'{before.policy} to {after.policy}',
+  )
+  command = running.command(run, *flags)[3:]
+  warned = running.within(*command)
+  assert warned.code == 0, warned.stderr
+  assert 'ALARM: BC to G1 I0' in warned.stderr
+  assert 'ALARM: G1 I0 to G1 I1' in warned.stderr
+  stopped = running.within(*command, '--gin.alarm.Alarm.stop_run=True')
+  assert stopped.code == 5
+  assert 'RewardError: BC to G1 I0; to go on' in stopped.stderr
 
 
 def test_the_run_directory_is_as_designed(whole_run):

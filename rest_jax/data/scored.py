@@ -20,6 +20,7 @@ _NEEDED = {
   'length_ratios': ('source', 'target'),
   'repetitions': ('target_tokens',),
   'utilities': ('target',),
+  'source_lengths': ('source',),
 }
 _MAX_PERIOD = 8  # Tokens of the longest repeated phrase that is looked for.
 
@@ -190,6 +191,11 @@ def _length_ratios(table: pa.Table) -> np.ndarray:
   return characters('target') / np.maximum(characters('source'), 1)
 
 
+def _source_lengths(table: pa.Table) -> np.ndarray:
+  source = pc.utf8_trim_whitespace(_column(table, 'source'))
+  return pc.utf8_length(source).to_numpy().astype(np.int32)
+
+
 def _repetitions(table: pa.Table) -> np.ndarray:
   """Times that the most repeated phrase follows itself in each row."""
   tokens = _column(table, 'target_tokens')
@@ -236,4 +242,5 @@ _OPTIONAL = {
   'length_ratios': _length_ratios,
   'repetitions': _repetitions,
   'utilities': _utilities,
+  'source_lengths': _source_lengths,
 }
