@@ -4,15 +4,25 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from rest_jax import config, evaluate, grown_data, improve, values
+from rest_jax import config, evaluate, grown_data, improve, online, values
 from rest_jax.context import BC, Context
-from rest_jax.rest import PolicyPlan, ReST, loss_of, policies, stores
+from rest_jax.rest import (
+  ONLINE,
+  PolicyPlan,
+  ReST,
+  loss_of,
+  online_of,
+  policies,
+  stores,
+)
 from rest_jax.run_directory import Stage
 from rest_jax.stage_plan import StagePlan, learned_inputs, reward_config
 
 
 def _value_name(run: ReST, policy: PolicyPlan) -> str | None:
   """The stage of the value model that a policy's loss needs, if it does."""
+  if policy.stage.startswith(ONLINE):
+    return None
   if 'values' not in loss_of(run, policy).needs:
     return None
   permuted = policy.stage.startswith('permuted/')
@@ -52,6 +62,23 @@ def _store_inputs(run: ReST, grow_step: int) -> list[str]:
     for store in stores(run, grow_step)
     for kind in ('samples', 'reward')
   ]
+
+
+def online_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
+  """The training of an online baseline."""
+  settings = online_of(run, policy)
+  return StagePlan(
+    policy.stage,
+    'improve',
+    ('data', policy.start, *learned_inputs(run.annotate.reward)),
+    config.flatten(settings, 'Online')
+    | _selecting_config(run.evaluate)
+    | reward_config(run.annotate.reward)
+    | {'SEED': run.seed},
+    lambda context, stage: online.run(
+      context, stage, settings, run.evaluate, run.annotate.reward
+    ),
+  )
 
 
 def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:

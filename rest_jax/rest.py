@@ -16,6 +16,7 @@ from rest_jax import (
   supervised,
 )
 from rest_jax import check_reward as check_reward_lib
+from rest_jax import online as online_lib
 from rest_jax import train_reward as train_reward_lib
 from rest_jax.context import IMPORTED
 from rest_jax.data import prepare, splits
@@ -47,6 +48,7 @@ class ReST:
       (random rows, as many a source as the filter keeps) and 'permuted' (ReST
       on rewards that changed places within each source), each for as many
       updates at the same learning rates as ReST.
+    online: online baselines, each trained from BC: RLOO, PPO.
     alarm: what the reward is held against after each evaluation; None for no
       alarm.
     seed: of everything that is drawn.
@@ -73,6 +75,7 @@ class ReST:
   num_grow: int = 1
   num_improve: int = 4
   controls: tuple[Literal['continued', 'random', 'permuted'], ...] = ()
+  online: tuple[online_lib.Online, ...] = ()
   alarm: alarm_lib.Alarm | None = None
   seed: int = 0
   supervised_from: str | None = None
@@ -105,6 +108,7 @@ class ReST:
     self._check_learned()
     self._check_trained_on()
     self._check_loss()
+    self._check_online()
     if self.alarm is not None:
       self.alarm.check_columns(self.held_out)
     if (
@@ -241,6 +245,25 @@ class ReST:
           f' {row} tokens together; set it to at least {2 * row}.'
         )
 
+  def _check_online(self):
+    names = [settings.algorithm for settings in self.online]
+    if len(set(names)) < len(names):
+      raise ConfigurationError(
+        f'ReST.online has {", ".join(names)}: give each algorithm once; others'
+        ' of the same kind belong into runs that branch (SUPERVISED_FROM).'
+      )
+    for settings in self.online:
+      rooms = settings.batching
+      if (
+        rooms.source_buckets[-1] < self.data.max_source_length
+        or rooms.max_decode_len > self.evaluate.batching.max_decode_len
+      ):
+        raise ConfigurationError(
+          'Online.batching has to hold MAX_SOURCE_LENGTH ='
+          f' {self.data.max_source_length} tokens, and its samples may not be'
+          ' longer than those of evaluations.'
+        )
+
   @property
   def held_out(self) -> dict[str, bool]:
     """Columns of results.csv beside the reward: whether higher is better."""
@@ -285,16 +308,25 @@ class PolicyPlan:
   reported: bool = True
 
 
-# What the stages of control policies begin with.
-CONTROLS = ('continued/', 'random/', 'permuted/')
+ONLINE = 'online/'  # What the stages of online baselines begin with.
+# And those of all policies that are there to compare with.
+CONTROLS = ('continued/', 'random/', 'permuted/', ONLINE)
 
 
 def loss_of(run: ReST, policy: PolicyPlan) -> losses.PolicyLoss:
   """The loss that a policy is trained with."""
   if policy.start is None:
     return run.supervised.training.loss
+  if policy.stage.startswith(ONLINE):
+    return online_of(run, policy).loss
   control = policy.stage.startswith('continued/')
   return improve.loss_of(run.improve, 'continued' if control else 'none')
+
+
+def online_of(run: ReST, policy: PolicyPlan) -> online_lib.Online:
+  """The settings of an online baseline."""
+  name = policy.stage.removeprefix(ONLINE)
+  return next(found for found in run.online if found.algorithm == name)
 
 
 def policies(run: ReST) -> list[PolicyPlan]:
@@ -337,6 +369,15 @@ def policies(run: ReST) -> list[PolicyPlan]:
               f'{filtered}, rewards permuted', last,
           )  # fmt: skip
           controls.append(permuted)
+  for settings in run.online:
+    controls.append(
+      PolicyPlan(
+        f'{ONLINE}{settings.algorithm}',
+        settings.algorithm.upper(),
+        bc.stage,
+        trained_on='samples of its own',
+      )
+    )
   return out + controls
 
 

@@ -22,7 +22,7 @@ from rest_jax import (
 )
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.errors import RewardError
-from rest_jax.rest import PolicyPlan, ReST, policies
+from rest_jax.rest import ONLINE, PolicyPlan, ReST, policies
 from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
 from rest_jax.stage_plan import Kind, StagePlan, learned_inputs, reward_config
@@ -56,8 +56,11 @@ def plan(run: ReST) -> list[StagePlan]:
       if policy.grow_step == 1:
         out += _check_stages(run)
       out += _grow_stages(run, policy)
-    out += improve_stages.value_stage(run, policy)
-    out.append(improve_stages.improve_stage(run, policy))
+    if policy.stage.startswith(ONLINE):
+      out.append(improve_stages.online_stage(run, policy))
+    else:
+      out += improve_stages.value_stage(run, policy)
+      out.append(improve_stages.improve_stage(run, policy))
     if policy.reported:
       out.append(evaluation_stage(run, policy, 'report'))
   return out

@@ -23,13 +23,21 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, Key
 
-from rest_jax import grown_data, losses, offline_losses, selection, supervised
+from rest_jax import (
+  grown_data,
+  losses,
+  offline_losses,
+  online_losses,
+  selection,
+  supervised,
+)
 from rest_jax.checkpoint import native
 from rest_jax.context import BC, PARAMS, Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.heads import Valuer
 from rest_jax.network import Network
+from rest_jax.policy import Policy
 from rest_jax.rewards import agreement
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
@@ -91,6 +99,59 @@ class ValueModel(Network):
   @functools.cached_property
   def _model(self) -> Valuer:
     return Valuer(self.config, self.placement)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCritic:
+  """PPO's network: the policy and a value model; static in `jit`.
+
+  Attributes:
+    policy: the policy.
+    value: the value model.
+  """
+
+  policy: Policy
+  value: ValueModel
+
+  @property
+  def config(self):
+    """The policy's."""
+    return self.policy.config
+
+  @property
+  def mesh(self):
+    """The policy's."""
+    return self.policy.mesh
+
+  @property
+  def placement(self):
+    """The policy's."""
+    return self.policy.placement
+
+  def abstract_params(self) -> Params:
+    """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
+    return {
+      'policy': self.policy.abstract_params(),
+      'value': self.value.abstract_params(),
+    }
+
+  def param_shardings(self) -> Params:
+    """Returns the tree of the parameters' `NamedSharding`s."""
+    return {
+      'policy': self.policy.param_shardings(),
+      'value': self.value.param_shardings(),
+    }
+
+  def score(
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> online_losses.ActorScores:
+    """Scores every target token of a batch. Traceable."""
+    scores = self.policy.score(params['policy'], batch, dropout_key)
+    found = self.value.score(params['value'], batch, dropout_key)
+    return online_losses.ActorScores(log_probs=scores.log_probs, values=found)
 
 
 def from_policy(model: ValueModel, params: Params, seed: int) -> Params:

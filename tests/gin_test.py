@@ -126,6 +126,19 @@ def test_losses_that_need_values_have_them_trained(parse, tmp_path, name):
   assert f'--gin_file={name}' in header
 
 
+@pytest.mark.parametrize('name', ['rloo', 'ppo'])
+def test_online_baselines_are_rows_beside_the_others(parse, tmp_path, name):
+  bindings = [f"MODEL_DIR = '{tmp_path}/run'"]
+  parse('quickstart.gin', f'online/{name}.gin', bindings=bindings)
+  run = main._build()
+  last = rest.policies(run)[-1]
+  assert (last.stage, last.label) == (f'online/{name}', name.upper())
+  assert rest.loss_of(run, last).name == name
+  plans = {plan.name: plan for plan in stages.plan(run)}
+  assert plans[last.stage].inputs == ('data', 'supervised')
+  assert f'{last.stage}/evaluation/report' in plans
+
+
 def test_two_presets_at_once_are_an_error(parse):
   two = ('presets/raft.gin', 'presets/rest_em.gin')
   with pytest.raises(errors.ConfigurationError, match='both whole algorithms'):

@@ -1,115 +1,34 @@
 """Losses of Improve on a real store: what a policy grew, and what follows."""
 
 import dataclasses
-import io
 import math
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
+import small_run
+from small_run import PACKING, Bytes, begun, evaluation
 
 from rest_jax import (
   anchored,
-  annotate,
   constrained_losses,
   errors,
-  evaluate,
-  generation,
-  grow,
   grown_data,
   improve,
   losses,
   offline_losses,
-  run_directory,
   supervised,
   values,
 )
-from rest_jax.checkpoint import native
-from rest_jax.context import PARAMS, Context
 from rest_jax.data import loader, store, tokenizer
-from rest_jax.data.packing import Packing
-from rest_jax.decoding.sampling import Sampling
-from rest_jax.models.config import T5Config
-from rest_jax.progress import Progress
-from rest_jax.rewards import base
 from rest_jax.schedule import PerSource
-from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping, optimizer, step
 from rest_jax.training import state as state_lib
-
-PACKING = Packing(32, 32, rows_per_batch=8)
-BATCHING = generation.Batching(max_decode_len=8, rows=16, source_buckets=(8,))
-SOURCES = 6
-SAMPLES = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Bytes:
-  """Scores a candidate by its UTF-8 bytes, which differ among samples."""
-
-  info = base.RewardInfo('bytes', '1', 0.0, 40.0)
-
-  def score(self, sources, candidates, references=None):
-    del sources, references
-    return np.array([len(y.encode()) for y in candidates], np.float32)
-
-
-def encode(text):
-  return [*tokenizer.ByteTokenizer().encode(text), tokenizer.EOS_ID]
-
-
-def begun(context, name):
-  stage = context.directory.stage(name)
-  stage.begin({}, {})
-  return stage
 
 
 @pytest.fixture(scope='module')
 def context(tmp_path_factory):
-  """A run whose BC is untrained, and whose samples of it have rewards."""
-  directory = run_directory.RunDirectory(
-    epath.Path(tmp_path_factory.mktemp('run'))
-  )
-  context = Context(
-    directory=directory,
-    elsewhere={},
-    model=T5Config(384, 8, 1, 1, 1, 8, 8),
-    layout=Layout(data=1),
-    seed=0,
-    progress=Progress(io.StringIO()),
-  )
-  data = begun(context, 'data')
-  for number, split in enumerate(('train', 'grow', 'select')):
-    texts = [f'{split[0]}{i}' for i in range(SOURCES)]
-    rows = [
-      {
-        'source_id': 10**10 * number + i,
-        'source': text,
-        'target': 'x',
-        'source_tokens': encode(text),
-        'target_tokens': encode('x'),
-      }
-      for i, text in enumerate(texts)
-    ]
-    store.write_sources(data.folder / split, rows)
-  tokenizer.ByteTokenizer().save(data.folder)
-  data.commit({}, 0.0)
-  for seed, name in enumerate(('supervised', 'other')):
-    stage = begun(context, name)
-    params = context.policy.init(seed)
-    content = native.save_params(stage.folder / PARAMS, params)
-    stage.commit({'updates': 0}, 0.0, contents={PARAMS: content})
-  samples = begun(context, 'grow_1/samples')
-  settings = grow.Grow(SAMPLES, Sampling(temperature=1.0), BATCHING)
-  grow.run(
-    context, samples, settings, policy_name='supervised', grow_step=1
-  )  # fmt: skip
-  scores = begun(context, 'grow_1/scores/bytes')
-  annotate.run_scores(context, scores, Bytes(), samples, 64)
-  reward = begun(context, 'grow_1/reward')
-  annotate.run_reward(context, reward, Bytes(), scores)
-  return context
+  return small_run.make(tmp_path_factory.mktemp('run'))
 
 
 def settings(loss, **changed):
@@ -227,12 +146,8 @@ def test_rows_of_higher_reward_weigh_more(context, tmp_path):
 )
 def test_an_improve_step_trains_with_the_loss(context, loss):
   stage = begun(context, f'grow_1/improve_{loss.name}')
-  chosen = evaluate.Evaluate(
-    'en', sampling=Sampling(1.0), batching=BATCHING, select_sources=4,
-    select_samples=2,
-  )  # fmt: skip
   improve.run(
-    context, stage, settings(loss), chosen, Bytes(),
+    context, stage, settings(loss), evaluation(), Bytes(),
     improve.Step('supervised', 1, 1, ('grow_1',)),
   )  # fmt: skip
   counts = stage.manifest['counts']
@@ -314,12 +229,9 @@ def test_a_value_knows_the_prefix_alone_packed_or_not(context, value_stage):
 )
 def test_losses_of_advantages_train_on_all_samples(context, value_stage, loss):
   stage = begun(context, f'grow_1/improve_{loss.name}')
-  chosen = evaluate.Evaluate(
-    'en', sampling=Sampling(1.0), batching=BATCHING, select_sources=4,
-    select_samples=2,
-  )  # fmt: skip
   improve.run(
-    context, stage, settings(loss, value=TRAIN_VALUE), chosen, Bytes(),
+    context, stage, settings(loss, value=TRAIN_VALUE), evaluation(),
+    Bytes(),
     improve.Step('other', 1, 0, ('grow_1',), value=value_stage.name),
   )  # fmt: skip
   assert stage.manifest['counts']['updates'] == 2

@@ -5,8 +5,8 @@ A killed process goes on from its last checkpoint: batches are a function of
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -20,6 +20,14 @@ from rest_jax.training import optimizer as optimizer_lib
 from rest_jax.training import state as state_lib
 from rest_jax.training import step as step_lib
 from rest_jax.types import Params, TrainState
+
+
+@runtime_checkable
+class Batches(Protocol):
+  """What each update trains on, a function of its number."""
+
+  def starting_at(self, step: int) -> Iterator[Any]:
+    """Yields what update `step`, `step` + 1, … train on, without end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +116,7 @@ def train(
   params: Params,
   training: Training,
   stopping: Stopping,
-  batches: loader.TrainingBatches,
+  batches: Batches,
   evaluate: Callable[[Params], float],
   *,
   folder: Any,
@@ -118,6 +126,7 @@ def train(
   on_step: Callable[[fit_lib.StepDone], None],
   on_evaluation: Callable[[Evaluation], None],
   decoded: Callable[[], int] = lambda: 0,
+  train_step: Callable[..., Any] | None = None,
 ) -> Outcome:
   """Trains until `stopping` says so; resumes from `folder`.
 
@@ -135,7 +144,9 @@ def train(
     where: name of the stage, for messages.
     on_step: called after each update.
     on_evaluation: called after each evaluation.
-    decoded: tokens that `evaluate` has decoded so far in this process.
+    decoded: tokens that have been decoded so far in this process.
+    train_step: makes an update with what `batches` gives; by default that of
+      the policy, the optimizer and the loss.
 
   Returns:
     The best parameters and the history.
@@ -162,7 +173,8 @@ def train(
     record(state)
   events = fit_lib.fit(
     state,
-    step_lib.make_train_step(
+    train_step
+    or step_lib.make_train_step(
       policy,
       training.optimizer,
       training.loss,

@@ -1,0 +1,352 @@
+"""Online baselines: RLOO and PPO, on the same parts as ReST.
+
+Each update draws samples of its own from the policy as it is: batches of
+sources in, updates out. Sampler, rewards, stopping, checkpoints, resume and the
+row of results are those of Improve.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from rest_jax import evaluate as evaluate_lib
+from rest_jax import generation, grow, losses, online_losses, supervised, values
+from rest_jax.context import BC, Context
+from rest_jax.data import loader
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError
+from rest_jax.rewards import base, scoring
+from rest_jax.run_directory import Stage
+from rest_jax.training import early_stopping, optimizer, step
+from rest_jax.types import Batch, Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+  """How a policy is trained online, from BC.
+
+  The reward of a sample is R(x, y) − β log(π(y | x) / π_BC(y | x)).
+
+  Attributes:
+    optimizer: how parameters move.
+    stopping: until when, by the reward on D_select.
+    algorithm: 'rloo' (REINFORCE with a leave-one-out baseline) or 'ppo'.
+    sources_per_update: sources of a batch.
+    num_samples: samples of each; RLOO needs two.
+    updates_per_batch: updates on the same samples; PPO's clip needs several.
+    kl_coefficient: β.
+    sampling: how samples are drawn; T = 1 draws from the policy itself.
+    batching: shapes of decoding.
+    ppo: PPO's loss.
+    discount: γ of PPO's returns.
+    trace: λ of PPO's advantages.
+    num_microbatches: parts that a batch is cut into to save memory.
+  """
+
+  optimizer: optimizer.Optimizer
+  stopping: early_stopping.Stopping
+  algorithm: Literal['rloo', 'ppo'] = 'rloo'
+  sources_per_update: int = 16
+  num_samples: int = 4
+  updates_per_batch: int = 1
+  kl_coefficient: float = 0.05
+  sampling: Sampling = Sampling(temperature=1.0)
+  batching: generation.Batching = generation.Batching()
+  ppo: online_losses.ProximalPolicy = online_losses.ProximalPolicy()
+  discount: float = 1.0
+  trace: float = 0.95
+  num_microbatches: int = 1
+
+  def __post_init__(self):
+    if self.algorithm not in ('rloo', 'ppo'):
+      raise ConfigurationError(
+        f"Online.algorithm = {self.algorithm!r} must be 'rloo' or 'ppo'."
+      )
+    least = {
+      'sources_per_update': 1,
+      'num_samples': 2 if self.algorithm == 'rloo' else 1,
+      'updates_per_batch': 1,
+      'kl_coefficient': 0.0,
+    }
+    for name, value in least.items():
+      if getattr(self, name) < value:
+        raise ConfigurationError(
+          f'Online.{name} = {getattr(self, name)} must be at least {value}.'
+        )
+    for name in ('discount', 'trace'):
+      if not 0.0 <= getattr(self, name) <= 1.0:
+        raise ConfigurationError(
+          f'Online.{name} = {getattr(self, name)} must be in [0, 1].'
+        )
+    if self.stopping.eval_every % self.updates_per_batch:
+      raise ConfigurationError(
+        f'Online.stopping.eval_every = {self.stopping.eval_every} must be a'
+        f' multiple of Online.updates_per_batch = {self.updates_per_batch}: a'
+        ' run goes on from there with new samples.'
+      )
+
+  @property
+  def loss(self) -> losses.PolicyLoss:
+    """The loss of the algorithm."""
+    if self.algorithm == 'ppo':
+      return self.ppo
+    return online_losses.PolicyGradient()
+
+  @property
+  def samples_per_batch(self) -> int:
+    """Samples that a batch draws."""
+    return self.sources_per_update * self.num_samples
+
+
+class SourceBatches:
+  """Which sources each update trains on; a function of (seed, update)."""
+
+  def __init__(self, count: int, settings: Online, seed: int):
+    """Sources are numbered from 0 to `count`."""
+    self._count, self._settings, self._seed = count, settings, seed
+    # A batch may straddle two epochs.
+    self._order = functools.lru_cache(maxsize=2)(self._new_order)
+
+  def _new_order(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((self._seed, epoch)).permutation(self._count)
+
+  def __getitem__(self, update: int) -> tuple[int, np.ndarray]:
+    """The number of the batch of an update, and of its sources, int64 [s]."""
+    batch = update // self._settings.updates_per_batch
+    size = self._settings.sources_per_update
+    places = np.arange(batch * size, (batch + 1) * size)
+    return batch, np.array(
+      [self._order(p // self._count)[p % self._count] for p in places.tolist()]
+    )
+
+  def starting_at(self, update: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields those of `update`, `update` + 1, … without end."""
+    return map(self.__getitem__, itertools.count(update))
+
+
+class Trainer:
+  """Makes updates on samples that it draws itself; see `fit.fit`.
+
+  Attributes:
+    decoded_tokens: tokens drawn so far.
+  """
+
+  def __init__(
+    self,
+    context: Context,
+    settings: Online,
+    reward: base.RewardModel,
+    network: Any,
+    behaviour: Params,
+    sources: evaluate_lib.Split,
+  ):
+    """Draws nothing yet.
+
+    Args:
+      context: the run.
+      settings: how.
+      reward: R(x, y).
+      network: what is trained.
+      behaviour: BC's parameters.
+      sources: what to sample for.
+    """
+    self._context, self._settings, self._reward = context, settings, reward
+    self._network, self._behaviour = network, behaviour
+    self._sources = sources
+    self._step = step.make_train_step(
+      network,
+      settings.optimizer,
+      settings.loss,
+      num_microbatches=settings.num_microbatches,
+    )
+    self._held: tuple[int, Batch] | None = None
+    self.decoded_tokens = 0
+
+  def __call__(
+    self,
+    state: TrainState,
+    numbered: tuple[int, np.ndarray],
+    dropout_key: Any,
+    scale: float,
+  ) -> tuple[TrainState, step.Metrics]:
+    """Makes an update. Without dropout: samples are drawn without it too."""
+    del dropout_key
+    number, chosen = numbered
+    if self._held is None or self._held[0] != number:
+      batch = self.experience(state.params, number, chosen)
+      self._held = (number, step.put_batch(self._context.policy, batch))
+    return self._step(state, self._held[1], None, scale)
+
+  def experience(
+    self, params: Params, number: int, chosen: np.ndarray
+  ) -> Batch:
+    """Draws samples for some sources, and finds their advantages.
+
+    Args:
+      params: of the network.
+      number: of the batch; no two draw the same numbers.
+      chosen: int64 [s], places of the sources.
+
+    Returns:
+      s · n rows as numpy arrays, with the figures that the loss needs.
+    """
+    settings, context = self._settings, self._context
+    tokens = [self._sources.source_tokens[i] for i in chosen]
+    generated = generation.generate(
+      context.policy,
+      policy_of(self._network, params),
+      tokens,
+      self._sources.source_ids[chosen],
+      seed=context.seed,
+      purpose='online',
+      step=number,
+      num_samples=settings.num_samples,
+      sampling=settings.sampling,
+      batching=settings.batching,
+      num_tokens=context.tokenizer.size,
+    )
+    self.decoded_tokens += int(generated.lengths.sum())
+    batch = _rows(tokens, generated, settings.batching.source_buckets[-1])
+    rewards = self._rewards(chosen, generated)
+    old = generated.token_log_probs.reshape(batch.decoder_loss_weights.shape)
+    of_bc = step.target_log_probs(context.policy, self._behaviour, batch)
+    counted = batch.decoder_loss_weights != 0
+    # Of each token, in nats; its sum is log π(y | x) − log π_BC(y | x).
+    ratios = np.where(counted, old - np.asarray(of_bc), np.float32(0.0))
+    penalty = np.float32(settings.kl_coefficient) * ratios
+    if settings.algorithm == 'rloo':
+      whole = rewards - penalty.sum(axis=1).reshape(rewards.shape)
+      advantages = online_losses.leave_one_out(whole).reshape(-1, 1)
+      figures = {'advantages': advantages * counted}
+    else:
+      figures = self._ppo_figures(params, batch, rewards, penalty, old)
+    return batch.replace(
+      decoder_figures={k: v.astype(np.float32) for k, v in figures.items()}
+    )
+
+  def _ppo_figures(self, params, batch, rewards, penalty, old):
+    settings = self._settings
+    counted = batch.decoder_loss_weights != 0
+    found = step.scores(self._network, params, batch).values
+    found = np.where(counted, np.asarray(found), np.float32(0.0))
+    of_tokens = -penalty
+    last = counted.sum(axis=1) - 1
+    of_tokens[np.arange(len(last)), last] += rewards.reshape(-1)
+    advantages = online_losses.generalized_advantages(
+      of_tokens, found, counted, settings.discount, settings.trace
+    )
+    spread = advantages[counted].std() + np.float32(1e-6)
+    centred = (advantages - advantages[counted].mean()) / spread
+    return {
+      'advantages': centred * counted,
+      'grown_log_probs': old,
+      losses.RETURNS: advantages + found,
+    }
+
+  def _rewards(self, chosen, generated) -> np.ndarray:
+    """R(x, y) of the samples, float32 [s, n]."""
+    n = self._settings.num_samples
+    references = self._sources.references
+    return scoring.rewards(
+      self._reward,
+      [self._sources.sources[i] for i in chosen for _ in range(n)],
+      grow.decode(self._context, generated),
+      references and [references[i] for i in chosen for _ in range(n)],
+      cache=self._context.scores,
+    ).reshape(len(chosen), n)
+
+
+def _rows(
+  sources: list[list[int]], generated: generation.Generated, source_length: int
+) -> Batch:
+  """Rows of one pair each: every sample of every source, as it was drawn."""
+  s, n, length = generated.tokens.shape
+  targets = generated.tokens.reshape(s * n, length)
+  encoder = np.zeros((s, source_length), np.int32)
+  for row, tokens in zip(encoder, sources, strict=True):
+    row[: len(tokens)] = tokens
+  counted = np.arange(length) < generated.lengths.reshape(-1, 1)
+  return Batch(
+    encoder_input_tokens=np.repeat(encoder, n, axis=0),
+    decoder_input_tokens=np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    decoder_target_tokens=targets,
+    decoder_loss_weights=counted.astype(np.float32),
+  )
+
+
+def policy_of(network: Any, params: Params) -> Params:
+  """The policy's among the parameters of what is trained."""
+  return params['policy'] if isinstance(network, values.ActorCritic) else params
+
+
+def run(
+  context: Context,
+  stage: Stage,
+  settings: Online,
+  evaluation: evaluate_lib.Evaluate,
+  reward: base.RewardModel,
+) -> None:
+  """Trains a policy online.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    settings: how.
+    evaluation: how D_select is sampled for the reward.
+    reward: R(x, y), which is learned from and decides what to keep.
+
+  Raises:
+    NonFiniteError: training diverged.
+    RewardError: the reward model failed, or lacks references.
+  """
+  began = time.monotonic()
+  behaviour = context.params(BC)
+  network, start = context.policy, behaviour
+  if settings.algorithm == 'ppo':
+    value = values.ValueModel(context.model, context.layout)
+    network = values.ActorCritic(context.policy, value)
+    critic = values.from_policy(value, behaviour, context.seed)
+    start = {'policy': behaviour, 'value': critic}
+  sources = evaluate_lib.Split(context, 'grow')
+  trainer = Trainer(context, settings, reward, network, behaviour, sources)
+  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
+  reporter = supervised.Reporter(
+    context, stage, settings.stopping.max_steps, 'reward'
+  )
+  shape = loader.Packing(
+    settings.batching.source_buckets[-1],
+    settings.batching.max_decode_len,
+    settings.samples_per_batch,
+  )
+  outcome = early_stopping.train(
+    network,
+    start,
+    early_stopping.Training(settings.optimizer, shape, settings.loss),
+    settings.stopping,
+    SourceBatches(len(sources.sources), settings, context.seed),
+    lambda params: selecting(policy_of(network, params)),
+    folder=stage.work / 'checkpoints',
+    seed=context.seed,
+    learning_rate_scale=1.0,
+    where=stage.name,
+    on_step=reporter.on_step,
+    on_evaluation=reporter.on_evaluation,
+    decoded=lambda: selecting.decoded_tokens + trainer.decoded_tokens,
+    train_step=trainer,
+  )
+  batches = -(-outcome.updates // settings.updates_per_batch)
+  counts = {
+    'samples': batches * settings.samples_per_batch,
+    'select_samples': len(outcome.history) * selecting.num_samples,
+    # Those of `samples` among them.
+    'decoded_tokens': outcome.history[-1].decoded_tokens,
+  }
+  outcome = dataclasses.replace(
+    outcome, params=policy_of(network, outcome.params)
+  )
+  supervised.finish(stage, outcome, began, counts)

@@ -1,0 +1,175 @@
+"""Online baselines on a small run: batches of sources in, updates out."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from small_run import BATCHING, SOURCES, Bytes, begun, evaluation
+
+from rest_jax import errors, evaluate, ledger, online, values
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.training import early_stopping, step
+from rest_jax.training.optimizer import Optimizer
+
+SETTINGS = online.Online(
+  Optimizer(learning_rate=0.01),
+  early_stopping.Stopping(4, 2, 3),
+  sources_per_update=4,
+  num_samples=2,
+  kl_coefficient=0.1,
+  batching=BATCHING,
+)
+PPO = dataclasses.replace(SETTINGS, algorithm='ppo', updates_per_batch=2)
+
+
+@pytest.fixture(scope='module')
+def context(tmp_path_factory):
+  return small_run.make(tmp_path_factory.mktemp('run'))
+
+
+def trainer(context, settings):
+  bc = context.params('supervised')
+  network, params = context.policy, context.read_params('other')
+  if settings.algorithm == 'ppo':
+    model = values.ValueModel(context.model, context.layout)
+    network = values.ActorCritic(context.policy, model)
+    critic = values.from_policy(model, bc, 0)
+    params = {'policy': params, 'value': critic}
+  sources = evaluate.Split(context, 'grow')
+  made = online.Trainer(context, settings, Bytes(), network, bc, sources)
+  return made, params
+
+
+def test_batches_take_each_source_once_an_epoch():
+  batches = online.SourceBatches(SOURCES, SETTINGS, seed=3)
+  numbers, chosen = zip(*(batches[u] for u in range(3)), strict=True)
+  assert numbers == (0, 1, 2)
+  # Twelve places are two epochs of six sources.
+  flat = np.concatenate(chosen)
+  for epoch in (flat[:SOURCES], flat[SOURCES:]):
+    assert sorted(epoch.tolist()) == list(range(SOURCES))
+  again = next(batches.starting_at(2))
+  np.testing.assert_array_equal(again[1], chosen[2])
+  twice = online.SourceBatches(SOURCES, PPO, seed=3)
+  assert [twice[u][0] for u in range(4)] == [0, 0, 1, 1]
+
+
+def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
+  made, params = trainer(context, SETTINGS)
+  batch = made.experience(params, 0, np.array([0, 2, 3, 5]))
+  counted = batch.decoder_loss_weights != 0
+  texts = [
+    context.tokenizer.decode(row[mask].tolist())
+    for row, mask in zip(batch.decoder_target_tokens, counted, strict=True)
+  ]
+  rewards = np.array([len(text.encode()) / 40 for text in texts])
+  old, bc = (
+    np.where(counted, step.target_log_probs(context.policy, p, batch), 0)
+    for p in (params, context.params('supervised'))
+  )
+  penalised = (rewards - 0.1 * (old - bc).sum(axis=1)).reshape(4, 2)
+  expected = penalised - penalised[:, ::-1]
+  found = batch.decoder_figures['advantages']
+  np.testing.assert_allclose(
+    found, np.repeat(expected.reshape(-1, 1), 8, axis=1) * counted, atol=1e-4
+  )
+  assert made.decoded_tokens == counted.sum()
+  # Other batches draw other samples, the same one draws the same.
+  other = made.experience(params, 1, np.array([0, 2, 3, 5]))
+  assert (other.decoder_target_tokens != batch.decoder_target_tokens).any()
+  same = made.experience(params, 0, np.array([0, 2, 3, 5]))
+  np.testing.assert_array_equal(
+    same.decoder_target_tokens, batch.decoder_target_tokens
+  )
+
+
+def test_ppo_figures_add_up(context):
+  made, params = trainer(context, PPO)
+  batch = made.experience(params, 0, np.array([1, 2, 3, 4]))
+  counted = batch.decoder_loss_weights != 0
+  figures = batch.decoder_figures
+  assert abs(figures['advantages'][counted].mean()) < 1e-5
+  assert figures['advantages'][counted].std() == pytest.approx(1.0, abs=1e-3)
+  scores = step.scores(made._network, params, batch)
+  np.testing.assert_allclose(
+    figures['grown_log_probs'][counted],
+    np.asarray(scores.log_probs)[counted],
+    atol=1e-4,
+  )
+  # With a value of 0 and λ < 1, the last token's return is its own reward.
+  assert not np.asarray(scores.values).any()
+  last = counted.sum(axis=1) - 1
+  returns = figures['returns'][np.arange(8), last]
+  texts = [
+    context.tokenizer.decode(row[mask].tolist())
+    for row, mask in zip(batch.decoder_target_tokens, counted, strict=True)
+  ]
+  bc = np.asarray(
+    step.target_log_probs(context.policy, context.params('supervised'), batch)
+  )
+  ratios = (figures['grown_log_probs'] - bc)[np.arange(8), last]
+  expected = [len(t.encode()) / 40 for t in texts] - 0.1 * ratios
+  np.testing.assert_allclose(returns, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('settings', [SETTINGS, PPO])
+def test_a_baseline_is_trained_and_resumes_where_it_was(context, settings):
+  name = f'online/{settings.algorithm}'
+  stage = begun(context, name)
+  short = dataclasses.replace(
+    settings, stopping=early_stopping.Stopping(2, 2, 3)
+  )
+  with pytest.raises(KeyboardInterrupt):
+    _run_until_commit(context, stage, short)
+  online.run(context, stage, settings, evaluation(), Bytes())
+  counts = stage.manifest['counts']
+  assert counts['updates'] == 4
+  batches = 4 // settings.updates_per_batch
+  assert counts['samples'] == batches * 8
+  assert counts['select_samples'] == 3 * 8
+  whole = begun(context, f'{name}_whole')
+  online.run(context, whole, settings, evaluation(), Bytes())
+  assert whole.manifest['counts'] == counts
+  assert whole.manifest['extra'] == stage.manifest['extra']
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    context.read_params(name),
+    context.read_params(whole.name),
+  )
+  spent = ledger.spent(context, name)
+  assert spent.samples_grown == counts['samples']
+  assert spent.samples_drawn == spent.reward_calls == counts['samples'] + 24
+  assert spent.decoded_tokens == counts['decoded_tokens']
+
+
+def _run_until_commit(context, stage, settings):
+  """Runs up to the commit, as a process that was killed there."""
+
+  def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+  stage.commit = killed
+  try:
+    online.run(context, stage, settings, evaluation(), Bytes())
+  finally:
+    del stage.commit
+
+
+@pytest.mark.parametrize(
+  ('changed', 'named'),
+  [
+    ({'num_samples': 1}, 'Online.num_samples = 1'),
+    ({'trace': 1.5}, 'Online.trace'),
+    ({'updates_per_batch': 3}, 'a multiple of Online.updates_per_batch = 3'),
+    ({'kl_coefficient': -0.1}, 'Online.kl_coefficient'),
+  ],
+)
+def test_settings_out_of_range_name_the_binding(changed, named):
+  with pytest.raises(errors.ConfigurationError, match=named):
+    dataclasses.replace(SETTINGS, **changed)
+
+
+def test_samples_are_drawn_from_the_policy_itself():
+  assert SETTINGS.sampling == Sampling(temperature=1.0)
