@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Float64
 
+from rest_jax import mbr
 from rest_jax.errors import DataError
 
 SCORE = 'score_'  # Begins the columns of what is held out, among the samples.
@@ -131,12 +132,15 @@ class Row:
   Attributes:
     policy: its name in the results.
     size: N.
+    chosen_by: 'reward', or 'mbr' for the sample that agrees best with the
+      others by chrF.
     reward: mean reward of the best, × 100.
     held_out: metric → its mean of the best by reward, on its own scale.
   """
 
   policy: str
   size: int
+  chosen_by: str
   reward: float
   held_out: dict[str, float]
 
@@ -154,6 +158,7 @@ def rows(
     Row(
       policy,
       size,
+      'reward',
       100 * float(estimate(rewards, size).mean()),
       {
         name: float(estimate(rewards, size, values).mean())
@@ -162,3 +167,29 @@ def rows(
     )
     for size in sizes
   ]
+
+
+def mbr_row(
+  policy: str,
+  texts: Sequence[Sequence[str]],
+  rewards: Float[np.ndarray, 'k n'],
+  held_out: Mapping[str, Float[np.ndarray, 'k n']],
+) -> Row:
+  """What MBR decoding by chrF gives: of n samples the one that agrees best.
+
+  Args:
+    policy: its name in the results.
+    texts: the n samples of each of k sources.
+    rewards: theirs.
+    held_out: metric → theirs.
+  """
+  utilities = mbr.expected_utilities(texts, mbr.chrf)
+  best = np.array([int(np.argmax(of_source)) for of_source in utilities])
+  each = np.arange(len(best))
+  return Row(
+    policy,
+    rewards.shape[1],
+    'mbr',
+    100 * float(rewards[each, best].mean(dtype=np.float64)),
+    {k: float(v[each, best].mean()) for k, v in held_out.items()},
+  )

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64
 
 from rest_jax import errors
 from rest_jax import rows as rows_lib
+from rest_jax.rewards import lexical
 
 # (n candidates, n references) → n numbers, higher is better.
 Utility = Callable[[list[str], list[str]], np.ndarray]
@@ -49,6 +50,11 @@ def expected_utilities(
     counts = np.bincount(inverse, minlength=size)
     out.append((table @ counts / max(len(group), 1))[inverse])
   return out
+
+
+def chrf(candidates: list[str], references: list[str]) -> np.ndarray:
+  """Sentence chrF for a utility, float32 [n], 0–100."""
+  return lexical.SentenceChrf().score(candidates, candidates, references)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,6 +180,10 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
     }
     rewards = columns.pop('reward')
     rows += best_of_n.rows(policy.label, rewards, columns)
+    texts = np.array(table['target'].to_pylist(), object).reshape(sources, -1)
+    rows.append(
+      best_of_n.mbr_row(policy.label, texts.tolist(), rewards, columns)
+    )
     if policy.start is None:
       of_bc = rewards
     elif of_bc is not None:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from rest_jax import errors, mbr, storage
 from rest_jax import rows as rows_lib
 from rest_jax.data import store
-from rest_jax.rewards import lexical
 
 _IDS = ('source_id', 'sample_index')
 _ALWAYS = (*_IDS, 'origin', 'finished', 'length')
@@ -225,14 +224,9 @@ def _utilities(table: pa.Table) -> np.ndarray:
   texts = _column(table, 'target').take(pa.array(own)).to_pylist()
   starts = store.source_starts(table['source_id'].to_numpy()[own])
   groups = [texts[a:b] for a, b in itertools.pairwise(starts.tolist())]
-  chrf = lexical.SentenceChrf()
-
-  def utility(candidates: list[str], references: list[str]) -> np.ndarray:
-    return chrf.score(candidates, candidates, references)
-
   result = np.zeros(table.num_rows, np.float32)
   if groups:
-    result[own] = np.concatenate(mbr.expected_utilities(groups, utility))
+    result[own] = np.concatenate(mbr.expected_utilities(groups, mbr.chrf))
   return result
 
 
