@@ -61,7 +61,8 @@ def results_table(rows: Sequence[results.Row]) -> rich.table.Table:
 def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
   """Best-of-N of all policies; the metrics are the winner's."""
   table = rich.table.Table(
-    title='Best of N samples by reward, unbiased from all that are stored',
+    title='Best of N samples by reward, unbiased from all that are stored; and'
+    ' the one of all that agrees best with the others by chrF (mbr)',
     box=rich.box.SIMPLE,
     title_justify='left',
   )
@@ -69,6 +70,7 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
   names = list(dict.fromkeys(name for row in rows for name in row.held_out))
   for name in (
     'N',
+    'by',
     'reward',
     *(n.removeprefix(best_of_n.SCORE) for n in names),
   ):
@@ -77,6 +79,7 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
     table.add_row(
       row.policy,
       str(row.size),
+      row.chosen_by,
       f'{row.reward:.1f}',
       *(_figure(row.held_out.get(name), '.3g') for name in names),
     )
@@ -89,13 +92,13 @@ def best_of_n_csv(rows: Sequence[best_of_n.Row], split: str) -> str:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(
-    ['policy', 'split', 'n', 'reward']
+    ['policy', 'split', 'n', 'chosen_by', 'reward']
     + [name.removeprefix(best_of_n.SCORE) for name in names]
   )
   for row in rows:
     metrics = [row.held_out.get(name) for name in names]
     writer.writerow(
-      [row.policy, split, row.size, f'{row.reward:.4f}']
+      [row.policy, split, row.size, row.chosen_by, f'{row.reward:.4f}']
       + ['' if value is None else f'{value:.4f}' for value in metrics]
     )
   return text.getvalue()

@@ -89,3 +89,12 @@ def test_rows_go_up_to_half_of_the_samples():
       100 * best_of_n.estimate(rewards, row.size).mean()
     )
     assert row.held_out['score_x'] == pytest.approx(1 - row.reward / 100)
+
+
+def test_mbr_takes_the_sample_that_agrees_best():
+  texts = [['a cat sat', 'the cat sat', 'the cat sits'], ['x', 'one', 'one']]
+  rewards = np.array([[0.9, 0.2, 0.5], [1.0, 0.4, 0.4]])
+  row = best_of_n.mbr_row('BC', texts, rewards, {'score_x': 10 * rewards})
+  assert (row.size, row.chosen_by) == (3, 'mbr')
+  assert row.reward == pytest.approx(100 * (0.2 + 0.4) / 2)
+  assert row.held_out['score_x'] == pytest.approx(10 * (0.2 + 0.4) / 2)

@@ -160,7 +160,13 @@ def test_best_of_n_reads_the_samples_of_evaluations(whole_run, tmp_path):
   with open(run / 'best_of_n.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   # Of two samples a source the half is one: the mean reward of the results.
-  found = {row['policy']: (row['n'], row['reward']) for row in rows}
+  found = {
+    row['policy']: (row['n'], row['reward'])
+    for row in rows
+    if row['chosen_by'] == 'reward'
+  }
+  # Of two samples neither agrees better but by chance; both are there.
+  assert {row['n'] for row in rows if row['chosen_by'] == 'mbr'} == {'2'}
   assert found == {
     row['policy']: ('1', row['reward_mean']) for row in running.results(run)
   }

@@ -95,17 +95,17 @@ def test_a_reward_that_knows_the_split_is_marked_in_every_table():
 
 def test_best_of_n_shows_what_the_winner_scores_beside():
   rows = [
-    best_of_n.Row('BC', 1, 61.25, {'score_chrf': 40.5}),
-    best_of_n.Row('BC', 2, 70.0, {}),
+    best_of_n.Row('BC', 1, 'reward', 61.25, {'score_chrf': 40.5}),
+    best_of_n.Row('BC', 2, 'mbr', 70.0, {}),
   ]
   console = rich.console.Console(width=160, file=io.StringIO())
   console.print(tables.best_of_n_table(rows))
-  assert re.search(r'BC +1 +61\.2 +40\.5', console.file.getvalue())
+  assert re.search(r'BC +1 +reward +61\.2 +40\.5', console.file.getvalue())
   first, second = csv.DictReader(
     io.StringIO(tables.best_of_n_csv(rows, 'test'))
   )
   assert first == {
-    **{'policy': 'BC', 'split': 'test', 'n': '1'},
+    **{'policy': 'BC', 'split': 'test', 'n': '1', 'chosen_by': 'reward'},
     **{'reward': '61.2500', 'chrf': '40.5000'},
   }
   assert second['chrf'] == ''
