@@ -1,0 +1,261 @@
+"""Runs of the algorithms that are compared, one command a task, table and seed.
+
+  python benchmarks/family.py --task=numerals --table=losses --seed=0 \
+      --out=runs/family [--dry_run]
+
+Each row of a table is a run directory of its own under OUT/TASK/seed_SEED. The
+first, `base`, trains BC and grows the store; all others take both from there
+(GROW_FROM), or BC alone where they sample for themselves (SUPERVISED_FROM). A
+run that is done is skipped and one that was killed goes on, so the same command
+does until it ends. Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of
+results.csv (or best_of_n.csv) with the run's name before them.
+"""
+
+import argparse
+import csv
+import dataclasses
+import pathlib
+import shlex
+import subprocess
+import sys
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What runs on a task have in common.
+
+  Attributes:
+    files: gin files.
+    bindings: gin bindings.
+    one_step: bindings of a schedule of one Improve step, in the middle.
+    right: binding of what counts as right, where rewards are made binary.
+    grown: samples that one Grow step draws; online baselines draw as many.
+    paths: bindings that the command line has to give.
+  """
+
+  files: tuple[str, ...]
+  bindings: tuple[str, ...]
+  one_step: tuple[str, ...]
+  right: str
+  grown: int
+  paths: tuple[str, ...] = ()
+
+
+TASKS = {
+  'numerals': Task(
+    ('quickstart.gin',),
+    ("ORIGINAL_DATA='none'",),
+    ('THRESHOLDS=(0.9,)', 'NUM_IMPROVE=1'),
+    right='THRESHOLDS=(0.99,)',
+    grown=6000 * 8,
+  ),
+  'multi30k': Task(
+    ('multi30k.gin',),
+    (
+      "ORIGINAL_DATA='none'",
+      "GROW_SPLIT='train[50%:67%]'",
+      'PACKED_SOURCE_LENGTH=128',
+      'PACKED_TARGET_LENGTH=128',
+    ),
+    ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1'),
+    right='THRESHOLDS=(0.6,)',
+    grown=4930 * 8,
+    paths=('DATA_DIR',),
+  ),
+}
+_NO_CONTROLS = 'CONTROLS=()'
+_LOSS = 'improving/early_stopping.Training.loss'
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """A run of a table.
+
+  Attributes:
+    files: gin files after the task's.
+    bindings: gin bindings after the task's.
+    shares: what it takes of `base`: 'grow', 'supervised' or nothing.
+    one_step: whether it makes but one Improve step.
+    mode: the run mode that shows its rows.
+  """
+
+  files: tuple[str, ...] = ()
+  bindings: tuple[str, ...] = (_NO_CONTROLS,)
+  shares: str = 'grow'
+  one_step: bool = False
+  mode: str = 'rest'
+
+
+def _loss(name: str, module: str, *bindings: str) -> Variant:
+  """A loss that a module of the package has."""
+  load = {'losses': (), 'offline_losses': ('losses/offline.gin',)}[module]
+  return Variant(load, (_NO_CONTROLS, f'{_LOSS}=@{module}.{name}()', *bindings))
+
+
+LOSSES = {
+  'bc': Variant(),
+  'linear': _loss(
+    'RewardWeighted', 'losses', "losses.RewardWeighted.weighting='linear'"
+  ),
+  'exponential': _loss('RewardWeighted', 'losses'),
+  'raft++': _loss('ClippedImportance', 'offline_losses'),
+  'gold': _loss('Gold', 'offline_losses'),
+  'dpo': _loss('Preference', 'offline_losses'),
+  'ipo': _loss(
+    'Preference', 'offline_losses', "offline_losses.Preference.form='ipo'"
+  ),
+  'oac': Variant(('losses/oac.gin',)),
+  'v-mpo': Variant(('losses/vmpo.gin',)),
+  'bvmpo': Variant(('losses/bvmpo.gin',)),
+}
+
+
+def _schedule(rule: str, values: str) -> Variant:
+  return Variant(
+    bindings=(
+      _NO_CONTROLS,
+      'SCHEDULE=@schedule.PerSource()',
+      f"schedule.PerSource.rule='{rule}'",
+      f'schedule.PerSource.values={values}',
+    )
+  )
+
+
+def tables(task: Task) -> dict[str, dict[str, Variant]]:
+  """The runs of each table, but for `base`, which all of them need."""
+  online = {}
+  for name, reuse in (('rloo', 1), ('ppo', 5)):
+    updates = task.grown // (16 * 4) * reuse
+    every = updates // 10 // reuse * reuse
+    online[name] = Variant(
+      (f'online/{name}.gin',),
+      (
+        _NO_CONTROLS,
+        'NUM_GROW=0',
+        f'IMPROVE_STEPS={updates}',
+        f'IMPROVE_EVAL_EVERY={every}',
+        'PATIENCE=10',
+      ),
+      'supervised',
+    )
+  # As many samples in all as base draws, in several Grow steps.
+  relatives = {
+    'raft': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
+    'raft_plus_plus': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
+    'rest_em': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
+    'expert_iteration': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
+    'iterative_dpo': ('NUM_GROW=2', 'NUM_SAMPLES=4'),
+    'mbr_finetuning': ('NUM_GROW=1', 'NUM_SAMPLES=8'),
+  }
+  return {
+    'table_1': {
+      'two_grows': Variant(bindings=(_NO_CONTROLS, 'NUM_GROW=2')),
+      **online,
+    },
+    'losses': {
+      name: dataclasses.replace(variant, one_step=True)
+      for name, variant in LOSSES.items()
+    },
+    'losses_by_step': {
+      name: variant for name, variant in LOSSES.items() if name != 'bc'
+    },
+    'thresholds': {
+      'percentile': _schedule('percentile', '(50.0, 75.0, 90.0, 95.0)'),
+      'interpolated': _schedule('interpolated', '(0.0, 0.25, 0.5, 0.75)'),
+      'top_k': _schedule('top_k', '(4.0, 3.0, 2.0, 1.0)'),
+      'original_data': Variant(
+        bindings=(_NO_CONTROLS, "ORIGINAL_DATA='unfiltered'")
+      ),
+      'no_decay': Variant(
+        bindings=(_NO_CONTROLS, 'improve.Improve.learning_rate_decay=1.0')
+      ),
+    },
+    'relatives': {
+      name: Variant(
+        (f'presets/{name}.gin',), (_NO_CONTROLS, *bindings), 'supervised'
+      )
+      for name, bindings in relatives.items()
+    },
+    'best_of_n': {
+      'best_of_n': Variant(
+        bindings=(_NO_CONTROLS, 'evaluate.Evaluate.num_samples=64'),
+        mode='best_of_n',
+      )
+    },
+  }
+
+
+BASE = Variant(
+  bindings=("CONTROLS=('continued', 'random', 'permuted')",), shares=''
+)
+
+
+def flags(
+  task: Task, variant: Variant, folder: pathlib.Path, name: str, seed: int
+) -> list[str]:
+  """The flags of a run in `folder`/`name`, without its paths to data."""
+  bindings = list(task.bindings)
+  if variant.one_step:
+    bindings += task.one_step
+  bindings += variant.bindings
+  bindings += [f'SEED={seed}', f'MODEL_DIR={folder / name}']
+  if variant.shares:
+    bindings.append(f'{variant.shares.upper()}_FROM={folder / "base"}')
+  return [
+    *(f'--gin_file={file}' for file in (*task.files, *variant.files)),
+    *(f'--gin.{binding}' for binding in bindings),
+  ]
+
+
+def gather(folder: pathlib.Path, runs: dict[str, Variant], path: pathlib.Path):
+  """Writes the rows of some runs into one file."""
+  rows, names = [], ['run']
+  for run, variant in runs.items():
+    file = 'best_of_n.csv' if variant.mode == 'best_of_n' else 'results.csv'
+    with open(folder / run / file, newline='') as read:
+      for row in csv.DictReader(read):
+        rows.append({'run': run} | row)
+        names += [name for name in row if name not in names]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w', newline='') as written:
+    writer = csv.DictWriter(written, names, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def main() -> None:
+  """Runs a table, or prints its commands."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--task', choices=TASKS, required=True)
+  parser.add_argument('--table', required=True)
+  parser.add_argument('--seed', type=int, required=True)
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--data_dir', help='of tasks that read files')
+  parser.add_argument('--dry_run', action='store_true')
+  given = parser.parse_args()
+  task = TASKS[given.task]
+  known = {'base': {}, **tables(task)}
+  if given.table not in known:
+    parser.error(f'--table={given.table}: it has {", ".join(known)}')
+  if task.paths and not given.data_dir:
+    parser.error(f'--task={given.task} needs --data_dir')
+  paths = [f'--gin.{name}={given.data_dir}' for name in task.paths]
+  folder = given.out.resolve() / given.task / f'seed_{given.seed}'
+  runs = {'base': BASE, **known[given.table]}
+  for name, variant in runs.items():
+    command = [sys.executable, '-m', 'rest_jax.main']
+    command += flags(task, variant, folder, name, given.seed) + paths
+    modes = ['rest'] if variant.mode == 'rest' else ['rest', variant.mode]
+    for mode in modes:
+      line = [*command, f'--run_mode={mode}']
+      print(shlex.join(line), flush=True)
+      if not given.dry_run:
+        subprocess.run(line, check=True)
+  if not given.dry_run:
+    path = given.out / f'{given.task}_{given.table}_{given.seed}.csv'
+    gather(folder, runs, path)
+    print(path)
+
+
+if __name__ == '__main__':
+  main()

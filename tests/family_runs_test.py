@@ -1,0 +1,115 @@
+"""The runs of benchmarks/family.py: every one of them builds as it is meant."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import gin
+from rest_jax import main, rest, schedule, stages
+
+_PATH = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'family.py'
+_SPEC = importlib.util.spec_from_file_location('family', _PATH)
+family = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(family)
+
+_RUNS = [
+  (task, table, name)
+  for task, settings in family.TASKS.items()
+  for table, runs in family.tables(settings).items()
+  for name in runs
+]
+
+
+def build(task, variant, name, folder):
+  """The run that a command line describes, built as main builds it."""
+  settings = family.TASKS[task]
+  line = ['rest_jax', *family.flags(settings, variant, folder, name, 3)]
+  line += [f'--gin.{path}={folder}' for path in settings.paths]
+  with flagsaver.flagsaver():
+    gin.clear_config(clear_constants=True)
+    flags.FLAGS.unparse_flags()
+    try:
+      main._parse_flags(line)
+      main._parse_gin(main._GIN_FILE.value, main._GIN_BINDINGS.value, ())
+      return main._build()
+    finally:
+      gin.clear_config(clear_constants=True)
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """All of them, by task, table and name."""
+  folder = tmp_path_factory.mktemp('family')
+  return {
+    (task, table, name): build(
+      task, family.tables(family.TASKS[task])[table][name], name, folder
+    )
+    for task, table, name in _RUNS
+  }
+
+
+@pytest.mark.parametrize('task', family.TASKS)
+def test_every_run_takes_the_stages_of_base_that_are_its_own(
+  task, runs, tmp_path
+):
+  base = build(task, family.BASE, 'base', tmp_path)
+  made = {plan.name: plan.config for plan in stages.plan(base)}
+  for (of_task, table, name), run in runs.items():
+    if of_task != task:
+      continue
+    assert run.seed == base.seed == 3
+    shared = ['data', 'supervised']
+    if run.grow_from:
+      shared += [n for n in made if n.startswith('grow_1/') if 'rov' not in n]
+    own = {plan.name: plan.config for plan in stages.plan(run)}
+    for stage in shared:
+      assert own[stage] == made[stage], (table, name, stage)
+
+
+@pytest.mark.parametrize('task', family.TASKS)
+def test_runs_are_what_they_are_called(task, runs):
+  def loss(name):
+    return runs[task, 'losses', name].improve.training.loss
+
+  names = {name: loss(name).name for name in family.LOSSES}
+  assert names == {
+    **{name: name for name in family.LOSSES},
+    'linear': 'reward-weighted bc',
+    'exponential': 'reward-weighted bc',
+  }
+  assert loss('linear').weighting == 'linear'
+  assert all(
+    runs[task, 'losses', name].num_improve == 1 for name in family.LOSSES
+  )
+  assert runs[task, 'losses_by_step', 'gold'].num_improve == 4
+  assert runs[task, 'thresholds', 'top_k'].improve.schedule == (
+    schedule.PerSource('top_k', (4.0, 3.0, 2.0, 1.0))
+  )
+  assert runs[task, 'best_of_n', 'best_of_n'].evaluate.num_samples == 64
+  em = runs[task, 'relatives', 'rest_em'].improve
+  assert em.restart_from_base
+  assert f'THRESHOLDS={em.schedule.taus}' == family.TASKS[task].right
+
+
+@pytest.mark.parametrize('task', family.TASKS)
+@pytest.mark.parametrize('name', ['rloo', 'ppo'])
+def test_online_baselines_draw_what_grow_draws(task, name, runs):
+  run = runs[task, 'table_1', name]
+  (settings,) = run.online
+  batches = settings.stopping.max_steps // settings.updates_per_batch
+  grown = family.TASKS[task].grown
+  assert abs(batches * settings.samples_per_batch - grown) < 64
+  assert [p.label for p in rest.policies(run)] == ['BC', name.upper()]
+
+
+def test_gathered_rows_are_named_after_their_run(tmp_path):
+  for name, text in (('base', 'policy,x\nBC,1\n'), ('b', 'policy,y\nBC,2\n')):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'results.csv').write_text(text)
+  path = tmp_path / 'new' / 'rows.csv'
+  chosen = {'base': family.BASE, 'b': family.Variant()}
+  family.gather(tmp_path, chosen, path)
+  assert path.read_text() == 'run,policy,x,y\nbase,BC,1,\nb,BC,,2\n'
