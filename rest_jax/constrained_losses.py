@@ -12,6 +12,7 @@ from rest_jax import anchored, errors, losses, offline_losses, types
 
 TokenFloats = Float[Array, 'b t']
 Scalar = Float[Array, '']
+_NEVER = -1e9  # Finite, so that a batch without tokens has gradients of 0.
 
 
 def top_half(
@@ -42,8 +43,9 @@ def policy_loss(
   Returns:
     float32, one a token, whose sum is the loss.
   """
-  scaled = jnp.where(chosen, advantages / eta, -jnp.inf)
+  scaled = jnp.where(chosen, advantages / eta, _NEVER)
   psi = jax.nn.softmax(scaled.reshape(-1)).reshape(scaled.shape)
+  psi = jnp.where(chosen, psi, 0.0)
   return -jax.lax.stop_gradient(psi) * log_probs
 
 
@@ -66,7 +68,7 @@ def temperature_loss(
   Returns:
     float32 [].
   """
-  scaled = jnp.where(chosen, jax.lax.stop_gradient(advantages) / eta, -jnp.inf)
+  scaled = jnp.where(chosen, jax.lax.stop_gradient(advantages) / eta, _NEVER)
   count = jnp.maximum(jnp.sum(chosen), 1).astype(jnp.float32)
   return eta * (epsilon + jax.nn.logsumexp(scaled) - jnp.log(count))
 

@@ -249,15 +249,7 @@ def run(
   table = grow.sample_rows(data.table, generated, texts, grow_step=0)
   described = diagnostics.describe(table)
   if settings.divergence:
-    described |= divergence.figures(
-      context,
-      policy_name,
-      params,
-      data.source_tokens,
-      data.source_ids,
-      num_samples=settings.num_samples,
-      batching=settings.batching,
-    )
+    described |= _divergence(context, settings, policy_name, params, data)
   progress(5)
   table = table.append_column('reward', pa.array(sampled.reshape(-1)))
   _write_beams(stage, data, beams, greedy_texts, greedy)
@@ -274,13 +266,9 @@ def run(
   }
   figures |= corpus_scores(beams, data.references, settings.target_language)
   figures |= described
-  figures['further'] = {}
-  for metric in further_metrics:
-    means, scores = _further(context, metric, data, texts, greedy_texts)
-    figures['further'] |= means
-    if scores is not None:
-      name = best_of_n.SCORE + metric.info.name
-      table = table.append_column(name, pa.array(scores))
+  figures['further'], table = _all_further(
+    context, further_metrics, data, table, greedy_texts
+  )
   stage.write_part('samples.parquet', store.table_bytes(table))
   numbers = figures | figures['further']
   numbers = {k: v for k, v in numbers.items() if isinstance(v, float)}
@@ -290,6 +278,43 @@ def run(
     seconds=time.monotonic() - began,
     extra={'figures': figures},
   )
+
+
+def _divergence(
+  context: Context,
+  settings: Evaluate,
+  policy_name: str,
+  params: Params,
+  data: Split,
+) -> dict[str, float]:
+  return divergence.figures(
+    context,
+    policy_name,
+    params,
+    data.source_tokens,
+    data.source_ids,
+    num_samples=settings.num_samples,
+    batching=settings.batching,
+  )
+
+
+def _all_further(
+  context: Context,
+  metrics: Sequence[base.RewardModel],
+  data: Split,
+  samples: pa.Table,
+  greedy: Sequence[str],
+) -> tuple[dict[str, float | None], pa.Table]:
+  """The figures of all further metrics, and the samples with their scores."""
+  figures: dict[str, float | None] = {}
+  texts = samples['target'].to_pylist()
+  for metric in metrics:
+    means, scores = _further(context, metric, data, texts, greedy)
+    figures |= means
+    if scores is not None:
+      name = best_of_n.SCORE + metric.info.name
+      samples = samples.append_column(name, pa.array(scores))
+  return figures, samples
 
 
 def _further(

@@ -169,10 +169,7 @@ def run(
   network, start, training = _network(context, training, step)
   stopping = settings.stopping
   if step.twin is not None:
-    updates = context.read(step.twin).manifest['counts']['updates']
-    stopping = dataclasses.replace(
-      stopping, max_steps=updates, patience=updates + 1
-    )
+    stopping = _as_long_as(context.read(step.twin), stopping)
   batches = loader.TrainingBatches(
     rows, training.packing, context.seed, mixture
   )
@@ -250,6 +247,14 @@ def _network(
 
 def _policy_of(network: Any, params: Params) -> Params:
   return params['policy'] if isinstance(network, anchored.Anchored) else params
+
+
+def _as_long_as(
+  twin: Stage, stopping: early_stopping.Stopping
+) -> early_stopping.Stopping:
+  """As many updates as another stage made, whatever the reward does."""
+  updates = twin.manifest['counts']['updates']
+  return dataclasses.replace(stopping, max_steps=updates, patience=updates + 1)
 
 
 def loss_of(settings: Improve, control: Control) -> losses.PolicyLoss:

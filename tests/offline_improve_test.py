@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
@@ -97,7 +98,7 @@ def test_at_the_policy_that_grew_them_no_margin_is_there(
   sums = np.add.reduceat(ratios, rows.target_offsets[:-1])
   margins = sums[::2] - sums[1::2]
   pair = {'dpo': offline_losses.dpo, 'ipo': offline_losses.ipo}[form]
-  expected = float(np.mean(pair(margins, 0.5)))
+  expected = float(pair(jnp.asarray(margins), 0.5).mean())
   found = loss_at(context, rows, loss, 'other')['loss']
   assert found == pytest.approx(expected, rel=1e-4)
   assert abs(found - at_reference) > 1e-4

@@ -14,7 +14,6 @@ from rest_jax import losses
 from rest_jax.checkpoint import native
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError
-from rest_jax.network import Network
 from rest_jax.training import fit as fit_lib
 from rest_jax.training import optimizer as optimizer_lib
 from rest_jax.training import state as state_lib
@@ -28,6 +27,24 @@ class Batches(Protocol):
 
   def starting_at(self, step: int) -> Iterator[Any]:
     """Yields what update `step`, `step` + 1, … train on, without end."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+  """What can be trained: a network, or several as one."""
+
+  @property
+  def config(self) -> Any:
+    """Its shape; `dropout_rate` is read."""
+
+  def abstract_params(self) -> Params:
+    """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
+
+  def param_shardings(self) -> Params:
+    """Returns the tree of the parameters' `NamedSharding`s."""
+
+  def score(self, params: Params, batch: Any, dropout_key: Any = None) -> Any:
+    """Returns what the loss asks of each target token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +129,7 @@ def best_of(history: list[Evaluation]) -> Evaluation:
 
 
 def train(
-  policy: Network,
+  policy: Trainable,
   params: Params,
   training: Training,
   stopping: Stopping,
@@ -173,13 +190,7 @@ def train(
     record(state)
   events = fit_lib.fit(
     state,
-    train_step
-    or step_lib.make_train_step(
-      policy,
-      training.optimizer,
-      training.loss,
-      num_microbatches=training.num_microbatches,
-    ),
+    train_step or _train_step(policy, training),
     batches.starting_at(int(state.step)),
     num_steps=stopping.max_steps,
     checkpoint_every=stopping.eval_every,
@@ -205,7 +216,16 @@ def train(
   return Outcome(best_params, best, tuple(history))
 
 
-def _dropout_key(policy: Network, seed: int) -> jax.Array | None:
+def _train_step(policy: Trainable, training: Training) -> step_lib.TrainStep:
+  return step_lib.make_train_step(
+    policy,
+    training.optimizer,
+    training.loss,
+    num_microbatches=training.num_microbatches,
+  )
+
+
+def _dropout_key(policy: Trainable, seed: int) -> jax.Array | None:
   if not policy.config.dropout_rate:
     return None
   return jax.random.key(seed)
@@ -218,7 +238,7 @@ def _ended(history: list[Evaluation], stopping: Stopping) -> bool:
 
 
 def _resume(
-  policy: Network,
+  policy: Trainable,
   params: Params,
   optimizer: optimizer_lib.Optimizer,
   checkpoints: native.Checkpoints,
