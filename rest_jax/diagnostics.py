@@ -1,9 +1,11 @@
 """What outputs look like, whatever their reward says of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import sacrebleu
 
 from rest_jax.data import scored
 from rest_jax.rewards import words
@@ -57,4 +59,32 @@ def describe(samples: pa.Table) -> dict[str, float]:
     'length_ratio': float(fields['length_ratios'].mean(dtype=np.float64)),
     'repeated_share': float((fields['repetitions'] >= REPEATED).mean()),
     'untranslated_share': float(fields['copies'].mean()),
+  }
+
+
+def corpus_scores(
+  outputs: Sequence[str],
+  references: Sequence[str] | None,
+  target_language: str,
+) -> dict[str, Any]:
+  """Corpus BLEU and chrF with their sacrebleu signatures.
+
+  Args:
+    outputs: n translations.
+    references: n references; None gives None for both figures.
+    target_language: chooses BLEU's tokeniser.
+
+  Returns:
+    `bleu`, `chrf` (0–100 or None), `bleu_signature`, `chrf_signature`.
+  """
+  if references is None:
+    return {
+        'bleu': None, 'chrf': None, 'bleu_signature': '', 'chrf_signature': ''
+    }  # fmt: skip
+  bleu, chrf = sacrebleu.BLEU(trg_lang=target_language), sacrebleu.CHRF()
+  return {
+    'bleu': bleu.corpus_score(outputs, [references]).score,
+    'chrf': chrf.corpus_score(outputs, [references]).score,
+    'bleu_signature': str(bleu.get_signature()),
+    'chrf_signature': str(chrf.get_signature()),
   }

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,34 +169,6 @@ class SelectReward:
     return float(rewards.mean(dtype=np.float64))
 
 
-def corpus_scores(
-  outputs: Sequence[str],
-  references: Sequence[str] | None,
-  target_language: str,
-) -> dict[str, Any]:
-  """Corpus BLEU and chrF with their sacrebleu signatures.
-
-  Args:
-    outputs: n translations.
-    references: n references; None gives None for both figures.
-    target_language: chooses BLEU's tokeniser.
-
-  Returns:
-    `bleu`, `chrf` (0–100 or None), `bleu_signature`, `chrf_signature`.
-  """
-  if references is None:
-    return {
-        'bleu': None, 'chrf': None, 'bleu_signature': '', 'chrf_signature': ''
-    }  # fmt: skip
-  bleu, chrf = sacrebleu.BLEU(trg_lang=target_language), sacrebleu.CHRF()
-  return {
-    'bleu': bleu.corpus_score(outputs, [references]).score,
-    'chrf': chrf.corpus_score(outputs, [references]).score,
-    'bleu_signature': str(bleu.get_signature()),
-    'chrf_signature': str(chrf.get_signature()),
-  }
-
-
 def run(
   context: Context,
   stage: Stage,
@@ -253,18 +224,15 @@ def run(
   progress(5)
   table = table.append_column('reward', pa.array(sampled.reshape(-1)))
   _write_beams(stage, data, beams, greedy_texts, greedy)
-  per_source = sampled.mean(axis=1, dtype=np.float64)
-  low, high = results.bootstrap_interval(per_source)
-  figures = {
-    'reward_mean': 100 * float(per_source.mean()),
-    'reward_low': 100 * low,
-    'reward_high': 100 * high,
+  figures = _reward_mean(sampled) | {
     'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
     'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
     'best_t': best_t,
     'reward_trained_on': ' '.join(reward_trained_on),
   }
-  figures |= corpus_scores(beams, data.references, settings.target_language)
+  figures |= diagnostics.corpus_scores(
+    beams, data.references, settings.target_language
+  )
   figures |= described
   figures['further'], table = _all_further(
     context, further_metrics, data, table, greedy_texts
@@ -278,6 +246,16 @@ def run(
     seconds=time.monotonic() - began,
     extra={'figures': figures},
   )
+
+
+def _reward_mean(sampled: Float[np.ndarray, 'k n']) -> dict[str, float]:
+  per_source = sampled.mean(axis=1, dtype=np.float64)
+  low, high = results.bootstrap_interval(per_source)
+  return {
+    'reward_mean': 100 * float(per_source.mean()),
+    'reward_low': 100 * low,
+    'reward_high': 100 * high,
+  }
 
 
 def _divergence(
