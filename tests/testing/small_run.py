@@ -6,7 +6,7 @@ import io
 import numpy as np
 from etils import epath
 
-from rest_jax import annotate, evaluate, generation, grow, run_directory
+from rest_jax import annotate, evaluate, generation, run_directory
 from rest_jax.checkpoint import native
 from rest_jax.context import PARAMS, Context
 from rest_jax.data import store, tokenizer
@@ -16,6 +16,8 @@ from rest_jax.models.config import T5Config
 from rest_jax.progress import Progress
 from rest_jax.rewards import base
 from rest_jax.sharding import Layout
+from rest_jax.training import step
+from rest_jax.types import Batch
 
 PACKING = Packing(32, 32, rows_per_batch=8)
 BATCHING = generation.Batching(max_decode_len=8, rows=16, source_buckets=(8,))
@@ -77,15 +79,66 @@ def make(folder):
     content = native.save_params(stage.folder / PARAMS, params)
     stage.commit({'updates': 0}, 0.0, contents={PARAMS: content})
   samples = begun(context, 'grow_1/samples')
-  settings = grow.Grow(SAMPLES, Sampling(temperature=1.0), BATCHING)
-  grow.run(
-    context, samples, settings, policy_name='supervised', grow_step=1
-  )  # fmt: skip
+  table = _samples(context)
+  samples.write_part(store.part_name(0), store.samples_part(table))
+  samples.commit({'samples': len(table), 'tokens': 0}, 0.0)
   scores = begun(context, 'grow_1/scores/bytes')
   annotate.run_scores(context, scores, Bytes(), samples, 64)
   reward = begun(context, 'grow_1/reward')
   annotate.run_reward(context, reward, Bytes(), scores)
   return context
+
+
+def _samples(context):
+  """Samples of `SOURCES` sources, as if BC had drawn them.
+
+  An untrained policy hardly ever ends a sample, so they are made up; their
+  log-probabilities are BC's own, a sample a row. Sources differ in how long
+  their samples are, and the last sample of the last source never ended.
+  """
+  rng = np.random.default_rng(0)
+  sources = [f'g{i}' for i in range(SOURCES) for _ in range(SAMPLES)]
+  texts = [
+    ''.join(rng.choice(list('abcdefgh'), rng.integers(1, 8))) for _ in sources
+  ]
+  tokens = [encode(text) for text in texts]
+  tokens[-1] = tokens[-1][:-1]
+  targets = _padded(tokens)
+  batch = Batch(
+    encoder_input_tokens=_padded([encode(source) for source in sources]),
+    decoder_input_tokens=np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    decoder_target_tokens=targets,
+    decoder_loss_weights=(targets != 0).astype(np.float32),
+  )
+  scores = step.target_log_probs(
+    context.policy, context.params('supervised'), batch
+  )
+  log_probs = [
+    np.asarray(row)[: len(ids)].tolist()
+    for row, ids in zip(scores, tokens, strict=True)
+  ]
+  return store.samples_table(
+    {
+      'source_id': [10**10 + i // SAMPLES for i in range(len(sources))],
+      'sample_index': [i % SAMPLES for i in range(len(sources))],
+      'grow_step': 1,
+      'origin': 'policy',
+      'source': sources,
+      'target': texts,
+      'target_tokens': tokens,
+      'finished': [ids[-1] == tokenizer.EOS_ID for ids in tokens],
+      'log_prob': [sum(row) for row in log_probs],
+      'token_log_probs': log_probs,
+      'token_sampling_log_probs': log_probs,
+    }
+  )
+
+
+def _padded(rows):
+  out = np.zeros((len(rows), 8), np.int32)
+  for row, tokens in zip(out, rows, strict=True):
+    row[: len(tokens)] = tokens
+  return out
 
 
 def evaluation():
