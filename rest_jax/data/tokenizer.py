@@ -127,6 +127,10 @@ class SentencePieceTokenizer:
       self.source_prefix,
     )
 
+  def __contains__(self, piece: str) -> bool:
+    """Whether the vocabulary has a piece of this spelling."""
+    return self._processor.piece_to_id(piece) != self.unk_id
+
   def encode(self, text: str) -> list[int]:
     return self._processor.encode(text)
 
@@ -226,20 +230,14 @@ def read_hugging_face(
   """
   folder = epath.Path(folder)
   config = _hugging_face_settings(folder)
-  given = config.get('extra_ids')
   if config.get('tokenizer_class') == 'ByT5Tokenizer':
-    extra_ids = _BYT5_EXTRA_IDS if given is None else given
-    return ByteTokenizer(extra_ids, source_prefix)
+    return ByteTokenizer(_extra_ids(config, _BYT5_EXTRA_IDS), source_prefix)
   for name in _MODEL_NAMES:
     if (folder / name).exists():
       plain = SentencePieceTokenizer(folder / name)
-      if given is None:
-        added = config.get('additional_special_tokens')
-        given = _T5_EXTRA_IDS
-        if added is not None:
-          given = sum('<extra_id_' in str(token) for token in added)
-      own = plain._processor.piece_to_id('▁<extra_id_0>') != plain.unk_id
-      extra_ids = 0 if own else given
+      extra_ids = _extra_ids(config, _T5_EXTRA_IDS)
+      if '▁<extra_id_0>' in plain:
+        extra_ids = 0
       return SentencePieceTokenizer(folder / name, extra_ids, source_prefix)
   raise errors.DataError(
     f'{folder}: no tokenizer ({", ".join(_MODEL_NAMES)}; a fast one alone,'
@@ -338,6 +336,15 @@ def _hugging_face_settings(folder: epath.Path) -> dict[str, Any]:
           f'{path} is not readable as JSON ({error}): fetch it again'
         ) from error
   return found
+
+
+def _extra_ids(config: dict[str, Any], silent: int) -> int:
+  """How many sentinels a tokenizer_config.json adds to the model's ids."""
+  tokens = config.get('additional_special_tokens') or ()
+  # A ByT5 lists them, and says `extra_ids` = 0 all the same.
+  listed = sum('<extra_id_' in str(token) for token in tokens)
+  given = config.get('extra_ids')
+  return listed or (silent if given is None else given)
 
 
 def _with_extra_ids(model: bytes, extra_ids: int) -> bytes:

@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import pytest
+from etils import epath
 
 from rest_jax import errors
 from rest_jax.data import prepare, tokenizer
@@ -57,7 +58,7 @@ def test_the_first_sentinel_is_the_last_id():
 def test_sources_have_their_language_tag(tmp_path):
   folder = str(GOLDENS / 'tokenizer_madlad')
   given = prepare.CheckpointTokenizer(folder, source_prefix='<2de> ')
-  made = given.make(tmp_path, ())
+  made = given.make(epath.Path(tmp_path), ())
   expected = json.loads(
     (GOLDENS / 'tokenizer_madlad/expected.json').read_text()
   )
