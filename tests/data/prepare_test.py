@@ -144,6 +144,32 @@ def test_a_given_tokenizer_is_copied(prepared, tmp_path):
   assert again == written
 
 
+def test_a_checkpoints_tokenizer_has_sentinels_and_a_prefix(tmp_path):
+  goldens = pathlib.Path(__file__).parents[1] / 'goldens'
+  write_bitext(
+    tmp_path,
+    train_de=['das Haus', '<extra_id_0> am Fluss'],
+    train_en=['the house', 'by the river'],
+    dev_de=['drei Flüsse', 'zwei Häuser'],
+    dev_en=['a', 'b'],
+  )
+  for name, prefix in (('t5', 'zu: '), ('madlad', '<2de> '), ('byt5', 'x ')):
+    given = prepare.CheckpointTokenizer(
+      str(goldens / f'tokenizer_{name}'), source_prefix=prefix
+    )
+    data = prepare.Data(task=bitext(tmp_path), tokenizer=given)
+    written, report = run(data, tmp_path / name)
+    made = tokenizer.load_tokenizer(tmp_path / name)
+    assert report['tokenizer']['size'] == made.size
+    for row in written['train']:
+      assert row['source'] in ('das Haus', '<extra_id_0> am Fluss')
+      assert row['source_tokens'] == [
+        *made.encode(prefix + row['source']),
+        made.eos_id,
+      ]
+      assert row['target_tokens'] == [*made.encode(row['target']), made.eos_id]
+
+
 def test_grow_as_train_is_written_once(tmp_path):
   for same in ('', 'train'):
     written, _ = run(dataclasses.replace(DATA, grow=same, test=''), tmp_path)
