@@ -133,6 +133,22 @@ def test_samples_are_what_they_say(samples):
   assert len(np.unique(flat, axis=0)) > 16
 
 
+def test_samples_and_beams_end_by_the_models_eos(params, sources):
+  policy = Policy(dataclasses.replace(CONFIG, eos_id=2), Layout(data=1))
+  drawn = draw(policy, params, sources, keys_of())
+  beams = policy.beam_search(
+    params, sources, max_decode_len=LENGTH, num_tokens=NUM_TOKENS
+  )
+  drawn_tokens = np.asarray(drawn.tokens)
+  np.testing.assert_array_equal((drawn_tokens == 2).any(-1), drawn.finished)
+  for tokens in (drawn_tokens, np.asarray(beams.tokens)):
+    after = np.cumsum(tokens == 2, axis=-1) - (tokens == 2) > 0
+    assert after.any()
+    assert (tokens[after] == 0).all()
+    assert (tokens == 1).any()  # A token like any other.
+    assert (tokens[~after] > 0).all()
+
+
 def test_cached_decoding_is_teacher_forcing(params, sources, samples):
   """All logits, not those of the chosen tokens alone."""
   n = samples.tokens.shape[1]

@@ -13,7 +13,7 @@ from etils import epath
 
 from rest_jax import errors
 from rest_jax.data import near_duplicates as near_lib
-from rest_jax.data import splits, tasks
+from rest_jax.data import origin_tokenizer, splits, tasks
 from rest_jax.data import tokenizer as tokenizer_lib
 
 OVER_LONG_POLICIES = ('skip', 'truncate')
@@ -114,7 +114,7 @@ class CheckpointTokenizer:
   ) -> tokenizer_lib.Tokenizer:
     """Copies it into a folder."""
     del texts
-    given = tokenizer_lib.read_hugging_face(self.folder, self.source_prefix)
+    given = origin_tokenizer.read(self.folder, self.source_prefix)
     given.save(folder)
     return given
 

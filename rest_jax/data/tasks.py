@@ -151,9 +151,9 @@ def seqio_tokenizer(task: SeqioTask) -> tokenizer_lib.Tokenizer:
   vocabulary = found.output_features['targets'].vocabulary
   path = getattr(vocabulary, 'sentencepiece_model_file', None)
   if path is not None:
-    return tokenizer_lib.SentencePieceTokenizer(path)
+    return tokenizer_lib.SentencePieceTokenizer(path, vocabulary.extra_ids)
   if type(vocabulary).__name__ == 'ByteVocabulary':
-    return tokenizer_lib.ByteTokenizer()
+    return tokenizer_lib.ByteTokenizer(vocabulary.extra_ids)
   raise errors.ConfigurationError(
     f'seqio task {task.mixture_or_task_name!r} has a'
     f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'

@@ -1,8 +1,9 @@
 """Text ↔ ids with sentencepiece or bytes, without TensorFlow.
 
 The ids are those of seqio's vocabularies: 0 padding, 1 EOS, 2 unknown; no id
-for the beginning. MADLAD-400's model has 0 unknown and 2 EOS instead. Encoding
-adds no EOS; decoding stops at the first one.
+for the beginning. MADLAD-400's model has 0 unknown, 1 `<s>`, 2 EOS instead.
+Encoding adds no EOS; decoding stops at the first one. Of the special ids a text
+can hold the unknown alone: `</s>` in it are four characters.
 
 Extra ids are T5's sentinels, after all others: `<extra_id_0>` is the last id. A
 text can hold them where a word begins, as with seqio.
@@ -23,18 +24,22 @@ from rest_jax import errors, storage
 PAD_ID = 0
 EOS_ID = 1
 UNK_ID = 2
-_BYTES_END = 259
+BYTES_END = 259
 MODEL_FILE = 'tokenizer.model'
 SETTINGS_FILE = 'tokenizer.json'
-# Names that Hugging Face's folders have for the model.
-_MODEL_NAMES = ('spiece.model', 'sentencepiece.model', MODEL_FILE)
-_T5_EXTRA_IDS = 100  # What transformers adds where a folder is silent,
-_BYT5_EXTRA_IDS = 125  # and to bytes.
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What the rest of the program knows of a tokenizer."""
+  """What the rest of the program knows of a tokenizer.
+
+  Attributes:
+    extra_ids: sentinels, which are its last ids.
+    source_prefix: what `encode_sources` puts before every text.
+  """
+
+  extra_ids: int
+  source_prefix: str
 
   @property
   def size(self) -> int:
@@ -131,6 +136,16 @@ class SentencePieceTokenizer:
     """Whether the vocabulary has a piece of this spelling."""
     return self._processor.piece_to_id(piece) != self.unk_id
 
+  @property
+  def special(self) -> dict[str, int]:
+    """Spelling → id of the pieces that no text is cut into."""
+    p = self._processor
+    return {
+      p.id_to_piece(i): i
+      for i in range(self.size)
+      if p.is_control(i) or p.is_unknown(i)
+    }
+
   def encode(self, text: str) -> list[int]:
     return self._processor.encode(text)
 
@@ -149,11 +164,15 @@ class SentencePieceTokenizer:
   def save(self, folder: epath.PathLike) -> None:
     """Writes the model as it is, and what is added to it beside it."""
     folder = epath.Path(folder)
-    storage.write_atomic(folder / MODEL_FILE, self._model)
+    self.save_model(folder / MODEL_FILE)
     if self.extra_ids or self.source_prefix:
       _save_settings(
         folder, 'sentencepiece', self.extra_ids, self.source_prefix
       )
+
+  def save_model(self, path: epath.PathLike) -> None:
+    """Writes the model file alone, as it is."""
+    storage.write_atomic(epath.Path(path), self._model)
 
 
 class ByteTokenizer:
@@ -168,11 +187,16 @@ class ByteTokenizer:
 
   @property
   def size(self) -> int:
-    return _BYTES_END + self.extra_ids
+    return BYTES_END + self.extra_ids
 
   @property
   def fingerprint(self) -> str:
     return _marked('bytes+3', self.extra_ids, self.source_prefix)
+
+  @property
+  def special(self) -> dict[str, int]:
+    """Spelling → id of what is no byte, as Hugging Face spells it."""
+    return {'<pad>': PAD_ID, '</s>': EOS_ID, '<unk>': UNK_ID}
 
   def encode(self, text: str) -> list[int]:
     return [byte + 3 for byte in text.encode()]
@@ -184,7 +208,7 @@ class ByteTokenizer:
     return self.encode_batch([self.source_prefix + text for text in texts])
 
   def decode(self, ids: Sequence[int]) -> str:
-    kept = (i for i in _until(EOS_ID, ids) if 3 <= i < _BYTES_END)
+    kept = (i for i in _until(EOS_ID, ids) if 3 <= i < BYTES_END)
     return bytes(i - 3 for i in kept).decode(errors='ignore')
 
   def save(self, folder: epath.PathLike) -> None:
@@ -204,44 +228,11 @@ def load_tokenizer(folder: epath.PathLike) -> Tokenizer:
   added = (settings.get('extra_ids', 0), settings.get('source_prefix', ''))
   if (folder / MODEL_FILE).exists():
     return SentencePieceTokenizer(folder / MODEL_FILE, *added)
-  if settings:
+  if settings.get('tokenizer') == 'bytes':
     return ByteTokenizer(*added)
   raise errors.DataError(
-    f'{folder}: neither {MODEL_FILE} nor {SETTINGS_FILE}: run the data stage'
-  )
-
-
-def read_hugging_face(
-  folder: epath.PathLike, source_prefix: str = ''
-) -> Tokenizer:
-  """The tokenizer that belongs to a Hugging Face folder.
-
-  A ByT5 has none but bytes. A SentencePiece model is taken as it is; the
-  sentinels are those that `tokenizer_config.json` speaks of, or T5's 100, and
-  none where the model has its own, as mT5's has.
-
-  Args:
-    folder: of the checkpoint.
-    source_prefix: what sources begin with, such as MADLAD-400's '<2de> '.
-
-  Raises:
-    DataError: the folder has no tokenizer, or a damaged one.
-    ConfigurationError: its special ids are not a T5's.
-  """
-  folder = epath.Path(folder)
-  config = _hugging_face_settings(folder)
-  if config.get('tokenizer_class') == 'ByT5Tokenizer':
-    return ByteTokenizer(_extra_ids(config, _BYT5_EXTRA_IDS), source_prefix)
-  for name in _MODEL_NAMES:
-    if (folder / name).exists():
-      plain = SentencePieceTokenizer(folder / name)
-      extra_ids = _extra_ids(config, _T5_EXTRA_IDS)
-      if '▁<extra_id_0>' in plain:
-        extra_ids = 0
-      return SentencePieceTokenizer(folder / name, extra_ids, source_prefix)
-  raise errors.DataError(
-    f'{folder}: no tokenizer ({", ".join(_MODEL_NAMES)}; a fast one alone,'
-    ' tokenizer.json, is not read): fetch the SentencePiece model too'
+    f'{folder}: neither {MODEL_FILE} nor a {SETTINGS_FILE} of bytes: run the'
+    ' data stage'
   )
 
 
@@ -321,30 +312,6 @@ def _choose(texts: Iterable[str], most: int) -> list[str]:
     elif (place := rng.randrange(number + 1)) < most:
       chosen[place] = text
   return chosen
-
-
-def _hugging_face_settings(folder: epath.Path) -> dict[str, Any]:
-  """What the folder says of its tokenizer; its model knows the class too."""
-  found: dict[str, Any] = {}
-  for name in ('config.json', 'tokenizer_config.json'):
-    path = folder / name
-    if path.exists():
-      try:
-        found |= json.loads(path.read_bytes())
-      except (ValueError, TypeError) as error:
-        raise errors.DataError(
-          f'{path} is not readable as JSON ({error}): fetch it again'
-        ) from error
-  return found
-
-
-def _extra_ids(config: dict[str, Any], silent: int) -> int:
-  """How many sentinels a tokenizer_config.json adds to the model's ids."""
-  tokens = config.get('additional_special_tokens') or ()
-  # A ByT5 lists them, and says `extra_ids` = 0 all the same.
-  listed = sum('<extra_id_' in str(token) for token in tokens)
-  given = config.get('extra_ids')
-  return listed or (silent if given is None else given)
 
 
 def _with_extra_ids(model: bytes, extra_ids: int) -> bytes:
