@@ -293,7 +293,8 @@ def add(name, vocabulary, **features):
           'targets': seqio.Feature(vocabulary)}})
 
 add('my_task', VOCABULARY)
-add('my_bytes', seqio.ByteVocabulary())
+add('my_bytes', seqio.ByteVocabulary(extra_ids=125))
+add('my_sentinels', seqio.SentencePieceVocabulary({str(model)!r}, 7))
 add('my_two', VOCABULARY, inputs=seqio.ByteVocabulary())
 add('my_odd', seqio.PassThroughVocabulary(10))
 seqio.MixtureRegistry.add('my_mixture', [('my_task', 1)])
@@ -329,11 +330,22 @@ def test_a_task_of_the_users(registered, prepared, tmp_path):
     (3, 'eight'),
   ]
   written, report = run(own_task('my_bytes'), tmp_path / 'bytes')
-  assert report['tokenizer']['size'] == 259
+  assert report['tokenizer']['size'] == 384  # As ByT5's.
   assert written['train'][0]['source_tokens'] == [
     *tokenizer.ByteTokenizer().encode('drei'),
     1,
   ]
+
+
+def test_a_task_of_the_users_keeps_its_sentinels(registered, prepared, seqio):
+  made = tasks.seqio_tokenizer(own_task('my_sentinels').task)
+  theirs = seqio.SentencePieceVocabulary(
+    str(prepared[0] / 'tokenizer.model'), 7
+  )
+  assert made.size == theirs.vocab_size
+  text = '<extra_id_0> ein Haus <extra_id_6>'
+  assert made.encode(text) == list(theirs.encode(text))
+  assert made.encode(text)[0] == made.size - 1
 
 
 def test_a_mixture_of_the_users(registered, tmp_path):
