@@ -63,6 +63,9 @@ def write_huggingface(
     StorageError: the folder cannot be written.
   """
   folder = epath.Path(folder)
+  if _is_ours(folder / tokenizer_lib.SETTINGS_FILE):
+    # Copied from where ours lay, it would be taken for a fast tokenizer.
+    (folder / tokenizer_lib.SETTINGS_FILE).unlink()
   if isinstance(tokenizer, tokenizer_lib.SentencePieceTokenizer):
     tokenizer.save_model(folder / SPIECE)
     model = sentencepiece.SentencePieceProcessor(
@@ -106,9 +109,12 @@ def load(folder: storage.PathLike) -> tokenizer_lib.Tokenizer | None:
   folder = epath.Path(folder)
   if any((folder / name).exists() for name in (SPIECE, CONFIG)):
     return origin_tokenizer.find(folder)
-  settings = folder / tokenizer_lib.SETTINGS_FILE  # Or a fast tokenizer.
-  if (folder / tokenizer_lib.MODEL_FILE).exists() or (
-    settings.exists() and 'tokenizer' in storage.read_json(settings)
-  ):
+  model = folder / tokenizer_lib.MODEL_FILE
+  if model.exists() or _is_ours(folder / tokenizer_lib.SETTINGS_FILE):
     return tokenizer_lib.load_tokenizer(folder)
   return origin_tokenizer.find(folder)
+
+
+def _is_ours(path: epath.Path) -> bool:
+  """Whether a tokenizer.json is our settings, not a fast tokenizer."""
+  return path.exists() and 'tokenizer' in storage.read_json(path)

@@ -79,6 +79,7 @@ def test_a_run_keeps_them_whole(golden, tmp_path):
 
 def test_an_export_brings_them_back(golden, tmp_path):
   made, expected = golden
+  made.save(tmp_path)
   tokenizer_export.write_huggingface(tmp_path, made)
   # transformers would take ours for a fast tokenizer.
   assert not (tmp_path / tokenizer.SETTINGS_FILE).exists()
