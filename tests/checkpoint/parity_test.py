@@ -10,6 +10,7 @@ import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,7 +64,7 @@ def log_probs_of(policy, params, sources, *, num_beams, steps):
   """
   model, apply = policy._model, policy._model.apply
   variables = {'params': params}
-  repeated = np.repeat(sources, num_beams, axis=0)
+  repeated = jnp.repeat(jnp.asarray(sources), num_beams, axis=0)
   encoded = jax.jit(
     lambda variables: apply(variables, repeated, method=model.encode)
   )(variables)
@@ -78,8 +79,8 @@ def log_probs_of(policy, params, sources, *, num_beams, steps):
     length = beams.shape[-1]
     inputs = np.zeros((len(repeated), steps), np.int32)
     inputs[:, 1 : 1 + length] = beams.reshape(len(repeated), length)
-    log_probs = np.asarray(decoded(variables, encoded, inputs))[:, length]
-    return log_probs.reshape(*beams.shape[:2], -1)
+    log_probs = decoded(variables, encoded, jnp.asarray(inputs))[:, length]
+    return np.asarray(log_probs).reshape(*beams.shape[:2], -1)
 
   return next_log_probs
 

@@ -18,6 +18,7 @@ with a line feed and the language tags, whose scores are 0 as those of
 user-defined pieces are, and that it keeps repeated blanks.
 """
 
+import io
 import json
 import pathlib
 import shutil
@@ -91,9 +92,10 @@ def main() -> None:
 
 def train(folder: pathlib.Path, training: dict, pieces: list[str]) -> None:
   """Trains a model; without rules of normalisation it is a few kB."""
+  model = io.BytesIO()  # A file's name would be written into the model.
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(TEXTS[:4] * 20),
-    model_prefix=str(folder / 'spiece'),
+    model_writer=model,
     vocab_size=60 + len(pieces),
     user_defined_symbols=pieces,
     normalization_rule_name='identity',
@@ -102,7 +104,7 @@ def train(folder: pathlib.Path, training: dict, pieces: list[str]) -> None:
     hard_vocab_limit=False,
     **training,
   )
-  (folder / 'spiece.vocab').unlink()
+  (folder / 'spiece.model').write_bytes(model.getvalue())
 
 
 def answers(made, texts) -> dict:
