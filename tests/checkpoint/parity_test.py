@@ -63,14 +63,12 @@ def log_probs_of(policy, params, sources, *, num_beams, steps):
   It decodes all of a hypothesis anew, without a cache.
   """
   model, apply = policy._model, policy._model.apply
-  variables = {'params': params}
   repeated = jnp.repeat(jnp.asarray(sources), num_beams, axis=0)
-  encoded = jax.jit(
-    lambda variables: apply(variables, repeated, method=model.encode)
-  )(variables)
 
   @jax.jit
-  def decoded(variables, encoded, inputs):
+  def decoded(params, inputs):
+    variables = {'params': params}
+    encoded = apply(variables, repeated, method=model.encode)
     logits = apply(variables, encoded, repeated, inputs, method=model.decode)
     return jax.nn.log_softmax(logits, axis=-1)
 
@@ -79,7 +77,7 @@ def log_probs_of(policy, params, sources, *, num_beams, steps):
     length = beams.shape[-1]
     inputs = np.zeros((len(repeated), steps), np.int32)
     inputs[:, 1 : 1 + length] = beams.reshape(len(repeated), length)
-    log_probs = decoded(variables, encoded, jnp.asarray(inputs))[:, length]
+    log_probs = decoded(params, jnp.asarray(inputs))[:, length]
     return np.asarray(log_probs).reshape(*beams.shape[:2], -1)
 
   return next_log_probs
