@@ -24,6 +24,7 @@ from etils import epath
 from rest_jax import errors, storage
 from rest_jax.data import store
 from rest_jax.data import text as text_lib
+from rest_jax.data import tokenizer as tokenizer_lib
 
 EOS_ID = 1
 _FIELDS = {
@@ -119,8 +120,8 @@ def import_samples(
   tokens = encode_batch([row['target'] for row in rows])
   kept, references = [], 0
   for row, ids in zip(rows, tokens, strict=True):
-    row['target_tokens'] = [*ids, eos_id]
-    row['length'] = len(ids) + 1
+    row['target_tokens'] = [*tokenizer_lib.without_padding(ids), eos_id]
+    row['length'] = len(row['target_tokens'])
     if row['origin'] == 'reference':
       references += 1
     elif max_target_length is not None and row['length'] > max_target_length:

@@ -417,7 +417,12 @@ class _Run:
     if row['target'] is not None:
       counts['with_target'] += 1
       counts['target_tokens'] += len(row['target_tokens'])
-    return row
+    if self._tokenizer.unk_id != tokenizer_lib.PAD_ID:
+      return row
+    return dict(row) | {
+      key: row[key] and tokenizer_lib.without_padding(row[key])
+      for key in ('source_tokens', 'target_tokens')
+    }
 
   def _require_rows(self, purpose: str, expression: str) -> None:
     counts = self.report[purpose]

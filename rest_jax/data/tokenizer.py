@@ -153,7 +153,8 @@ class SentencePieceTokenizer:
     return self._processor.encode(list(texts))
 
   def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
-    return self.encode_batch([self.source_prefix + text for text in texts])
+    encoded = self.encode_batch([self.source_prefix + text for text in texts])
+    return [without_padding(ids) for ids in encoded]
 
   def decode(self, ids: Sequence[int]) -> str:
     texts = self.size - self.extra_ids
@@ -347,6 +348,11 @@ def _marked(name: str, extra_ids: int, source_prefix: str) -> str:
   if not extra_ids and not source_prefix:
     return name
   return f'{name} {json.dumps([extra_ids, source_prefix])}'
+
+
+def without_padding(ids: Sequence[int]) -> list[int]:
+  """Ids that a network sees: not 0, which MADLAD-400 has for the unknown."""
+  return [i for i in ids if i != PAD_ID]
 
 
 def _until(end: int, ids: Sequence[int]) -> list[int]:

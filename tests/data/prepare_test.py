@@ -148,8 +148,8 @@ def test_a_checkpoints_tokenizer_has_sentinels_and_a_prefix(tmp_path):
   goldens = pathlib.Path(__file__).parents[1] / 'goldens'
   write_bitext(
     tmp_path,
-    train_de=['das Haus', '<extra_id_0> am Fluss'],
-    train_en=['the house', 'by the river'],
+    train_de=['das Haus', '<extra_id_0> am Fluss', '北 Haus'],
+    train_en=['the house', 'by the river', 'the 京'],
     dev_de=['drei Flüsse', 'zwei Häuser'],
     dev_en=['a', 'b'],
   )
@@ -162,12 +162,18 @@ def test_a_checkpoints_tokenizer_has_sentinels_and_a_prefix(tmp_path):
     made = tokenizer.load_tokenizer(tmp_path / name)
     assert report['tokenizer']['size'] == made.size
     for row in written['train']:
-      assert row['source'] in ('das Haus', '<extra_id_0> am Fluss')
-      assert row['source_tokens'] == [
-        *made.encode(prefix + row['source']),
-        made.eos_id,
-      ]
-      assert row['target_tokens'] == [*made.encode(row['target']), made.eos_id]
+      assert not row['source'].startswith(prefix)
+      # MADLAD-400's unknown is 0, padding, and so is left out.
+      for side, text in (
+        ('source', prefix + row['source']),
+        ('target', row['target']),
+      ):
+        ids = [i for i in made.encode(text) if i != 0]
+        assert row[f'{side}_tokens'] == [*ids, made.eos_id]
+      encoded = made.encode_sources([row['source']])
+      assert row['source_tokens'] == [*encoded[0], made.eos_id]
+    unknown = report['splits']['train'].get('unknown_tokens', 0)
+    assert (unknown > 0) == (name != 'byt5')
 
 
 def test_grow_as_train_is_written_once(tmp_path):
