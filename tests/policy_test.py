@@ -139,14 +139,13 @@ def test_samples_and_beams_end_by_the_models_eos(params, sources):
   beams = policy.beam_search(
     params, sources, max_decode_len=LENGTH, num_tokens=NUM_TOKENS
   )
-  drawn_tokens = np.asarray(drawn.tokens)
-  np.testing.assert_array_equal((drawn_tokens == 2).any(-1), drawn.finished)
-  for tokens in (drawn_tokens, np.asarray(beams.tokens)):
-    after = np.cumsum(tokens == 2, axis=-1) - (tokens == 2) > 0
-    assert after.any()
-    assert (tokens[after] == 0).all()
-    assert (tokens == 1).any()  # A token like any other.
-    assert (tokens[~after] > 0).all()
+  tokens, found = np.asarray(drawn.tokens), np.asarray(beams.tokens)
+  np.testing.assert_array_equal((tokens == 2).any(-1), drawn.finished)
+  assert (tokens == 1).any()  # A token like any other.
+  for ended in (tokens[(tokens == 2).any(-1)], found[(found == 2).any(-1)]):
+    assert len(ended)
+    after = np.cumsum(ended == 2, axis=-1) - (ended == 2) > 0
+    np.testing.assert_array_equal(ended == 0, after)
 
 
 def test_cached_decoding_is_teacher_forcing(params, sources, samples):
