@@ -122,7 +122,11 @@ def run(
     _write(temporary, given, written, output_format)
     found = _prove(temporary, given, written, output_format, verify)
     card = model_card.text(
-      source, run=given.run, proof=found.lines, score_id=written.score_id
+      source,
+      run=given.run,
+      proof=found.lines,
+      score_id=written.score_id,
+      source_prefix=given.tokenizer.source_prefix if given.tokenizer else '',
     )
     storage.write_atomic(temporary / 'README.md', card.encode())
     with storage.reporting(final):
@@ -272,13 +276,16 @@ def _write(
 
 def _generation(given: _Input) -> dict[str, Any]:
   """How transformers is to generate: what ours never draws, it shall not."""
-  origin = given.theirs.get('generation_config.json')
+  origin, eos_id = (
+    given.theirs.get('generation_config.json'),
+    given.config.eos_id,
+  )
   if given.run is None or given.tokenizer is None:
-    return huggingface_export.generation_config(origin)
+    return huggingface_export.generation_config(origin, eos_id=eos_id)
   beyond = range(given.tokenizer.size, given.config.vocab_size)
   length = given.run.data.manifest['config'].get('Data.max_target_length')
   return huggingface_export.generation_config(
-    origin, (tokenizer_lib.PAD_ID, *beyond), length
+    origin, (tokenizer_lib.PAD_ID, *beyond), length, eos_id
   )
 
 
@@ -307,8 +314,7 @@ def _write_tokenizer(
     copied = tokenizer_export.copy(given.folder, folder)
   if output_format == 'huggingface':
     if tokenizer_export.CONFIG not in copied:
-      vocab_size = given.config.vocab_size
-      tokenizer_export.write_huggingface(folder, given.tokenizer, vocab_size)
+      tokenizer_export.write_huggingface(folder, given.tokenizer)
   elif given.run is not None:
     given.tokenizer.save(folder)
 

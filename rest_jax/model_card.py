@@ -18,6 +18,7 @@ def text(
   run: RunPolicy | None,
   proof: Sequence[str],
   score_id: int | None,
+  source_prefix: str = '',
 ) -> str:
   """Markdown, with the front matter that the Hugging Face hub reads.
 
@@ -26,9 +27,14 @@ def text(
     run: the policy, where it is one of a run.
     proof: sentences on what the conversion compared.
     score_id: for a reward model, the id whose logit is its value.
+    source_prefix: what every source of a policy begins with.
   """
   name = run.stage.name if run is not None else source
   parts = [_front_matter(run), f'# {name}', _what(source, run, score_id)]
+  if source_prefix and score_id is None:
+    parts.append(
+      f'Every source must begin with `{source_prefix}`: no tokenizer adds it.'
+    )
   if run is not None:
     parts += [_how(run), _rewards(run), _data(run), _results(run)]
   comparisons = '\n'.join(f'- {line}' for line in proof)

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import running
+import sentencepiece
 
 from rest_jax import generation
 from rest_jax.checkpoint import (
@@ -17,12 +18,14 @@ from rest_jax.checkpoint import (
   huggingface_export,
   tokenizer_export,
 )
-from rest_jax.data.tokenizer import EOS_ID, ByteTokenizer
+from rest_jax.data.corpora import NumeralsTask
+from rest_jax.data.tokenizer import ByteTokenizer
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 PEER = pathlib.Path(running.__file__).with_name('hugging_face_peer.py')
+PREFIX = '<2en> '
 LINES = ['one two three', '', 'forty two', 'seven thousand and nine']
 
 
@@ -49,17 +52,19 @@ def refused(code, *arguments):
   return ended.stderr
 
 
-def translated_by_reading(folder, lines, num_beams, alpha, length, room):
+def translated_by_reading(
+  folder, lines, num_beams, alpha, length, room, prefix=''
+):
   """Beam search with an exported folder alone: its weights, its tokenizer."""
   config = huggingface.read_config(folder)
   policy = Policy(config, Layout(data=1))
   params = huggingface.restore_params(folder, policy.abstract_params())
   tokenizer = tokenizer_export.load(folder)
-  filled = [line for line in lines if line]
+  filled = tokenizer.encode_batch([prefix + line for line in lines if line])
   beams = generation.generate_beam(
     policy,
     params,
-    [[*ids[: room - 1], EOS_ID] for ids in tokenizer.encode_batch(filled)],
+    [[*ids[: room - 1], tokenizer.eos_id] for ids in filled],
     num_beams=num_beams,
     alpha=alpha,
     batching=generation.Batching(
@@ -69,6 +74,35 @@ def translated_by_reading(folder, lines, num_beams, alpha, length, room):
   )
   found = iter(tokenizer.decode(beam.tolist()) for beam in beams)
   return [next(found) if line else '' for line in lines]
+
+
+def write_like_madlad(folder):
+  """The mT5 golden, with a tokenizer for the embedded task."""
+  folder.mkdir()
+  golden = GOLDENS / 'hf_mt5'
+  shutil.copy(golden / 'model.safetensors', folder)
+  config = json.loads((golden / 'config.json').read_text())
+  config |= {'eos_token_id': 2, 'pad_token_id': 1}
+  (folder / 'config.json').write_text(json.dumps(config))
+  rows = list(NumeralsTask(num_train=400).rows('train'))
+  with (folder / 'spiece.model').open('wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(
+        [row[side] for row in rows for side in ('source', 'target')]
+      ),
+      model_writer=file,
+      vocab_size=100,
+      user_defined_symbols=['\n', '<2de>', PREFIX.strip()],
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=-1,
+      num_threads=1,
+      minloglevel=2,
+    )
+  (folder / 'tokenizer_config.json').write_text(
+    (GOLDENS / 'tokenizer_madlad/tokenizer_config.json').read_text()
+  )
 
 
 @pytest.mark.parametrize('name', ['hf_mt5', 'hf_umt5'])
@@ -240,19 +274,37 @@ def test_a_policy_of_a_run_is_exported_with_its_history(
 def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
   tmp_path, compiled
 ):
-  """Whole ReST from an mT5 of Hugging Face, and back to such a folder."""
-  model_dir, out = tmp_path / 'run', tmp_path / 'out'
+  """Whole ReST from a folder of Hugging Face, and back to such a folder.
+
+  It is laid out as MADLAD-400's: EOS is 2, and a source begins with a tag.
+  """
+  model_dir, out, given = (tmp_path / name for name in ('run', 'out', 'given'))
+  write_like_madlad(given)
+  settings = tmp_path / 'settings.gin'
+  settings.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from rest_jax.data import prepare\n'
+    f'INITIAL_CHECKPOINT_PATH = {str(given)!r}\n'
+    'TOKENIZER = @prepare.CheckpointTokenizer()\n'
+    'prepare.CheckpointTokenizer:\n'
+    '  folder = %INITIAL_CHECKPOINT_PATH\n'
+    f'  source_prefix = {PREFIX!r}\n'
+  )
   line = running.command(
     model_dir,
     '--gin_file=models/from_checkpoint.gin',
-    f'--gin.INITIAL_CHECKPOINT_PATH={GOLDENS / "hf_mt5"}',
+    f'--gin_file={settings}',
     # So that it has something to say.
     '--gin.SUPERVISED_STEPS=120',
     '--gin.SUPERVISED_EVAL_EVERY=40',
   )
   running.start(line, cache=compiled)
   converted(model_dir / 'grow_1/improve_1', out, 'huggingface')
-  assert 'hf_mt5' in (out / 'README.md').read_text()
+  card = (out / 'README.md').read_text()
+  assert str(given) in card
+  assert f'must begin with `{PREFIX}`' in card
+  written = json.loads((out / 'config.json').read_text())
+  assert written['eos_token_id'] == 2
   greedy = [
     '--run_mode=translate',
     '--gin.evaluate.Evaluate.num_beams=1',
@@ -263,10 +315,10 @@ def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
   )
   ours = done.stdout.split('\n')[:-1]
   assert any(ours)
-  assert translated_by_reading(out, LINES, 1, 0.0, 16, 24) == ours
+  assert translated_by_reading(out, LINES, 1, 0.0, 16, 24, PREFIX) == ours
   if importlib.util.find_spec('transformers') is None:
     return  # The folder was read by our own reader alone.
-  filled = [text for text in LINES if text]
+  filled = [PREFIX + text for text in LINES if text]
   peer = subprocess.run(
     [sys.executable, str(PEER)],
     env=running.environment(),
@@ -279,7 +331,5 @@ def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
   theirs = json.loads(peer.stdout.splitlines()[-1])
   assert theirs['warnings'] == []
   tokenizer = tokenizer_export.load(out)
-  assert theirs['ids'] == [
-    [*ids, EOS_ID] for ids in tokenizer.encode_batch(filled)
-  ]
+  assert theirs['ids'] == [[*ids, 2] for ids in tokenizer.encode_batch(filled)]
   assert theirs['translations'] == [text for text in ours if text]

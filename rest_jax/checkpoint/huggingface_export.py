@@ -61,7 +61,7 @@ def model_config(
   out = {
     'is_encoder_decoder': True,
     'pad_token_id': 0,
-    'eos_token_id': 1,
+    'eos_token_id': config.eos_id,
     'decoder_start_token_id': 0,
     'layer_norm_epsilon': 1e-6,
     'initializer_factor': 1.0,
@@ -95,6 +95,7 @@ def generation_config(
   origin: Mapping[str, Any] | None = None,
   suppressed: Sequence[int] = (),
   max_new_tokens: int | None = None,
+  eos_id: int = 1,
 ) -> dict[str, Any]:
   """The content of `generation_config.json`.
 
@@ -102,10 +103,11 @@ def generation_config(
     origin: one to keep.
     suppressed: ids that are never drawn, such as those beyond the tokenizer's.
     max_new_tokens: most tokens of an output; transformers' default is 20.
+    eos_id: the id that ends an output, where `origin` does not say it.
   """
   out = {
     'decoder_start_token_id': 0,
-    'eos_token_id': 1,
+    'eos_token_id': eos_id,
     'pad_token_id': 0,
     'transformers_version': _TRANSFORMERS,
     **(origin or {}),
@@ -171,7 +173,7 @@ def write(
   values = model_config(config, origin, score_id)
   storage.write_json_atomic(folder / 'config.json', values)
   if generation is None:
-    generation = generation_config()
+    generation = generation_config(eos_id=config.eos_id)
   storage.write_json_atomic(folder / 'generation_config.json', dict(generation))
   entries = sorted(_entries(source), key=lambda entry: entry.name)
   shards = list(_shards(entries, max_shard_bytes))

@@ -139,6 +139,14 @@ def test_feed_forward_layers_keep_their_function(
   assert written['is_gated_act'] == (len(activations) == 2)
 
 
+def test_what_ends_a_text_goes_along(tmp_path):
+  source = huggingface.Source(GOLDENS / 'hf_mt5')
+  config = dataclasses.replace(source.config, eos_id=2)  # As MADLAD-400's.
+  huggingface_export.write(tmp_path, config, source)
+  assert huggingface.read_config(tmp_path) == config
+  assert read_json(tmp_path / 'generation_config.json')['eos_token_id'] == 2
+
+
 def test_a_layer_that_transformers_lacks_is_refused(tmp_path):
   config = T5Config(vocab_size=128, mlp_activations=('gelu', 'relu'))
   with pytest.raises(errors.ConfigurationError, match='format=t5x or native'):
