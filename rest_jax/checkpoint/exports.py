@@ -1,10 +1,12 @@
 """What the writers of other programs' checkpoints share.
 
-A writer asks a `restoring.Source` for one array at a time, so a checkpoint
-passes through without ever being in memory whole.
+A writer asks a `restoring.Source` for one array at a time, and for parts of the
+large ones, so a checkpoint passes through without ever being in memory whole.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,38 @@ from rest_jax.checkpoint import names
 from rest_jax.checkpoint.restoring import Index, Source
 from rest_jax.models.config import T5Config
 
+PART_BYTES = 128 << 20  # Of what is read at a time.
 _METRICX_SCORE_ID = 250089  # <extra_id_10> of mT5, which MetricX reads.
 
 
-def read(source: Source, name: str) -> np.ndarray:
-  """A whole parameter, as float32."""
-  return np.asarray(source.read(name), np.float32)
+def read(source: Source, name: str, index: Index = ()) -> np.ndarray:
+  """Part of a parameter (all by default), as float32."""
+  return np.asarray(source.read(name, index), np.float32)
+
+
+def parts(
+  shape: Sequence[int], axis: int | None = None, multiple: int = 1
+) -> Iterator[Index]:
+  """Cuts an array so that no part takes more than 128 MiB in float32.
+
+  Args:
+    shape: of the array.
+    axis: along which it is cut; None: its longest.
+    multiple: of which the parts' lengths are, as far as there is room for one.
+
+  Yields:
+    The index of each part in turn; one of all for a small array.
+  """
+  row_bytes = 4 * math.prod(shape)
+  if row_bytes <= PART_BYTES:
+    yield ()
+    return
+  axis = int(np.argmax(shape)) if axis is None else axis
+  row_bytes //= shape[axis]
+  step = max(1, PART_BYTES // (row_bytes * multiple)) * multiple
+  for start in range(0, shape[axis], step):
+    stop = min(start + step, shape[axis])
+    yield (*(slice(None),) * axis, slice(start, stop))
 
 
 class InMemory:

@@ -12,7 +12,6 @@ relative to itself. No optimizer state is written, only the step: a T5X run that
 starts from here needs `fallback_to_scratch = True` for the rest.
 """
 
-import asyncio
 import math
 from typing import Any
 
@@ -22,7 +21,7 @@ from etils import epath
 from flax import serialization
 
 from rest_jax import storage
-from rest_jax.checkpoint.exports import plain_config, read
+from rest_jax.checkpoint.exports import parts, plain_config, read
 from rest_jax.checkpoint.restoring import Source
 from rest_jax.models.config import T5Config
 
@@ -53,7 +52,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     for name, shape in source.shapes.items():
       spec = _spec(name, shape)
-      asyncio.run(_write_array(folder, spec, read(source, name)))
+      _write_array(folder, spec, source, name)
       *above, last = name.split('/')
       inner = target
       for part in above:
@@ -94,10 +93,14 @@ def _chunks(shape: tuple[int, ...]) -> list[int]:
   return chunks
 
 
-async def _write_array(
-  folder: epath.Path, spec: dict[str, Any], array: np.ndarray
+def _write_array(
+  folder: epath.Path, spec: dict[str, Any], source: Source, name: str
 ) -> None:
+  """Writes whole chunks at a time, as many as are a part."""
   path = f'{folder}/{spec["kvstore"]["path"]}'
   absolute = spec | {'kvstore': {'driver': 'file', 'path': path}}
-  store = await tensorstore.open(absolute, create=True, open=False)
-  await store.write(array)
+  store = tensorstore.open(absolute, create=True, open=False).result()
+  shape, chunks = spec['metadata']['shape'], spec['metadata']['chunks']
+  axis = int(np.argmax(shape)) if shape else 0
+  for index in parts(shape, axis, chunks[axis] if chunks else 1):
+    store[index].write(read(source, name, index)).result()
