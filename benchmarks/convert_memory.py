@@ -41,6 +41,13 @@ LARGE = T5Config(
 )
 
 
+_WATCH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 class Drawn:
   """Random arrays of a model, each made when it is read."""
 
@@ -78,11 +85,16 @@ def convert(source: pathlib.Path, target: pathlib.Path, to: str):
     '--verify=tensors',
   ]
   began = time.monotonic()
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-  # What /usr/bin/time -v calls the maximum resident set size.
-  _, status, usage = os.wait4(process.pid, 0)
-  assert status == 0, command
-  return usage.ru_maxrss / 1e3 * 1.024, time.monotonic() - began
+  # What /usr/bin/time -v calls the maximum resident set size. A process begins
+  # with that of the one that starts it, so a small one has to.
+  done = subprocess.run(
+    [sys.executable, '-c', _WATCH, *command],
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  peak = int(done.stdout.splitlines()[-1])
+  return peak / 1e3 * 1.024, time.monotonic() - began
 
 
 def conversions(folder: pathlib.Path, config: T5Config, tiny: dict[str, float]):

@@ -5,6 +5,7 @@ large ones, so a checkpoint passes through without ever being in memory whole.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from rest_jax.checkpoint import names
 from rest_jax.checkpoint.restoring import Index, Source
 from rest_jax.models.config import T5Config
 
-PART_BYTES = 128 << 20  # Of what is read at a time.
+PART_BYTES = 64 << 20  # Of what is read at a time, and of T5X's chunks.
 _METRICX_SCORE_ID = 250089  # <extra_id_10> of mT5, which MetricX reads.
 
 
@@ -24,29 +25,23 @@ def read(source: Source, name: str, index: Index = ()) -> np.ndarray:
   return np.asarray(source.read(name, index), np.float32)
 
 
-def parts(
-  shape: Sequence[int], axis: int | None = None, multiple: int = 1
-) -> Iterator[Index]:
-  """Cuts an array so that no part takes more than 128 MiB in float32.
+def part_shape(shape: Sequence[int]) -> list[int]:
+  """Splits the largest axes evenly until a part is small enough."""
+  part = list(shape)
+  while math.prod(part) * 4 > PART_BYTES:
+    axis = int(np.argmax(part))
+    size = shape[axis]
+    # The next smaller length that divides the axis, so that none is ragged.
+    part[axis] = max(n for n in range(1, part[axis]) if size % n == 0)
+  return part
 
-  Args:
-    shape: of the array.
-    axis: along which it is cut; None: its longest.
-    multiple: of which the parts' lengths are, as far as there is room for one.
 
-  Yields:
-    The index of each part in turn; one of all for a small array.
-  """
-  row_bytes = 4 * math.prod(shape)
-  if row_bytes <= PART_BYTES:
-    yield ()
-    return
-  axis = int(np.argmax(shape)) if axis is None else axis
-  row_bytes //= shape[axis]
-  step = max(1, PART_BYTES // (row_bytes * multiple)) * multiple
-  for start in range(0, shape[axis], step):
-    stop = min(start + step, shape[axis])
-    yield (*(slice(None),) * axis, slice(start, stop))
+def parts(shape: Sequence[int]) -> Iterator[Index]:
+  """The indices of an array's parts, of `part_shape` each."""
+  steps = part_shape(shape)
+  starts = (range(0, n, step) for n, step in zip(shape, steps, strict=True))
+  for at in itertools.product(*starts):
+    yield tuple(slice(i, i + n) for i, n in zip(at, steps, strict=True))
 
 
 class InMemory:

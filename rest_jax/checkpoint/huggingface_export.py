@@ -22,7 +22,7 @@ from etils import epath
 
 from rest_jax import errors, storage
 from rest_jax.checkpoint import names
-from rest_jax.checkpoint.exports import parts, read
+from rest_jax.checkpoint.exports import part_shape, read
 from rest_jax.checkpoint.restoring import Source
 from rest_jax.models.config import T5Config
 
@@ -249,10 +249,13 @@ def _write_file(
   text += b' ' * (-len(text) % 8)  # The arrays begin at a multiple of 8.
   file.write(struct.pack('<Q', len(text)) + text)
   for entry in entries:
-    for index in parts(entry.shape, axis=0):
-      # Their rows are our columns where it is turned.
-      ours = (slice(None), *index) if entry.turned and index else index
-      array = read(source, entry.ours, ours)
+    shape, part = entry.shape, part_shape(entry.shape)
+    rows = part[0] if part[1:] == list(shape[1:]) else shape[0]
+    for start in range(0, shape[0], rows):
+      index = (slice(start, start + rows),)
+      if entry.turned:  # Their rows are our columns.
+        index = (slice(None), *index)
+      array = read(source, entry.ours, index)
       _write_rows(file, array.T if entry.turned else array)
 
 

@@ -214,7 +214,6 @@ def test_large_arrays_are_passed_on_in_parts(tmp_path, monkeypatch, name):
   whole = max(4 * math.prod(shape) for shape in source.shapes.values())
   limit = 4096
   monkeypatch.setattr(exports, 'PART_BYTES', limit)
-  monkeypatch.setattr(t5x_export, '_CHUNK_BYTES', limit // 2)
   watched = Watched(source)
   huggingface_export.write(tmp_path / 'hf', source.config, watched)
   assert whole > 4 * limit >= 4 * watched.largest
