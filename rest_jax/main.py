@@ -350,9 +350,9 @@ def _main(argv: Sequence[str]) -> None:
 
     download.fetch(_DATASET.value, _DATA_DIR.value)
   elif _RUN_MODE.value == 'prepare_mqm':
-    from rest_jax.data import mqm
+    from rest_jax.data import mqm_prepare
 
-    counts = mqm.prepare(_INPUT.value, _OUTPUT.value)
+    counts = mqm_prepare.prepare(_INPUT.value, _OUTPUT.value)
     print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
   elif _RUN_MODE.value == 'convert':
     _convert()
