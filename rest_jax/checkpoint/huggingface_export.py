@@ -6,9 +6,8 @@
 
 A safetensors file is 8 bytes with the length of a JSON header, the header, and
 the arrays one after the other. The library `safetensors` writes it from a dict
-of all arrays of the file; it is written here, array by array and in blocks of
-rows, because no more than one array shall be in memory. It is read by the
-library, which every conversion does.
+of all arrays of the file; it is written here, array by array and in parts of
+them, because no more than one array shall be in memory.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from etils import epath
 
 from rest_jax import errors, storage
 from rest_jax.checkpoint import names
-from rest_jax.checkpoint.exports import read
+from rest_jax.checkpoint.exports import part_shape, read
 from rest_jax.checkpoint.restoring import Source
 from rest_jax.models.config import T5Config
 
@@ -252,8 +251,14 @@ def _write_file(
   text += b' ' * (-len(text) % 8)  # The arrays begin at a multiple of 8.
   file.write(struct.pack('<Q', len(text)) + text)
   for entry in entries:
-    array = read(source, entry.ours)
-    _write_rows(file, array.T if entry.turned else array)
+    shape, part = entry.shape, part_shape(entry.shape)
+    rows = part[0] if part[1:] == list(shape[1:]) else shape[0]
+    for start in range(0, shape[0], rows):
+      index = (slice(start, start + rows),)
+      if entry.turned:  # Their rows are our columns.
+        index = (slice(None), *index)
+      array = read(source, entry.ours, index)
+      _write_rows(file, array.T if entry.turned else array)
 
 
 def _write_rows(file: BinaryIO, array: np.ndarray) -> None:
