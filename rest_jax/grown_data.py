@@ -12,7 +12,6 @@ from rest_jax import rows as rows_lib
 from rest_jax.context import IMPORTED, Context
 from rest_jax.data import scored
 from rest_jax.data.lookup import Lookup
-from rest_jax.data.tokenizer import EOS_ID
 from rest_jax.errors import DataError
 from rest_jax.run_directory import Stage
 
@@ -242,9 +241,9 @@ class _SourceTokens:
 
   def _encode(self, texts: Sequence[str]) -> list[list[int]]:
     distinct = list(dict.fromkeys(texts))
-    tokens = self._tokenizer.encode_batch(distinct)
+    tokens = self._tokenizer.encode_sources(distinct)
     known = dict(zip(distinct, tokens, strict=True))
-    return [[*known[text], EOS_ID] for text in texts]
+    return [[*known[text], self._tokenizer.eos_id] for text in texts]
 
 
 def written_figures(loss: losses.PolicyLoss) -> tuple[str, ...]:
