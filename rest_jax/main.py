@@ -314,9 +314,9 @@ def _main(argv: Sequence[str]) -> None:
     download.fetch(_DATASET.value, _DATA_DIR.value)
     return
   if _RUN_MODE.value == 'prepare_mqm':
-    from rest_jax.data import mqm
+    from rest_jax.data import mqm_prepare
 
-    counts = mqm.prepare(_INPUT.value, _OUTPUT.value)
+    counts = mqm_prepare.prepare(_INPUT.value, _OUTPUT.value)
     print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
     return
   if _RUN_MODE.value == 'convert':
