@@ -39,6 +39,7 @@ _LAYERS = (
   (3, 'rewards.learned'),
   (3, 'rewards.regressor'),
   (3, 'rewards.metricx'),
+  (3, 'rewards.exported'),
   (2, 'rewards.*'),
   (3, 'data.store'),
   (3, 'data.loader'),

@@ -99,11 +99,11 @@ class TrainStep:
 
   @functools.cached_property
   def _learning_rate(self):
+    def learning_rate(step, scale):
+      return self.optimizer.learning_rate_at(step) * scale
+
     state = state_lib.state_shardings(self.policy, self.optimizer)
-    return jax.jit(
-      lambda step, scale: self.optimizer.learning_rate_at(step) * scale,
-      out_shardings=state.step,
-    )
+    return jax.jit(learning_rate, out_shardings=state.step)
 
   def _update(self, state, batch, dropout_key, rate):
     if dropout_key is not None:
