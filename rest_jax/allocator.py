@@ -3,8 +3,9 @@
 import ctypes
 
 # Parameters of glibc's mallopt(3), and the largest values that it accepts.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _SETTINGS = (
+  (_M_ARENA_MAX, 1),  # Heaps of other arenas end at 64 MiB, and are given back.
   (_M_MMAP_MAX, 0),  # What is mapped alone is always given back.
   (_M_TRIM_THRESHOLD, (1 << 31) - 1),
   (_M_TOP_PAD, 64 << 20),
