@@ -118,7 +118,8 @@ def learned(
     }
     for i, row in enumerate(judged):
       if row['document'] == document:
-        out[i] = found[row['source'], row['candidate']]
+        # A few are too long, and were not read: the worst, as in a run.
+        out[i] = found.get((row['source'], row['candidate']), 0.0)
   return out
 
 
