@@ -1,10 +1,12 @@
 """From any checkpoint's tensors to parameters on their devices, one by one."""
 
+import re
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 
 from rest_jax import errors
@@ -102,3 +104,12 @@ def _restore(
     return shards[key]
 
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+def kvstore(folder: epath.Path) -> dict[str, str]:
+  """A folder as tensorstore's key-value stores name it."""
+  match = re.fullmatch(r'gs://([^/]+)/?(.*)', str(folder))
+  if match:
+    bucket, path = match.groups()
+    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{path}/'}
+  return {'driver': 'file', 'path': f'{folder.resolve()}/'}
