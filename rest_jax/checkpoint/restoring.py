@@ -58,7 +58,10 @@ def restore(
   """
   leaves = traverse_util.flatten_dict(abstract, sep='/')
   check(source, {k: v.shape for k, v in leaves.items()}, tokenizer_size)
-  params = {name: _restore(source, name, leaf) for name, leaf in leaves.items()}
+  # The largest first, while little else is held.
+  by_size = sorted(leaves, key=lambda name: leaves[name].size, reverse=True)
+  read = {name: _restore(source, name, leaves[name]) for name in by_size}
+  params = {name: read[name] for name in leaves}
   return traverse_util.unflatten_dict(params, sep='/')
 
 
