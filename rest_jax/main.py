@@ -390,9 +390,9 @@ def main() -> None:
   """Entry point of `python -m rest_jax.main`."""
   # gin logs every folder that it looks for a file in as an error.
   logging.set_verbosity(logging.FATAL)
-  # A conversion gives back what it frees: it shall need no more than it holds.
-  if not any(argument.endswith('convert') for argument in sys.argv):
-    allocator.keep_freed_memory()
+  # A conversion shall need no more memory than it holds.
+  converts = any(argument.endswith('convert') for argument in sys.argv)
+  allocator.keep_freed_memory(not converts)
   app.run(_with_exit_code, flags_parser=_parse_flags)
 
 
