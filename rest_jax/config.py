@@ -5,12 +5,9 @@ knowing gin, so that stages can record what they were made with.
 """
 
 import dataclasses
-import io
 import json
-import pathlib
-import tokenize
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from beartype import BeartypeConf, door
@@ -51,39 +48,6 @@ def check_types(value: Any) -> None:
         )
   for _, child in _children(value):
     check_types(child)
-
-
-def check_whole(binding: str) -> None:
-  """Raises where a bracket or quote is not closed: gin would not say where."""
-  name, _, value = binding.partition('=')
-  try:
-    tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
-    whole = not any(
-      token.type == tokenize.ERRORTOKEN and token.string.strip()
-      for token in tokens
-    )
-  except (tokenize.TokenError, SyntaxError):
-    whole = False
-  if not whole:
-    raise ConfigurationError(
-      f'binding {name.strip()} ={value} breaks off: close its brackets and'
-      ' quotes.'
-    )
-
-
-def check_presets(files: Sequence[str]) -> None:
-  """Raises where one preset would silently undo a part of another.
-
-  Raises:
-    ConfigurationError: two of the gin files lie in a folder `presets`.
-  """
-  presets = [f for f in files if pathlib.PurePath(f).parent.name == 'presets']
-  if len(presets) > 1:
-    raise ConfigurationError(
-      f'--gin_file={presets[0]} and --gin_file={presets[1]} are both whole'
-      ' algorithms, of which the later would undo parts of the other; give one,'
-      ' and change single settings with --gin.NAME=VALUE.'
-    )
 
 
 def flatten(value: Any, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from rest_jax import generation
+from rest_jax import generation, hosts
 from rest_jax import policy as policy_lib
 from rest_jax.context import BC, Context
 from rest_jax.decoding.sampling import Sampling
@@ -81,17 +81,19 @@ def figures(
   Args:
     context: the run.
     policy_name: stage of the policy.
-    params: its parameters.
+    params: its parameters, placed for `Context.decoder`.
     sources: k token sequences, EOS included.
     source_ids: int64 [k].
     num_samples: samples a source.
     batching: shapes.
   """
+  share = hosts.share(len(sources))
+  sources, size = sources[share], len(sources)
   generated = generation.generate(
-    context.policy,
+    context.decoder,
     params,
     sources,
-    source_ids,
+    source_ids[share],
     seed=context.seed,
     purpose='evaluate',
     step=0,
@@ -100,18 +102,24 @@ def figures(
     batching=batching,
     num_tokens=context.tokenizer.size,
   )
+  behaviour = params
+  if policy_name != BC:
+    behaviour = context.read_params(BC, context.decoder)
   found = measure(
-    context.policy,
+    context.decoder,
     params,
-    params if policy_name == BC else context.read_params(BC),
+    behaviour,
     sources,
     generated,
     batching=batching,
     num_tokens=context.tokenizer.size,
   )
+  kl, entropy = (
+    hosts.gather_rows(values, size) for values in (found.kl, found.entropy)
+  )
   return {
-    'kl_bc': float(found.kl.mean(dtype=np.float64)),
-    'entropy': float(found.entropy.mean(dtype=np.float64)),
+    'kl_bc': float(kl.mean(dtype=np.float64)),
+    'entropy': float(entropy.mean(dtype=np.float64)),
   }
 
 

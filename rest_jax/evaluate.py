@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,10 @@ from rest_jax import (
   divergence,
   generation,
   grow,
+  hosts,
   results,
 )
+from rest_jax import rewarded as rewarded_lib
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
@@ -79,68 +82,6 @@ class Evaluate:
       ) from error
 
 
-class Split:
-  """The sources of D_select, D_report or the test data, in memory."""
-
-  def __init__(self, context: Context, split: str, limit: int | None = None):
-    """Reads the first `limit` sources of a split."""
-    table = pa.concat_tables(context.sources(split)).slice(0, limit)
-    self.table = table
-    self.source_ids = table['source_id'].to_numpy()
-    self.sources = table['source'].to_pylist()
-    self.source_tokens = table['source_tokens'].to_pylist()
-    targets = table['target'].to_pylist()
-    self.references = None if None in targets else targets
-
-
-class Rewarded:
-  """Draws outputs for a split and gives them their rewards."""
-
-  def __init__(
-    self,
-    context: Context,
-    settings: Evaluate,
-    reward: base.RewardModel,
-    split: Split,
-  ):
-    """Samples are the same for equal parameters, whenever they are drawn."""
-    self._context, self._settings = context, settings
-    self._reward, self._split = reward, split
-
-  def __call__(
-    self, params: Params, sampling: Sampling, num_samples: int
-  ) -> tuple[Float[np.ndarray, 'k n'], list[str], generation.Generated]:
-    """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs."""
-    split = self._split
-    generated = generation.generate(
-      self._context.policy,
-      params,
-      split.source_tokens,
-      split.source_ids,
-      seed=self._context.seed,
-      purpose='evaluate',
-      step=0,  # The same draws for every policy: differences are sharper.
-      num_samples=num_samples,
-      sampling=sampling,
-      batching=self._settings.batching,
-      num_tokens=self._context.tokenizer.size,
-    )
-    texts = grow.decode(self._context, generated)
-    references = split.references and _repeat(split.references, num_samples)
-    rewards = scoring.rewards(
-      self._reward,
-      _repeat(split.sources, num_samples),
-      texts,
-      references,
-      cache=self._context.scores,
-    )
-    return rewards.reshape(-1, num_samples), texts, generated
-
-
-def _repeat(values: Sequence[str], count: int) -> list[str]:
-  return [value for value in values for _ in range(count)]
-
-
 class SelectReward:
   """From parameters to their mean reward on D_select; counts what it costs.
 
@@ -153,9 +94,11 @@ class SelectReward:
     self, context: Context, settings: Evaluate, reward: base.RewardModel
   ):
     """Reads the sources; draws nothing yet."""
-    split = Split(context, 'select', settings.select_sources)
-    self._rewarded = Rewarded(context, settings, reward, split)
-    self._settings = settings
+    split = rewarded_lib.Split(context, 'select', settings.select_sources)
+    self._rewarded = rewarded_lib.Rewarded(
+      context, settings.batching, reward, split
+    )
+    self._context, self._settings = context, settings
     self.num_samples = len(split.sources) * settings.select_samples
     self.decoded_tokens = 0
 
@@ -163,9 +106,12 @@ class SelectReward:
     """The mean reward, in [0, 1]."""
     settings = self._settings
     rewards, _, generated = self._rewarded(
-      params, settings.sampling, settings.select_samples
+      self._context.decoder.adopt(params),
+      settings.sampling,
+      settings.select_samples,
     )
-    self.decoded_tokens += int(generated.lengths.sum())
+    tokens = hosts.gather('decoded tokens', int(generated.lengths.sum()))
+    self.decoded_tokens += sum(tokens)
     return float(rewards.mean(dtype=np.float64))
 
 
@@ -198,63 +144,75 @@ def run(
       has none.
   """
   began = time.monotonic()
-  params = context.params(policy_name)
-  data = Split(context, split)
-  rewarded = Rewarded(context, settings, reward, data)
+  params = context.decoding_params(policy_name)
+  data = rewarded_lib.Split(context, split)
+  rewarded = rewarded_lib.Rewarded(context, settings.batching, reward, data)
   progress = functools.partial(context.progress.update, total=5)
   sampled, texts, generated = rewarded(
     params, settings.sampling, settings.num_samples
   )
   progress(1)
-  greedy, greedy_texts, _ = rewarded(params, Sampling(temperature=0.0), 1)
+  greedy, greedy_texts, greedily = rewarded(
+    params, Sampling(temperature=0.0), 1
+  )
   progress(2)
   best_t = _best_temperature(context, settings, reward, params)
-  at_best, _, _ = rewarded(
-    params,
-    dataclasses.replace(settings.sampling, temperature=best_t),
-    settings.num_samples,
-  )
+  best = dataclasses.replace(settings.sampling, temperature=best_t)
+  at_best, _, _ = rewarded(params, best, settings.num_samples)
   progress(3)
   beams = _beam_texts(context, settings, params, data)
   progress(4)
-  table = grow.sample_rows(data.table, generated, texts, grow_step=0)
-  described = diagnostics.describe(table)
-  if settings.divergence:
-    described |= _divergence(context, settings, policy_name, params, data)
-  progress(5)
-  table = table.append_column('reward', pa.array(sampled.reshape(-1)))
-  _write_beams(stage, data, beams, greedy_texts, greedy)
-  figures = _reward_mean(sampled) | {
-    'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
+  further, scores = _all_further(
+    context,
+    further_metrics,
+    data,
+    {'mean': (texts, settings.num_samples), 'greedy': (greedy_texts, 1)},
+  )
+  texts, generated = _everybodys(context, data, texts, generated)
+  greedy_texts, _ = _everybodys(context, data, greedy_texts, greedily)
+  figures = _figures(sampled, greedy) | {
     'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
     'best_t': best_t,
     'reward_trained_on': ' '.join(reward_trained_on),
+    'further': further,
   }
-  figures |= diagnostics.corpus_scores(
-    beams, data.references, settings.target_language
-  )
-  figures |= described
-  figures['further'], table = _all_further(
-    context, further_metrics, data, table, greedy_texts
-  )
-  stage.write_part('samples.parquet', store.table_bytes(table))
-  numbers = figures | figures['further']
-  numbers = {k: v for k, v in numbers.items() if isinstance(v, float)}
-  context.progress.scalars(policy_name, 0, numbers)
-  stage.commit(
-    counts={'sources': len(data.sources), 'samples': sampled.size},
-    seconds=time.monotonic() - began,
-    extra={'figures': figures},
-  )
+  if settings.divergence:
+    figures |= _divergence(context, settings, policy_name, params, data)
+  progress(5)
+
+  def finish() -> None:
+    columns = {'reward': sampled, **scores}
+    table = _write_samples(stage, data, texts, generated, columns)
+    _write_beams(stage, data, beams, greedy_texts, greedy)
+    figures.update(diagnostics.describe(table))
+    figures.update(
+      diagnostics.corpus_scores(
+        beams, data.references, settings.target_language
+      )
+    )
+    numbers = (figures | further).items()
+    context.progress.scalars(
+      policy_name, 0, {k: v for k, v in numbers if isinstance(v, float)}
+    )
+    stage.commit(
+      counts={'sources': len(data.sources), 'samples': sampled.size},
+      seconds=time.monotonic() - began,
+      extra={'figures': figures},
+    )
+
+  hosts.on_first(finish)
 
 
-def _reward_mean(sampled: Float[np.ndarray, 'k n']) -> dict[str, float]:
+def _figures(
+  sampled: Float[np.ndarray, 'k n'], greedy: Float[np.ndarray, 'k 1']
+) -> dict[str, Any]:
   per_source = sampled.mean(axis=1, dtype=np.float64)
   low, high = results.bootstrap_interval(per_source)
   return {
     'reward_mean': 100 * float(per_source.mean()),
     'reward_low': 100 * low,
     'reward_high': 100 * high,
+    'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
   }
 
 
@@ -263,7 +221,7 @@ def _divergence(
   settings: Evaluate,
   policy_name: str,
   params: Params,
-  data: Split,
+  data: rewarded_lib.Split,
 ) -> dict[str, float]:
   return divergence.figures(
     context,
@@ -276,55 +234,71 @@ def _divergence(
   )
 
 
+def _everybodys(
+  context: Context,
+  data: rewarded_lib.Split,
+  texts: list[str],
+  generated: generation.Generated,
+) -> tuple[list[str], generation.Generated]:
+  """The outputs of all processes, from those of this one's share."""
+  if hosts.count() == 1:
+    return texts, generated
+  generated = generated.gathered(len(data.sources))
+  return grow.decode(context, generated), generated
+
+
 def _all_further(
   context: Context,
   metrics: Sequence[base.RewardModel],
-  data: Split,
-  samples: pa.Table,
-  greedy: Sequence[str],
-) -> tuple[dict[str, float | None], pa.Table]:
-  """The figures of all further metrics, and the samples with their scores."""
+  data: rewarded_lib.Split,
+  outputs: dict[str, tuple[Sequence[str], int]],
+) -> tuple[dict[str, float | None], dict[str, Float[np.ndarray, 'k n']]]:
+  """The means of all further metrics, and their scores of 'mean' outputs.
+
+  Each process scores its share of the outputs, `n` a source. A mean is None
+  without references where the metric needs them.
+
+  Args:
+    context: the run.
+    metrics: the further metrics.
+    data: the sources.
+    outputs: name → this process's outputs, and n.
+  """
   figures: dict[str, float | None] = {}
-  texts = samples['target'].to_pylist()
+  scores: dict[str, np.ndarray] = {}
   for metric in metrics:
-    means, scores = _further(context, metric, data, texts, greedy)
-    figures |= means
-    if scores is not None:
-      name = best_of_n.SCORE + metric.info.name
-      samples = samples.append_column(name, pa.array(scores))
-  return figures, samples
+    known = data.references is not None or not metric.info.needs_reference
+    for name, (texts, each) in outputs.items():
+      key = f'{metric.info.name}_{name}'
+      figures[key] = None
+      if known:
+        found = _further(context, metric, data, texts, each)
+        figures[key] = float(found.mean(dtype=np.float64))
+        if name == 'mean':
+          scores[best_of_n.SCORE + metric.info.name] = found
+  return figures, scores
 
 
 def _further(
   context: Context,
   metric: base.RewardModel,
-  data: Split,
-  sampled: Sequence[str],
-  greedy: Sequence[str],
-) -> tuple[dict[str, float | None], np.ndarray | None]:
-  """A further metric's means over sampled and greedy outputs, on its own scale.
-
-  And its scores of the sampled ones. None without references where the metric
-  needs them.
-  """
-  out: dict[str, float | None] = {}
-  of_samples = None
-  for name, texts in (('mean', sampled), ('greedy', greedy)):
-    count = len(texts) // len(data.sources)
-    references = data.references and _repeat(data.references, count)
-    value = None
-    if references is not None or not metric.info.needs_reference:
-      scores = scoring.raw_scores(
-        metric,
-        _repeat(data.sources, count),
-        texts,
-        references,
-        cache=context.scores,
-      )
-      value = float(scores.mean(dtype=np.float64))
-      of_samples = scores if name == 'mean' else of_samples
-    out[f'{metric.info.name}_{name}'] = value
-  return out, of_samples
+  data: rewarded_lib.Split,
+  texts: Sequence[str],
+  each: int,
+) -> Float[np.ndarray, 'k n']:
+  """A further metric's scores of outputs, `each` a source, on its own scale."""
+  share, size = hosts.share(len(data.sources)), len(data.sources)
+  references = data.references and rewarded_lib.repeat(
+    data.references[share], each
+  )
+  scores = scoring.raw_scores(
+    metric,
+    rewarded_lib.repeat(data.sources[share], each),
+    texts,
+    references,
+    cache=context.scores,
+  )
+  return hosts.gather_rows(scores.reshape(-1, each), size)
 
 
 def _best_temperature(
@@ -336,8 +310,8 @@ def _best_temperature(
   """The temperature with the highest mean reward on D_select."""
   if len(settings.temperatures) == 1:
     return settings.temperatures[0]
-  split = Split(context, 'select', settings.select_sources)
-  rewarded = Rewarded(context, settings, reward, split)
+  split = rewarded_lib.Split(context, 'select', settings.select_sources)
+  rewarded = rewarded_lib.Rewarded(context, settings.batching, reward, split)
 
   def mean_at(temperature: float) -> float:
     sampling = dataclasses.replace(settings.sampling, temperature=temperature)
@@ -348,23 +322,43 @@ def _best_temperature(
 
 
 def _beam_texts(
-  context: Context, settings: Evaluate, params: Params, data: Split
+  context: Context, settings: Evaluate, params: Params, data: rewarded_lib.Split
 ) -> list[str]:
   beams = generation.generate_beam(
-    context.policy,
+    context.decoder,
     params,
-    data.source_tokens,
+    data.source_tokens[hosts.share(len(data.sources))],
     num_beams=settings.num_beams,
     alpha=settings.alpha,
     batching=settings.batching,
     num_tokens=context.tokenizer.size,
   )
+  if hosts.count() > 1:
+    rows = np.zeros((len(beams), settings.batching.max_decode_len), np.int32)
+    for row, tokens in zip(rows, beams, strict=True):
+      row[: len(tokens)] = tokens
+    rows = hosts.gather_rows(rows, len(data.sources))
+    beams = [row[: np.count_nonzero(row)] for row in rows]
   return [context.tokenizer.decode(tokens.tolist()) for tokens in beams]
+
+
+def _write_samples(
+  stage: Stage,
+  data: rewarded_lib.Split,
+  texts: Sequence[str],
+  generated: generation.Generated,
+  columns: dict[str, Float[np.ndarray, 'k n']],
+) -> pa.Table:
+  table = grow.sample_rows(data.table, generated, texts, grow_step=0)
+  for name, values in columns.items():
+    table = table.append_column(name, pa.array(values.reshape(-1)))
+  stage.write_part('samples.parquet', store.table_bytes(table))
+  return table
 
 
 def _write_beams(
   stage: Stage,
-  data: Split,
+  data: rewarded_lib.Split,
   beams: Sequence[str],
   greedy: Sequence[str],
   greedy_rewards: np.ndarray,

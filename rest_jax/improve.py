@@ -11,10 +11,12 @@ import time
 from typing import Any, Literal
 
 import numpy as np
+from etils import epath
 
 from rest_jax import (
   anchored,
   grown_data,
+  hosts,
   losses,
   schedule,
   selection,
@@ -162,16 +164,21 @@ def run(
   training = dataclasses.replace(
     settings.training, loss=loss_of(settings, step.control)
   )
-  rows, counts, mixture, kept = _write_rows(
-    context, stage, settings, step, training.loss
+  counts, mixture, kept = hosts.on_first(
+    lambda: _write_rows(context, stage, settings, step, training.loss)
   )
+  rows = loader.TrainingRows(_rows_folder(stage))
   _score_rows(context, rows, training, step)
   network, start, training = _network(context, training, step)
   stopping = settings.stopping
   if step.twin is not None:
     stopping = _as_long_as(context.read(step.twin), stopping)
   batches = loader.TrainingBatches(
-    rows, training.packing, context.seed, mixture
+    rows,
+    training.packing,
+    context.seed,
+    mixture,
+    *context.policy.placement.batch_share,
   )
   context.progress.note(
     f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
@@ -239,7 +246,7 @@ def _network(
   anchors = {
     name: start
     if stages[name] == step.start
-    else context.read_params(stages[name])
+    else context.read_params(stages[name], context.policy)
     for name in training.loss.anchors
   }
   return network, network.wrap(start, anchors), anchored.frozen_in(training)
@@ -265,22 +272,26 @@ def loss_of(settings: Improve, control: Control) -> losses.PolicyLoss:
   return loss
 
 
+def _rows_folder(stage: Stage) -> epath.Path:
+  return stage.work / 'rows'
+
+
 def _write_rows(
   context: Context,
   stage: Stage,
   settings: Improve,
   step: Step,
   loss: losses.PolicyLoss,
-) -> tuple[loader.TrainingRows, dict[str, int], float | str, dict[str, Any]]:
+) -> tuple[dict[str, int], float | str, dict[str, Any]]:
   """Writes what the step trains on.
 
   Returns:
-    The rows, their counts, the mixture, and what else is to be remembered.
+    The counts of rows, the mixture, and what else is to be remembered.
   """
-  folder = stage.work / 'rows'
+  folder = _rows_folder(stage)
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
-    return rows, {'references': len(rows)}, 'union', {}
+    return {'references': len(rows)}, 'union', {}
   grown = grown_data.GrownData(
     context, settings, step.stores, permuted=step.control == 'permuted'
   )
@@ -319,7 +330,7 @@ def _write_rows(
   has_both = 0 < counts['references'] < len(rows)
   mixture = settings.mixture if has_both else 'union'
   by_length = [None if np.isnan(s) else s for s in kept.kept_by_length]
-  return rows, counts, mixture, {'kept_by_length': by_length}
+  return counts, mixture, {'kept_by_length': by_length}
 
 
 def _score_rows(

@@ -4,7 +4,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from rest_jax import config, evaluate, grown_data, improve, online, values
+from rest_jax import (
+  config,
+  evaluate,
+  grown_data,
+  improve,
+  losses,
+  online,
+  values,
+)
 from rest_jax.context import BC, Context
 from rest_jax.rest import (
   ONLINE,
@@ -52,6 +60,7 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     config.flatten(run.improve.value, 'Improve.value')
     | {'SEED': run.seed, 'permuted': permuted},
     execute,
+    lone='a value model',
   )
 
 
@@ -78,6 +87,7 @@ def online_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     lambda context, stage: online.run(
       context, stage, settings, run.evaluate, run.annotate.reward
     ),
+    lone=f'online {settings.algorithm.upper()}',
   )
 
 
@@ -123,7 +133,15 @@ def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     lambda context, stage: improve.run(
       context, stage, settings, run.evaluate, run.annotate.reward, step
     ),
+    together=True,
+    lone=_lone(loss_of(run, policy)),
   )
+
+
+def _lone(loss: losses.PolicyLoss) -> str:
+  """Names a loss that needs other networks beside the policy."""
+  others = loss.anchors or loss.duals or set(loss.needs) & set(losses.SCORED)
+  return f'the loss {loss.name!r}' if others else ''
 
 
 def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:

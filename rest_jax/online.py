@@ -15,7 +15,16 @@ from typing import Any, Literal
 import numpy as np
 
 from rest_jax import evaluate as evaluate_lib
-from rest_jax import generation, grow, losses, online_losses, supervised, values
+from rest_jax import (
+  generation,
+  grow,
+  losses,
+  online_losses,
+  preemption,
+  rewarded,
+  supervised,
+  values,
+)
 from rest_jax.context import BC, Context
 from rest_jax.data import loader
 from rest_jax.decoding.sampling import Sampling
@@ -143,7 +152,7 @@ class Trainer:
     reward: base.RewardModel,
     network: Any,
     behaviour: Params,
-    sources: evaluate_lib.Split,
+    sources: rewarded.Split,
   ):
     """Draws nothing yet.
 
@@ -165,6 +174,7 @@ class Trainer:
       num_microbatches=settings.num_microbatches,
     )
     self._held: tuple[int, Batch] | None = None
+    self._updates = 0  # On the samples that are held.
     self.decoded_tokens = 0
 
   def __call__(
@@ -180,7 +190,14 @@ class Trainer:
     if self._held is None or self._held[0] != number:
       batch = self.experience(state.params, number, chosen)
       self._held = (number, step.put_batch(self._context.policy, batch))
+      self._updates = 0
+    self._updates += 1
     return self._step(state, self._held[1], None, scale)
+
+  def interrupted(self) -> bool:
+    """Whether to end here: a run cannot go on amid the updates of a batch."""
+    whole = self._updates == self._settings.updates_per_batch
+    return whole and preemption.due()
 
   def experience(
     self, params: Params, number: int, chosen: np.ndarray
@@ -198,8 +215,8 @@ class Trainer:
     settings, context = self._settings, self._context
     tokens = [self._sources.source_tokens[i] for i in chosen]
     generated = generation.generate(
-      context.policy,
-      policy_of(self._network, params),
+      context.decoder,
+      context.decoder.adopt(policy_of(self._network, params)),
       tokens,
       self._sources.source_ids[chosen],
       seed=context.seed,
@@ -312,7 +329,7 @@ def run(
     network = values.ActorCritic(context.policy, value)
     critic = values.from_policy(value, behaviour, context.seed)
     start = {'policy': behaviour, 'value': critic}
-  sources = evaluate_lib.Split(context, 'grow')
+  sources = rewarded.Split(context, 'grow')
   trainer = Trainer(context, settings, reward, network, behaviour, sources)
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)
   reporter = supervised.Reporter(
@@ -338,6 +355,7 @@ def run(
     on_evaluation=reporter.on_evaluation,
     decoded=lambda: selecting.decoded_tokens + trainer.decoded_tokens,
     train_step=trainer,
+    interrupted=trainer.interrupted,
   )
   batches = -(-outcome.updates // settings.updates_per_batch)
   counts = {

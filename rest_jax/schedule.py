@@ -176,7 +176,7 @@ class PerSource:
   """
 
   rule: Literal['percentile', 'interpolated', 'top_k', 'mbr']
-  values: tuple[float, ...]
+  values: tuple[float | int, ...]
 
   def __post_init__(self):
     if self.rule not in ('percentile', 'interpolated', 'top_k', 'mbr'):

@@ -44,6 +44,7 @@ def plan(run: ReST) -> list[StagePlan]:
       | config.flatten(run.model, 'T5Config')
       | {'SEED': run.seed},
       _train(run),
+      together=True,
       checkpoints=_initial_checkpoint(run),
     ),
     *_reward_stages(run),
@@ -139,6 +140,7 @@ def _reward_stages(run: ReST) -> Iterator[StagePlan]:
         split='reward',
         references=False,
       ),
+      together=True,
     )
     for metric in base.with_parts([rows.metric]):
       yield _score_stage(run, REWARD_DATA, metric, 'train_reward')
@@ -151,6 +153,7 @@ def _reward_stages(run: ReST) -> Iterator[StagePlan]:
     tuple(inputs),
     config.flatten(settings, 'TrainReward') | {'SEED': run.seed},
     lambda context, stage: train_reward.run(context, stage, settings),
+    together=True,
     files=files,
   )
 
@@ -204,6 +207,7 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     ('data', grown_by),
     config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
     functools.partial(_grow, run, grown_by, g),
+    together=True,
   )
   yield from _annotate_stages(run, f'grow_{g}')
 
@@ -251,6 +255,7 @@ def _score_stage(
     inputs,
     reward_config(model) | _learned_config(run, model),
     execute,
+    together=not isinstance(model, base.Combination),
   )
 
 
@@ -306,4 +311,5 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
       further_metrics=run.annotate.further_metrics,
       reward_trained_on=overlap,
     ),
+    together=True,
   )

@@ -21,7 +21,8 @@ def batch_of(**figures):
 def test_leave_one_out_by_hand():
   rewards = np.array([[1.0, 0.0, 0.5], [0.2, 0.2, 0.2]])
   found = online_losses.leave_one_out(rewards)
-  np.testing.assert_allclose(found, [[0.75, -0.75, 0.0], [0.0, 0.0, 0.0]])
+  wanted = [[0.75, -0.75, 0.0], [0.0, 0.0, 0.0]]
+  np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
 def test_generalized_advantages_by_hand():

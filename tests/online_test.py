@@ -8,7 +8,7 @@ import pytest
 import small_run
 from small_run import BATCHING, SOURCES, Bytes, begun, evaluation
 
-from rest_jax import errors, evaluate, ledger, online, values
+from rest_jax import errors, ledger, online, rewarded, values
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.training import early_stopping, step
 from rest_jax.training.optimizer import Optimizer
@@ -37,7 +37,7 @@ def trainer(context, settings):
     network = values.ActorCritic(context.policy, model)
     critic = values.from_policy(model, bc, 0)
     params = {'policy': params, 'value': critic}
-  sources = evaluate.Split(context, 'grow')
+  sources = rewarded.Split(context, 'grow')
   made = online.Trainer(context, settings, Bytes(), network, bc, sources)
   return made, params
 

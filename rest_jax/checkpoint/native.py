@@ -9,22 +9,26 @@ behind, and is not a checkpoint.
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 
-from rest_jax import errors, storage
+from rest_jax import errors, hosts, storage
+from rest_jax.checkpoint import restoring
 
 _INDEX = 'checkpoint.json'
 _STATE = 'state'
 _FORMAT = 1
 _OVERHEAD = 1 << 20  # Bytes that orbax writes beside the arrays, at most.
+_CHUNK_BYTES = 16 << 20  # What is read at a time, and so buffered, at least.
 _NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
 
 Tree = Any
@@ -106,6 +110,12 @@ class Checkpoints:
     """Deletes the checkpoint of a step, where there is one."""
     _clear(self.path(step))
 
+  def keep(self, steps: Collection[int]):
+    """Deletes the checkpoints of all other steps."""
+    for step in self.steps():
+      if step not in steps:
+        self.delete(step)
+
 
 class Source:
   """The parameters of a checkpoint, read one by one; see `restoring.Source`."""
@@ -135,32 +145,19 @@ class Source:
       for name, shape in arrays.items()
       if name.startswith(self._prefix)
     }
-    self._last: dict[str, np.ndarray] = {}
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Part of a parameter, in the checkpoint's dtype.
-
-    The whole of it is read, and kept until another one is asked for.
-    """
-    if name not in self._last:
-      self._last.clear()  # Before the other is read.
-      self._last[name] = self._read(name)
-    return self._last[name][index]
-
-  def _read(self, name: str) -> np.ndarray:
-    leaf: Any = jax.ShapeDtypeStruct(self.shapes[name], jnp.float32)
-    args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-    for part in reversed((self._prefix + name).split('/')):
-      leaf, args = {part: leaf}, {part: args}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      restored = checkpointer.restore(
-        _state_path(self._folder),
-        args=ocp.args.PyTreeRestore(
-          leaf, restore_args=args, partial_restore=True
-        ),
-      )
-    (array,) = jax.tree.leaves(restored)
-    return array
+    """Part of a parameter, in the checkpoint's dtype."""
+    # orbax reads whole arrays, and with them three times the memory.
+    place = (self._prefix + name).replace('/', '.')
+    base = restoring.kvstore(_state_path(self._folder))
+    spec = {
+      'driver': 'zarr',
+      'kvstore': {'driver': 'ocdbt', 'base': base, 'path': f'{place}/'},
+      'fill_missing_data_reads': False,
+    }
+    array = tensorstore.open(spec, open=True, read=True).result()
+    return array[(*index, ...)].read().result()
 
 
 def save_params(
@@ -182,8 +179,15 @@ def save_params(
   """
   float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   _write(epath.Path(folder), float32, extra)
-  digest = hashlib.sha256(json.dumps(_describe(float32)).encode())
-  for leaf in jax.tree.leaves(float32):
+  return hosts.on_first(lambda: _digest(epath.Path(folder), float32))
+
+
+def _digest(folder: epath.Path, tree: Tree) -> str:
+  digest = hashlib.sha256(json.dumps(_describe(tree)).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      # Other processes hold parts of it; all of it is on disk now.
+      leaf = Source(folder).read(_name(path))
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 
@@ -233,20 +237,33 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
 
 
 def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
-  try:
+  def prepare() -> None:
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _require_space(folder, tree)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      checkpointer.save(_state_path(folder), args=ocp.args.PyTreeSave(tree))
-    if jax.process_index() == 0:
-      index = {
-        'format': _FORMAT,
-        'arrays': _describe(tree),
-        'files': _checksums(folder / _STATE),
-        'extra': extra or {},
-      }
-      storage.write_json_atomic(folder / _INDEX, index)
+
+  def commit() -> None:
+    index = {
+      'format': _FORMAT,
+      'arrays': _describe(tree),
+      'files': _checksums(folder / _STATE),
+      'extra': extra or {},
+    }
+    storage.write_json_atomic(folder / _INDEX, index)
+
+  try:
+    hosts.on_first(prepare)
+    with _checkpointer(tree) as checkpointer:
+      args = jax.tree.map(
+        lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree
+      )
+      checkpointer.save(
+        _state_path(folder),
+        args=ocp.args.PyTreeSave(
+          tree, save_args=args, ocdbt_target_data_file_size=_CHUNK_BYTES
+        ),
+      )
+    hosts.on_first(commit)
   except (OSError, ValueError) as error:
     if isinstance(error, ValueError) and not any(
       sign in str(error) for sign in _NO_SPACE
@@ -284,15 +301,62 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
     if name.startswith(prefix)
   }
   _check_names(folder, wanted, stored)
-  _check_files(folder, index['files'])
+  if hosts.is_first():  # One that finds damage ends all.
+    _check_files(folder, index['files'])
   restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with _checkpointer(abstract) as checkpointer:
     return checkpointer.restore(
       _state_path(folder),
       args=ocp.args.PyTreeRestore(
         abstract, restore_args=restore_args, partial_restore=bool(prefix)
       ),
     )
+
+
+def _checkpointer(tree: Tree) -> ocp.Checkpointer:
+  """What saves or restores a tree: every process, or this one for itself.
+
+  Where all is this process's own, orbax must not wait for the others; else it
+  waits by barriers with a time limit.
+  """
+  options = ocp.options.MultiprocessingOptions()
+  if hosts.count() > 1:
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree)]
+    options = _of_all() if _spans_processes(shardings) else _of_this_one()
+  # It copies one of the largest arrays at a time, not all.
+  largest = max(
+    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+  limit = 1 + max(largest, _CHUNK_BYTES)  # More than any, orbax asks.
+  handler = ocp.PyTreeCheckpointHandler(
+    handler_impl=ocp.BasePyTreeCheckpointHandler(
+      save_concurrent_bytes=limit,
+      save_device_host_concurrent_bytes=limit,
+      multiprocessing_options=options,
+    ),
+    multiprocessing_options=options,
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _spans_processes(shardings: list[jax.sharding.Sharding | None]) -> bool:
+  return not all(one is None or one.is_fully_addressable for one in shardings)
+
+
+def _of_all() -> ocp.options.MultiprocessingOptions:
+  return ocp.options.MultiprocessingOptions(
+    active_processes=set(range(hosts.count()))
+  )
+
+
+def _of_this_one() -> ocp.options.MultiprocessingOptions:
+  me = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=me,
+    active_processes={me},
+    barrier_sync_key_prefix=f'process_{me}',
+  )
 
 
 def _state_path(folder: epath.Path) -> epath.Path:
@@ -303,12 +367,16 @@ def _state_path(folder: epath.Path) -> epath.Path:
 def _describe(tree: Tree) -> dict[str, list]:
   """Name → [shape, dtype] of every array of a tree."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): [
+    _name(path): [
       list(leaf.shape),
       np.dtype(leaf.dtype).name,
     ]
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _check_names(folder: epath.Path, wanted: dict, stored: dict):

@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from rest_jax import losses
+from rest_jax import hosts, losses, preemption
 from rest_jax.checkpoint import native
 from rest_jax.data import loader
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, PreemptionError
 from rest_jax.training import fit as fit_lib
 from rest_jax.training import optimizer as optimizer_lib
 from rest_jax.training import state as state_lib
@@ -144,6 +144,7 @@ def train(
   on_evaluation: Callable[[Evaluation], None],
   decoded: Callable[[], int] = lambda: 0,
   train_step: Callable[..., Any] | None = None,
+  interrupted: Callable[[], bool] = preemption.due,
 ) -> Outcome:
   """Trains until `stopping` says so; resumes from `folder`.
 
@@ -164,6 +165,7 @@ def train(
     decoded: tokens that have been decoded so far in this process.
     train_step: makes an update with what `batches` gives; by default that of
       the policy, the optimizer and the loss.
+    interrupted: asked after every update whether to save and end here.
 
   Returns:
     The best parameters and the history.
@@ -171,42 +173,55 @@ def train(
   Raises:
     NonFiniteError: loss, gradient or parameters are NaN or infinite.
     StorageError: a checkpoint cannot be written.
+    PreemptionError: SIGTERM came; the state is saved.
   """
   checkpoints = native.Checkpoints(folder)
-  state, history = _resume(policy, params, training.optimizer, checkpoints)
-  tokens = history[-1].train_tokens if history else 0
-  decoded_before = history[-1].decoded_tokens if history else 0
+  state, history, tokens, decoded_before = _resume(
+    policy, params, training.optimizer, checkpoints
+  )
+
+  def save(state: TrainState) -> None:
+    _save(checkpoints, state, history, tokens, decoded_before + decoded())
 
   def record(state: TrainState) -> None:
-    value = float(evaluate(state.params))
-    evaluation = Evaluation(
-      int(state.step), value, tokens, decoded_before + decoded()
+    try:
+      with preemption.prompt():
+        value = float(evaluate(state.params))
+    except PreemptionError:
+      save(state)
+      raise
+    history.append(
+      Evaluation(int(state.step), value, tokens, decoded_before + decoded())
     )
-    history.append(evaluation)
-    on_evaluation(evaluation)
-    _save(checkpoints, state, history)
+    on_evaluation(history[-1])
+    save(state)
 
-  if not history:
-    record(state)
-  events = fit_lib.fit(
-    state,
-    train_step or _train_step(policy, training),
-    batches.starting_at(int(state.step)),
-    num_steps=stopping.max_steps,
-    checkpoint_every=stopping.eval_every,
-    dropout_key=_dropout_key(policy, seed),
-    learning_rate_scale=learning_rate_scale,
-    where=where,
-  )
-  if not _ended(history, stopping):
-    for event in events:
-      if isinstance(event, fit_lib.StepDone):
-        tokens += int(event.metrics['tokens'])
-        on_step(event)
-      elif event.step > history[-1].step:
-        record(event.state)
-        if _ended(history, stopping):
-          break
+  with preemption.deferred():
+    if _unevaluated(state, history, stopping):
+      record(state)
+    events = fit_lib.fit(
+      state,
+      train_step or _train_step(policy, training),
+      batches.starting_at(int(state.step)),
+      num_steps=stopping.max_steps,
+      checkpoint_every=stopping.eval_every,
+      dropout_key=_dropout_key(policy, seed),
+      learning_rate_scale=learning_rate_scale,
+      where=where,
+      interrupted=interrupted,
+    )
+    if not _ended(history, stopping):
+      for event in events:
+        if isinstance(event, fit_lib.StepDone):
+          tokens += int(event.metrics['tokens'])
+          on_step(event)
+        elif event.interrupted:
+          save(event.state)
+          raise preemption.preempted()
+        elif event.step > history[-1].step:
+          record(event.state)
+          if _ended(history, stopping):
+            break
   # Devices that have room for one state need not hold a second one.
   events.close()
   state = event = None
@@ -237,31 +252,56 @@ def _ended(history: list[Evaluation], stopping: Stopping) -> bool:
   return last.step >= stopping.max_steps or waited >= stopping.patience
 
 
+def _unevaluated(
+  state: TrainState, history: list[Evaluation], stopping: Stopping
+) -> bool:
+  """Whether the state is due to be evaluated, and the run was ended before."""
+  step = int(state.step)
+  if not history:
+    return True
+  return step > history[-1].step and step % stopping.eval_every == 0
+
+
 def _resume(
   policy: Trainable,
   params: Params,
   optimizer: optimizer_lib.Optimizer,
   checkpoints: native.Checkpoints,
-) -> tuple[TrainState, list[Evaluation]]:
-  latest = checkpoints.latest()
-  if latest is None:
-    return state_lib.init_state(policy, optimizer, params), []
-  history = [
-    Evaluation(**record) for record in checkpoints.extra(latest)['history']
-  ]
+) -> tuple[TrainState, list[Evaluation], int, int]:
+  """The state to go on from, what was evaluated, tokens trained and decoded."""
+  step, extra = hosts.on_first(lambda: _latest(checkpoints))
+  if step is None:
+    return state_lib.init_state(policy, optimizer, params), [], 0, 0
+  history = [Evaluation(**record) for record in extra['history']]
   abstract = state_lib.abstract_state(policy, optimizer)
-  return checkpoints.restore(latest, abstract), history
+  # Versions that lacked these saved only after evaluations, or decoded there.
+  tokens, decoded = (
+    extra[name] if name in extra else getattr(history[-1], name)
+    for name in ('train_tokens', 'decoded_tokens')
+  )
+  return checkpoints.restore(step, abstract), history, tokens, decoded
+
+
+def _latest(checkpoints: native.Checkpoints) -> tuple[int | None, Any]:
+  step = checkpoints.latest()
+  return step, None if step is None else checkpoints.extra(step)
 
 
 def _save(
   checkpoints: native.Checkpoints,
   state: TrainState,
   history: list[Evaluation],
+  tokens: int,
+  decoded: int,
 ) -> None:
   """Saves the state, then lets go of all but the best and the last."""
   step = int(state.step)
   records = [dataclasses.asdict(evaluation) for evaluation in history]
-  checkpoints.save(step, state, {'history': records})
-  for old in checkpoints.steps():
-    if old not in (step, best_of(history).step):
-      checkpoints.delete(old)
+  extra = {
+    'history': records,
+    'train_tokens': tokens,
+    'decoded_tokens': decoded,
+  }
+  checkpoints.save(step, state, extra)
+  kept = {step, *(best_of(history).step for _ in history[:1])}
+  hosts.on_first(lambda: checkpoints.keep(kept))

@@ -298,7 +298,7 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   """Puts each process's rows of a batch on its devices.
 
   Args:
-    policy: its mesh and rules.
+    policy: its mesh and rules, and which part of a batch is this process's.
     batch: numpy arrays, the rows of this process; jax arrays are left alone.
 
   Returns:
@@ -311,7 +311,7 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   if all(isinstance(leaf, jax.Array) for leaf in leaves):
     return batch
   shards = policy.placement.num_shards('batch')
-  rows = leaves[0].shape[0] * jax.process_count()
+  rows = leaves[0].shape[0] * policy.placement.batch_share[1]
   if rows % shards:
     raise errors.ConfigurationError(
       f"A batch of {rows} rows does not divide over {shards} 'data' devices: "
