@@ -121,8 +121,8 @@ def _schedule(rule: str, values: str) -> Variant:
   )
 
 
-def tables(task: Task) -> dict[str, dict[str, Variant]]:
-  """The runs of each table, but for `base`, which all of them need."""
+def _online(task: Task) -> dict[str, Variant]:
+  """Online baselines that draw as many samples as Grow does."""
   online = {}
   for name, reuse in (('rloo', 1), ('ppo', 5)):
     updates = task.grown // (16 * 4) * reuse
@@ -134,10 +134,16 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
         'NUM_GROW=0',
         f'IMPROVE_STEPS={updates}',
         f'IMPROVE_EVAL_EVERY={every}',
-        'PATIENCE=10',
+        # Not PATIENCE, which is BC's too.
+        'improving/early_stopping.Stopping.patience=10',
       ),
       'supervised',
     )
+  return online
+
+
+def tables(task: Task) -> dict[str, dict[str, Variant]]:
+  """The runs of each table, but for `base`, which all of them need."""
   # As many samples in all as base draws, in several Grow steps.
   relatives = {
     'raft': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
@@ -150,7 +156,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
   return {
     'table_1': {
       'two_grows': Variant(bindings=(_NO_CONTROLS, 'NUM_GROW=2')),
-      **online,
+      **_online(task),
     },
     'losses': {
       name: dataclasses.replace(variant, one_step=True)

@@ -142,10 +142,18 @@ class Context:
       self._params = (policy_name, policy, params)
     return self._params[2]
 
-  def read_params(self, policy_name: str, policy: Policy) -> Params:
-    """The parameters of a committed policy stage, which are not kept."""
+  def read_params(
+    self, policy_name: str, policy: Policy | None = None
+  ) -> Params:
+    """The parameters of a committed policy stage, which are not kept.
+
+    Args:
+      policy_name: the stage.
+      policy: where they are to lie; as those to train from by default.
+    """
     folder = self.read(policy_name).folder / PARAMS
-    return native.restore_params(folder, policy.placed_params())
+    placed = (policy or self.policy).placed_params()
+    return native.restore_params(folder, placed)
 
   def split_folder(self, split: str) -> epath.Path:
     """Folder of a data split; `grow` is `train` where they are the same."""

@@ -23,7 +23,7 @@ from rest_jax import generation, hosts
 from rest_jax import policy as policy_lib
 from rest_jax.context import BC, Context
 from rest_jax.decoding.sampling import Sampling
-from rest_jax.types import Batch, Params
+from rest_jax.types import Params
 
 # Logits of both policies that are held at once; a bound on memory.
 _LOGITS = 1 << 25
@@ -154,14 +154,9 @@ def measure(
   for indices, source_tokens in batching.batches(repeated, rows):
     targets = np.zeros((rows, length), np.int32)
     targets[: len(indices)] = tokens[indices]
-    counted = np.zeros((rows, length), np.float32)
-    counted[: len(indices)] = np.arange(length) < lengths[indices][:, None]
-    batch = Batch(
-      encoder_input_tokens=source_tokens,
-      decoder_input_tokens=np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-      decoder_target_tokens=targets,
-      decoder_loss_weights=counted,
-    )
+    counts = np.zeros(rows, np.int32)
+    counts[: len(indices)] = lengths[indices]
+    batch = generation.teacher_forced(source_tokens, targets, counts)
     batch = jax.tree.map(policy.place, batch)
     sums = _sums(policy, params, behaviour, batch, num_tokens)
     for out, values in zip((kl, entropy), sums, strict=True):

@@ -8,13 +8,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from rest_jax import hosts
 from rest_jax import policy as policy_lib
 from rest_jax.data import buckets as buckets_lib
 from rest_jax.decoding import sampling as sampling_lib
 from rest_jax.errors import ConfigurationError
-from rest_jax.types import Params, Samples
+from rest_jax.types import Batch, Params, Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,27 @@ class Generated:
         for field in dataclasses.fields(self)
       )
     )
+
+
+def teacher_forced(
+  source_tokens: Int32[np.ndarray, 'b s'],
+  targets: Int32[np.ndarray, 'b t'],
+  lengths: Int[np.ndarray, 'b'],
+) -> Batch:
+  """Rows of one source and one sample each, as they are scored.
+
+  Args:
+    source_tokens: 0 after the end.
+    targets: of the samples, likewise.
+    lengths: tokens of each sample; 0 for a row that only fills the batch.
+  """
+  counted = np.arange(targets.shape[1]) < lengths[:, None]
+  return Batch(
+    encoder_input_tokens=source_tokens,
+    decoder_input_tokens=np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    decoder_target_tokens=targets,
+    decoder_loss_weights=counted.astype(np.float32),
+  )
 
 
 def generate(

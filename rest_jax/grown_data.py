@@ -7,7 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rest_jax import losses, pairs, preview, schedule, selection
+from rest_jax import (
+  behaviour,
+  losses,
+  pairs,
+  preview,
+  schedule,
+  selection,
+)
 from rest_jax import rows as rows_lib
 from rest_jax.context import IMPORTED, Context
 from rest_jax.data import scored
@@ -77,9 +84,14 @@ class GrownData:
   ) -> Iterator[pa.Table]:
     samples, reward = store
     imported = samples.name.startswith(f'{IMPORTED}/')
-    for table in scored.iter_scored(
-      samples.folder, {'reward': reward.folder}, columns
-    ):
+    folders = {'reward': reward.folder}
+    penalised = 'log_prob' in columns
+    held_against = behaviour.stage_name(samples.name.partition('/')[0])
+    if penalised and held_against:
+      folders[behaviour.LOG_PROB] = self._context.read(held_against).folder
+    for table in scored.iter_scored(samples.folder, folders, columns):
+      if penalised and not held_against:  # BC drew them, or no policy did.
+        table = table.append_column(behaviour.LOG_PROB, table['log_prob'])
       if imported:
         table = table.filter(pc.not_equal(table['origin'], 'reference'))
       if not table.num_rows:

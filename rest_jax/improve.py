@@ -18,6 +18,7 @@ from rest_jax import (
   grown_data,
   hosts,
   losses,
+  penalised,
   schedule,
   selection,
   supervised,
@@ -107,6 +108,13 @@ class Improve:
       raise ConfigurationError(
         f"MIXTURE = {self.mixture!r} must be 'union' or a number in [0, 1]."
       )
+
+  @property
+  def asks_bc(self) -> bool:
+    """Whether some selection asks how likely samples are to BC."""
+    needs = selection.needs_of((*self.before, *self.after))
+    penalty = getattr(self.schedule, 'kl_penalty', 0)
+    return bool(penalty) or penalised.LOG_RATIOS in needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +254,7 @@ def _network(
   anchors = {
     name: start
     if stages[name] == step.start
-    else context.read_params(stages[name], context.policy)
+    else context.read_params(stages[name])
     for name in training.loss.anchors
   }
   return network, network.wrap(start, anchors), anchored.frozen_in(training)

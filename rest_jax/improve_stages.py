@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rest_jax import (
+  behaviour,
   config,
   evaluate,
   grown_data,
@@ -73,6 +74,30 @@ def _store_inputs(run: ReST, grow_step: int) -> list[str]:
   ]
 
 
+def behaviour_stage(run: ReST, grow_step: int) -> Iterator[StagePlan]:
+  """What BC thinks of a Grow step's samples, where a selection asks."""
+  store = f'grow_{grow_step}'
+  name = behaviour.stage_name(store)
+  if name is None or not run.improve.asks_bc:
+    return
+  yield StagePlan(
+    name,
+    'annotate',
+    ('data', BC, f'{store}/samples'),
+    config.flatten(run.grow.batching, 'Grow.batching'),
+    lambda context, stage: behaviour.run(
+      context, stage, context.stage(f'{store}/samples'), run.grow.batching
+    ),
+    together=True,
+  )
+
+
+def _behaviour_inputs(run: ReST, grow_step: int) -> list[str]:
+  if not run.improve.asks_bc:
+    return []
+  return list(filter(None, map(behaviour.stage_name, stores(run, grow_step))))
+
+
 def online_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
   """The training of an online baseline."""
   settings = online_of(run, policy)
@@ -100,7 +125,7 @@ def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
   if control != 'none':
     inputs.append(main)
   if control != 'continued':
-    inputs += _store_inputs(run, g)
+    inputs += _store_inputs(run, g) + _behaviour_inputs(run, g)
   value = _value_name(run, policy)
   if value is not None:
     inputs.append(value)
@@ -119,9 +144,9 @@ def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
   )
   bindings = config.flatten(settings, 'Improve')
   # What is not used is left out, so that policies from before it stay valid.
-  for unused in ('accumulate', 'value'):
-    if not getattr(settings, unused):
-      del bindings[f'Improve.{unused}']
+  for unused in ('accumulate', 'value', 'schedule.kl_penalty'):
+    if not bindings.get(f'Improve.{unused}'):
+      bindings.pop(f'Improve.{unused}', None)
   return StagePlan(
     policy.stage,
     'improve',

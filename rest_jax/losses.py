@@ -166,7 +166,7 @@ class PolicyLoss:
     """Whether it asks nothing that D's own pairs cannot tell."""
     return not (self.needs or self.paired or self.uses_rewards or self.anchors)
 
-  def plain(self, scores: types.TokenScores, batch: types.Batch) -> jax.Array:
+  def plain(self, scores: Any, batch: types.Batch) -> jax.Array:
     """Returns −log π of each target token, float32 [b, t], nats."""
     del batch
     return negative_log_likelihood(scores.log_probs)

@@ -287,12 +287,8 @@ def _rows(
   encoder = np.zeros((s, source_length), np.int32)
   for row, tokens in zip(encoder, sources, strict=True):
     row[: len(tokens)] = tokens
-  counted = np.arange(length) < generated.lengths.reshape(-1, 1)
-  return Batch(
-    encoder_input_tokens=np.repeat(encoder, n, axis=0),
-    decoder_input_tokens=np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-    decoder_target_tokens=targets,
-    decoder_loss_weights=counted.astype(np.float32),
+  return generation.teacher_forced(
+    np.repeat(encoder, n, axis=0), targets, generated.lengths.reshape(-1)
   )
 
 

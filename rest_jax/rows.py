@@ -29,6 +29,8 @@ class Rows:
       tokens) follows itself without a break; 1 is no repetition.
     utilities: float32 [m], mean chrF of each policy row, held against all of
       its source; 0 for other rows.
+    log_ratios: float32 [m], log π(y|x) − log π_BC(y|x) in nats, π being the
+      policy that drew the sample; 0 for rows that none drew.
   """
 
   source_ids: Int64[np.ndarray, 'k']
@@ -44,6 +46,7 @@ class Rows:
   source_lengths: Int32[np.ndarray, 'm'] | None = None
   repetitions: Int32[np.ndarray, 'm'] | None = None
   utilities: Float32[np.ndarray, 'm'] | None = None
+  log_ratios: Float32[np.ndarray, 'm'] | None = None
 
   @property
   def num_sources(self) -> int:

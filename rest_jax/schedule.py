@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax import errors, mbr, selection
+from rest_jax import errors, mbr, penalised, selection
 
 RewardStream = Callable[[], Iterable[Float32[np.ndarray, '_']]]
 
@@ -173,10 +173,13 @@ class PerSource:
       (likewise, but those that agree best with the others by chrF, whatever
       their rewards).
     values: the rule's value in Improve steps 1 … I.
+    kl_penalty: β, with which rows are ranked by R − β log(π/π_BC) instead of by
+      R; see `penalised.Penalised`.
   """
 
   rule: Literal['percentile', 'interpolated', 'top_k', 'mbr']
   values: tuple[float | int, ...]
+  kl_penalty: float | int = 0.0
 
   def __post_init__(self):
     if self.rule not in ('percentile', 'interpolated', 'top_k', 'mbr'):
@@ -197,6 +200,12 @@ class PerSource:
         f'PerSource.values = {self.values} must be whole numbers for'
         f' {self.rule!r}'
       )
+    if self.kl_penalty and (self.rule == 'mbr' or self.kl_penalty < 0):
+      raise errors.ConfigurationError(
+        f'PerSource.kl_penalty = {self.kl_penalty!r} with the rule'
+        f' {self.rule!r}: it must be at least 0, and 0 where rewards do not'
+        ' rank.'
+      )
     self.filters(lambda: ())  # Each selection checks its value's range.
 
   @property
@@ -206,11 +215,13 @@ class PerSource:
 
   def first(self, steps: int) -> 'PerSource':
     """See `Schedule.first`."""
-    return PerSource(self.rule, self.values[:steps])
+    return dataclasses.replace(self, values=self.values[:steps])
 
   def label(self, step: int) -> str:
     """See `Schedule.label`."""
-    return f'{self.rule} {self.values[step - 1]:g} a source'
+    label = f'{self.rule} {self.values[step - 1]:g} a source'
+    penalty = f', R − {self.kl_penalty:g} log π/π_BC' if self.kl_penalty else ''
+    return label + penalty
 
   def filters(self, rewards: RewardStream) -> list[selection.Selection]:
     """See `Schedule.filters`; the rewards are not looked at."""
@@ -221,7 +232,10 @@ class PerSource:
       'top_k': lambda k: selection.TopK(int(k)),
       'mbr': lambda k: mbr.MinimumBayesRisk(int(k)),
     }[self.rule]
-    return [make(value) for value in self.values]
+    filters = [make(value) for value in self.values]
+    if not self.kl_penalty:
+      return filters
+    return [penalised.Penalised(each, self.kl_penalty) for each in filters]
 
 
 def check_filters(

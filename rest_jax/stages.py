@@ -210,6 +210,7 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     together=True,
   )
   yield from _annotate_stages(run, f'grow_{g}')
+  yield from improve_stages.behaviour_stage(run, g)
 
 
 def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:

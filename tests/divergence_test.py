@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest_jax import divergence, generation, sharding
+from rest_jax import divergence, generation, sharding, types
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
@@ -66,7 +66,7 @@ def probabilities(policy, params, source):
   out = {}
   for first, second in itertools.product(drawn, drawn):
     targets = np.array([[first, second]], np.int32)
-    batch = divergence.Batch(
+    batch = types.Batch(
       encoder_input_tokens=np.array([source], np.int32),
       decoder_input_tokens=np.array([[0, first]], np.int32),
       decoder_target_tokens=targets,

@@ -41,21 +41,22 @@ def build(task, variant, name, folder):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """All of them, by task, table and name."""
+  """All of them, by task, table and name; `base` too."""
   folder = tmp_path_factory.mktemp('family')
-  return {
+  made = {
     (task, table, name): build(
       task, family.tables(family.TASKS[task])[table][name], name, folder
     )
     for task, table, name in _RUNS
   }
+  for task in family.TASKS:
+    made[task, 'base', 'base'] = build(task, family.BASE, 'base', folder)
+  return made
 
 
 @pytest.mark.parametrize('task', family.TASKS)
-def test_every_run_takes_the_stages_of_base_that_are_its_own(
-  task, runs, tmp_path
-):
-  base = build(task, family.BASE, 'base', tmp_path)
+def test_every_run_takes_the_stages_of_base_that_are_its_own(task, runs):
+  base = runs[task, 'base', 'base']
   made = {plan.name: plan.config for plan in stages.plan(base)}
   for (of_task, table, name), run in runs.items():
     if of_task != task:

@@ -9,6 +9,7 @@ import small_run
 from small_run import BATCHING, SOURCES, Bytes, begun, evaluation
 
 from rest_jax import errors, ledger, online, rewarded, values
+from rest_jax.checkpoint import native
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.training import early_stopping, step
 from rest_jax.training.optimizer import Optimizer
@@ -114,7 +115,9 @@ def test_ppo_figures_add_up(context):
   np.testing.assert_allclose(returns, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('settings', [SETTINGS, PPO])
+@pytest.mark.parametrize(
+  'settings', [SETTINGS, pytest.param(PPO, marks=pytest.mark.slow)]
+)
 def test_a_baseline_is_trained_and_resumes_where_it_was(context, settings):
   name = f'online/{settings.algorithm}'
   stage = begun(context, name)
@@ -142,6 +145,28 @@ def test_a_baseline_is_trained_and_resumes_where_it_was(context, settings):
   assert spent.samples_grown == counts['samples']
   assert spent.samples_drawn == spent.reward_calls == counts['samples'] + 24
   assert spent.decoded_tokens == counts['decoded_tokens']
+
+
+def test_a_preempted_baseline_ends_between_batches(context, monkeypatch):
+  settings = dataclasses.replace(PPO, stopping=early_stopping.Stopping(4, 4, 3))
+  made = []
+  for name in ('online/ended', 'online/unended'):
+    stage = begun(context, name)
+    if name == 'online/ended':
+      monkeypatch.setattr(online.preemption, 'due', lambda: True)
+      with pytest.raises(errors.PreemptionError):
+        online.run(context, stage, settings, evaluation(), Bytes())
+      monkeypatch.undo()
+      assert native.Checkpoints(stage.work / 'checkpoints').latest() == 2
+    online.run(context, stage, settings, evaluation(), Bytes())
+    made.append(stage.manifest)
+  assert made[0]['counts'] == made[1]['counts']
+  assert made[0]['extra'] == made[1]['extra']
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    context.read_params('online/ended'),
+    context.read_params('online/unended'),
+  )
 
 
 def _run_until_commit(context, stage, settings):

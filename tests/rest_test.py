@@ -250,6 +250,28 @@ def test_the_permuted_control_starts_as_its_twin_does(run):
   assert starts(weighted)['permuted/grow_2/improve_0'] == 'grow_1/improve_2'
 
 
+def test_bc_is_asked_about_what_later_policies_drew(run):
+  def asked(kl_penalty):
+    ranked = schedule.PerSource('top_k', (2, 1), kl_penalty)
+    improving = dataclasses.replace(run.improve, schedule=ranked)
+    plans = stages.plan(dataclasses.replace(run, improve=improving))
+    return {plan.name: plan for plan in plans}
+
+  plans = asked(0.1)
+  assert [n for n in plans if n.endswith('bc_log_prob')] == [
+    'grow_2/bc_log_prob'
+  ]
+  assert 'grow_2/bc_log_prob' in plans['grow_2/improve_1'].inputs
+  assert 'grow_2/bc_log_prob' not in plans['grow_1/improve_1'].inputs
+  config = plans['grow_1/improve_1'].config
+  assert config['Improve.schedule.kl_penalty'] == 0.1
+  plans = asked(0.0)
+  assert 'grow_2/bc_log_prob' not in plans
+  # Policies from before there was a penalty stay valid.
+  config = plans['grow_1/improve_1'].config
+  assert 'Improve.schedule.kl_penalty' not in config
+
+
 def test_what_is_off_by_default_leaves_earlier_stages_valid(run):
   names = {n for plan in stages.plan(run) for n in plan.config}
   assert 'Improve.accumulate' not in names

@@ -20,6 +20,7 @@ _NEEDED = {
   'repetitions': ('target_tokens',),
   'utilities': ('target',),
   'source_lengths': ('source',),
+  'log_ratios': ('log_prob',),
 }
 _MAX_PERIOD = 8  # Tokens of the longest repeated phrase that is looked for.
 
@@ -107,7 +108,8 @@ def rows_from_table(
   """What selections look at, of a table of whole sources.
 
   Args:
-    table: columns `columns_for(needs)` and `reward`.
+    table: columns `columns_for(needs)` and `reward`, and `bc_log_prob` where
+      `log_ratios` are needed.
     needs: which of the optional fields of `rows.Rows` to compute.
 
   Raises:
@@ -230,6 +232,11 @@ def _utilities(table: pa.Table) -> np.ndarray:
   return result
 
 
+def _log_ratios(table: pa.Table) -> np.ndarray:
+  ratios = pc.subtract(table['log_prob'], table['bc_log_prob'])
+  return pc.fill_null(ratios, 0.0).to_numpy().astype(np.float32)
+
+
 _OPTIONAL = {
   'text_ids': _text_ids,
   'copies': _copies,
@@ -237,4 +244,5 @@ _OPTIONAL = {
   'repetitions': _repetitions,
   'utilities': _utilities,
   'source_lengths': _source_lengths,
+  'log_ratios': _log_ratios,
 }

@@ -78,15 +78,20 @@ def make(folder):
     params = context.policy.init(seed)
     content = native.save_params(stage.folder / PARAMS, params)
     stage.commit({'updates': 0}, 0.0, contents={PARAMS: content})
-  samples = begun(context, 'grow_1/samples')
+  grow(context, 'grow_1')
+  return context
+
+
+def grow(context, name):
+  """Makes a store of the samples and their rewards."""
+  samples = begun(context, f'{name}/samples')
   table = _samples(context)
   samples.write_part(store.part_name(0), store.samples_part(table))
   samples.commit({'samples': len(table), 'tokens': 0}, 0.0)
-  scores = begun(context, 'grow_1/scores/bytes')
+  scores = begun(context, f'{name}/scores/bytes')
   annotate.run_scores(context, scores, Bytes(), samples, 64)
-  reward = begun(context, 'grow_1/reward')
+  reward = begun(context, f'{name}/reward')
   annotate.run_reward(context, reward, Bytes(), scores)
-  return context
 
 
 def _samples(context):
