@@ -220,7 +220,7 @@ def test_a_process_that_does_not_come_is_named(
     started[1].kill()
 
   ended = running.together(
-    [line] * 2, cache=compiled, heartbeat=60, signalled=signalled
+    [line] * 2, cache=compiled, devices=2, heartbeat=60, signalled=signalled
   )
   assert _statuses(ended) == [9, -signal.SIGKILL], _said(ended)
   host = os.uname().nodename
