@@ -8,7 +8,7 @@ import pytest
 import small_run
 from small_run import BATCHING, SOURCES, Bytes, begun, evaluation
 
-from rest_jax import errors, ledger, online, rewarded, values
+from rest_jax import errors, ledger, online, rewarded, stage_plan, values
 from rest_jax.checkpoint import native
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.training import early_stopping, step
@@ -180,6 +180,23 @@ def _run_until_commit(context, stage, settings):
     online.run(context, stage, settings, evaluation(), Bytes())
   finally:
     del stage.commit
+
+
+def test_several_processes_are_refused_before_anything_is_made(
+  context, monkeypatch
+):
+  def plan(name, lone):
+    return stage_plan.StagePlan(name, 'improve', (), {}, print, lone=lone)
+
+  plans = [plan('other', 'online PPO'), plan('online/new', 'online RLOO')]
+  stage_plan.check_processes(context, plans)
+  monkeypatch.setattr(stage_plan.hosts, 'count', lambda: 2)
+  with pytest.raises(
+    errors.ConfigurationError, match=r'online/new: online RLOO is for one'
+  ):
+    stage_plan.check_processes(context, plans)
+  # What is made already, and what any job can make.
+  stage_plan.check_processes(context, [plans[0], plan('online/new', '')])
 
 
 @pytest.mark.parametrize(

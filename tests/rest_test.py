@@ -250,6 +250,17 @@ def test_the_permuted_control_starts_as_its_twin_does(run):
   assert starts(weighted)['permuted/grow_2/improve_0'] == 'grow_1/improve_2'
 
 
+def test_what_only_one_process_can_make_says_so(run):
+  def lone(made):
+    return {p.lone for p in stages.plan(made) if p.lone}
+
+  assert lone(run) == set()
+  gold = with_loss(run, offline_losses.Gold())
+  assert lone(gold) == {"the loss 'gold'"}
+  clipped = with_loss(run, offline_losses.ClippedImportance())
+  assert lone(clipped) == set()
+
+
 def test_bc_is_asked_about_what_later_policies_drew(run):
   def asked(kl_penalty):
     ranked = schedule.PerSource('top_k', (2, 1), kl_penalty)
