@@ -45,8 +45,9 @@ class Evaluate:
     batching: shapes of decoding.
     select_sources: sources of D_select used while training (the first ones).
     select_samples: samples for each of these.
-    divergence: whether KL(π‖π_BC) and the entropy are measured, which takes
-      samples at T = 1 and BC's parameters beside the policy's.
+    divergence_sources: sources of the split (the first ones) on which
+      KL(π‖π_BC) and the entropy are measured; 0 for none. It takes samples at
+      T = 1, and BC's parameters beside the policy's.
   """
 
   target_language: str
@@ -58,7 +59,7 @@ class Evaluate:
   batching: generation.Batching = generation.Batching()
   select_sources: int = 512
   select_samples: int = 4
-  divergence: bool = True
+  divergence_sources: int = 256
 
   def __post_init__(self):
     counts = ('num_samples', 'select_sources', 'select_samples', 'num_beams')
@@ -67,6 +68,11 @@ class Evaluate:
         raise ConfigurationError(
           f'Evaluate.{name} = {getattr(self, name)} must be at least 1.'
         )
+    if self.divergence_sources < 0:
+      raise ConfigurationError(
+        f'Evaluate.divergence_sources = {self.divergence_sources} must be at'
+        ' least 0.'
+      )
     if not self.temperatures:
       raise ConfigurationError(
         'Evaluate.temperatures is empty; give at least one, e.g. (0.8,).'
@@ -176,7 +182,7 @@ def run(
     'reward_trained_on': ' '.join(reward_trained_on),
     'further': further,
   }
-  if settings.divergence:
+  if settings.divergence_sources:
     figures |= _divergence(context, settings, policy_name, params, data)
   progress(5)
 
@@ -227,8 +233,8 @@ def _divergence(
     context,
     policy_name,
     params,
-    data.source_tokens,
-    data.source_ids,
+    data.source_tokens[: settings.divergence_sources],
+    data.source_ids[: settings.divergence_sources],
     num_samples=settings.num_samples,
     batching=settings.batching,
   )

@@ -290,8 +290,8 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
       further[f'{model.info.name}: {name}'] = value
   overlap = run.trained_on_overlap('test' if split == 'test' else 'dev')
   settings = config.flatten(run.evaluate, 'Evaluate')
-  if run.evaluate.divergence:  # Evaluations from before it stay valid.
-    del settings['Evaluate.divergence']
+  if run.evaluate.divergence_sources == evaluate.Evaluate.divergence_sources:
+    del settings['Evaluate.divergence_sources']  # Older evaluations stay valid.
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',

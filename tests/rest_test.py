@@ -286,9 +286,9 @@ def test_bc_is_asked_about_what_later_policies_drew(run):
 def test_what_is_off_by_default_leaves_earlier_stages_valid(run):
   names = {n for plan in stages.plan(run) for n in plan.config}
   assert 'Improve.accumulate' not in names
-  assert 'Evaluate.divergence' not in names
+  assert 'Evaluate.divergence_sources' not in names
   off = dataclasses.replace(
-    run, evaluate=dataclasses.replace(run.evaluate, divergence=False)
+    run, evaluate=dataclasses.replace(run.evaluate, divergence_sources=0)
   )
   named = {n: v for plan in stages.plan(off) for n, v in plan.config.items()}
-  assert named['Evaluate.divergence'] is False
+  assert named['Evaluate.divergence_sources'] == 0
