@@ -59,7 +59,7 @@ class Evaluate:
   batching: generation.Batching = generation.Batching()
   select_sources: int = 512
   select_samples: int = 4
-  divergence_sources: int = 256
+  divergence_sources: int = 128
 
   def __post_init__(self):
     counts = ('num_samples', 'select_sources', 'select_samples', 'num_beams')
