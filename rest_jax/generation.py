@@ -39,6 +39,13 @@ class Batching:
       )
     buckets_lib.check_rising(self.source_buckets, 'Batching.source_buckets')
 
+  def group(self, num_samples: int) -> int:
+    """Samples of a source that are drawn at once.
+
+    As few groups as fit into `rows`, all of one size if possible.
+    """
+    return -(-num_samples // -(-num_samples // self.rows))
+
   def batches(
     self, sources: Sequence[Sequence[int]], rows: int
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -132,8 +139,7 @@ def generate(
     The samples, in the order of `sources`.
   """
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
-  # As few groups of a source's samples as fit, all of one size if possible.
-  group = -(-num_samples // -(-num_samples // batching.rows))
+  group = batching.group(num_samples)
   # Every process of a mesh holds whole batches, so round up to its devices.
   batch_size = policy.whole_batches(batching.rows // group)
   for indices, tokens in batching.batches(sources, batch_size):

@@ -27,22 +27,10 @@ from rest_jax import allocator, config
 from rest_jax.errors import ConfigurationError, RestJaxError
 
 RUN_MODES = (
-  'rest',
-  'supervised',
-  'train_reward',
-  'check_reward',
-  'grow',
-  'annotate',
-  'improve',
-  'evaluate',
-  'translate',
-  'preview',
-  'status',
-  'import_samples',
-  'fetch',
-  'convert',
-  'prepare_mqm',
-)
+    'rest', 'supervised', 'train_reward', 'check_reward', 'grow', 'annotate',
+    'improve', 'evaluate', 'translate', 'preview', 'status', 'plan',
+    'import_samples', 'fetch', 'convert', 'prepare_mqm',
+)  # fmt: skip
 
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file', [], 'A gin file, of the package or of yours; repeatable.'
@@ -56,6 +44,9 @@ _GIN_SEARCH_PATHS = flags.DEFINE_list(
 _RUN_MODE = flags.DEFINE_enum('run_mode', 'rest', RUN_MODES, 'What to do.')
 _STAGE = flags.DEFINE_string(
   'stage', None, 'Run only this stage, e.g. grow_1/improve_2.'
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'TPU slice for --run_mode=plan, e.g. v5e:16x16, or all.'
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print the stages and an estimate of disk; run nothing.'
@@ -304,6 +295,8 @@ def command_line(**changed: str | None) -> str:
   words += [f'--gin.{name}={value}' for name, value in bindings.items()]
   if _RUN_MODE.value not in ('rest', 'evaluate'):
     words.append(f'--run_mode={_RUN_MODE.value}')
+  if _TOPOLOGY.value:
+    words.append(f'--topology={_TOPOLOGY.value}')
   return shlex.join(['python', '-m', 'rest_jax.main', *words])
 
 
@@ -360,6 +353,11 @@ def _main(argv: Sequence[str]) -> None:
     _convert()
     return
   _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+  if _RUN_MODE.value == 'plan':
+    from rest_jax import plan
+
+    plan.run(_build(), _TOPOLOGY.value, command_line())
+    return
   _dispatch(_build())
 
 

@@ -47,7 +47,7 @@ class Network:
   @functools.cached_property
   def placement(self) -> Placement:
     """The mesh with the layout's rules, checked against the network's sizes."""
-    placement = Placement(self.layout.mesh(), self.layout.rules)
+    placement = Placement(self.layout.mesh(), self.layout.axis_rules)
     config = self.config
     sizes = {
       'act_embed': config.emb_dim,

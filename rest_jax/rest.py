@@ -32,7 +32,10 @@ class ReST:
     evaluate: how policies are evaluated.
     train_reward: how the learned reward is trained; None where there is none.
     check_reward: how the reward is checked before Grow.
-    layout: how the policy lies on the devices.
+    layout: how the policy lies on the devices while it is trained.
+    grow_layout: how it lies there while it is sampled from and evaluated; None:
+      as `layout`, each row of devices with all parameters. Over several
+      processes, each samples with its own devices.
     num_grow: G, Grow steps.
     num_improve: I, filtered Improve steps of each Grow step.
     controls: control rows: 'continued' (BC+: BC trained on, on D) and 'random'
@@ -59,6 +62,7 @@ class ReST:
   train_reward: train_reward_lib.TrainReward | None = None
   check_reward: check_reward_lib.CheckReward = check_reward_lib.CheckReward()
   layout: Layout = Layout()
+  grow_layout: Layout | None = None
   num_grow: int = 1
   num_improve: int = 4
   controls: tuple[Literal['continued', 'random'], ...] = ()
@@ -186,6 +190,13 @@ class ReST:
           f' {purpose.upper()}_SPLIT or reward, or have the results say so with'
           ' annotate.Annotate.allow_trained_on_overlap = True.'
         )
+
+  @property
+  def decoding_layout(self) -> Layout:
+    """How the policy lies on the devices while it is sampled from."""
+    if self.grow_layout is not None:
+      return self.grow_layout
+    return dataclasses.replace(self.layout, fsdp=False)
 
   @property
   def improve_steps(self) -> range:

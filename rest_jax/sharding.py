@@ -27,9 +27,9 @@ class AxisRules:
 
   The default splits batches over `data` and, as Megatron does (Shoeybi et al.
   2019, arXiv:1909.08053), heads, feed-forward and vocabulary over `model`.
-  Setting `embed='data'` also shards the parameters over `data` (FSDP):
-  activations have an axis of their own, `act_embed`, so that no array would be
-  split twice over the same mesh axis.
+  Setting `embed='data'`, as `Layout.fsdp` does, also shards the parameters over
+  `data`: activations have an axis of their own, `act_embed`, so that no array
+  would be split twice over the same mesh axis.
 
   Attributes:
     batch: rows of a batch (sources; the samples of a source stay together).
@@ -140,6 +140,31 @@ class Placement:
       self.mesh.shape[name] for name in self.rules.mesh_axes(axis)
     )
 
+  def batch_share(self) -> tuple[int, int]:
+    """Returns which part of a batch this process feeds, and of how many.
+
+    Processes that split a layer's parameters between them feed the same part.
+
+    Raises:
+      ConfigurationError: the devices of a process hold no whole part.
+    """
+    shards = self.num_shards('batch')
+    held: dict[int, set[int]] = {}
+    indices = self.sharding('batch').devices_indices_map((shards,))
+    for device, (part,) in indices.items():
+      rows = range(shards)[part]
+      held.setdefault(device.process_index, set()).update(rows)
+    mine = held.get(jax.process_index(), set())
+    parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, parts)) != shards or len({len(p) for p in parts}) > 1:
+      raise ConfigurationError(
+        f'Layout.model = {dict(self.mesh.shape)["model"]} divides neither the '
+        'devices of a process, nor is it a multiple of them, so that no '
+        'process has a part of the batch to itself; choose a divisor of '
+        f'{jax.local_device_count()}.'
+      )
+    return parts.index(tuple(sorted(mine))), len(parts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -148,11 +173,15 @@ class Layout:
   Attributes:
     data: devices that split a batch; −1: all that `model` leaves.
     model: devices that split each layer's parameters.
+    fsdp: whether parameters and optimizer state are split over `data` as well
+      (Rajbhandari et al. 2020, arXiv:1910.02054, stage 3), each layer gathered
+      where it is used; else each row of devices holds all of them.
     rules: the mesh axis of each logical axis.
   """
 
   data: int = -1
   model: int = 1
+  fsdp: bool = False
   rules: AxisRules = AxisRules()
 
   def __post_init__(self):
@@ -161,17 +190,31 @@ class Layout:
         f'Layout.data = {self.data}, Layout.model = {self.model}: both must be '
         'at least 1, or data −1 for all the devices that model leaves.'
       )
+    if self.fsdp and self.rules.embed not in (None, 'data'):
+      raise ConfigurationError(
+        f'Layout.fsdp splits parameters over data, and AxisRules.embed = '
+        f'{self.rules.embed!r} over something else; set one of the two.'
+      )
+
+  @property
+  def axis_rules(self) -> AxisRules:
+    """The rules, with what `fsdp` adds to them."""
+    if not self.fsdp:
+      return self.rules
+    return dataclasses.replace(self.rules, embed='data')
 
   def mesh(self, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices` (default: all of them).
 
-    Fewer devices than there are may be asked for on a single host; the first
-    ones are taken.
+    The devices of a process stand together, so that `model` lies within a
+    process where it is small enough. Fewer devices than there are may be asked
+    for on a single host; the first ones are taken.
 
     Raises:
       ConfigurationError: the devices do not suffice or do not divide.
     """
     devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda one: (one.process_index, one.id))
     if self.data == -1 and len(devices) % self.model:
       raise ConfigurationError(
         f'Layout.model = {self.model} does not divide {len(devices)} devices; '

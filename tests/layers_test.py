@@ -63,10 +63,14 @@ _LAYERS = (
   (4, 'improve'),
   (4, 'evaluate'),
   (4, 'translate'),
+  (2, 'planning.chips'),
+  (2, 'planning.costs'),
+  (4, 'planning.*'),
   (5, 'rest'),
   (5, 'stages'),
   (5, 'reports'),
   (5, 'session'),
+  (5, 'plan'),
   (6, 'main'),
 )
 # Libraries that few files may know: name → patterns of these files.

@@ -1,0 +1,186 @@
+"""Compiles a run's programs for a slice and takes down what they cost.
+
+Memory comes from the whole program. Operations, bytes and collectives come from
+the same program with one and with two layers, extrapolated: the compiler counts
+the body of a loop once, whether it runs over layers, microbatches or tokens.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rest_jax.models.config import T5Config
+from rest_jax.planning import costs as costs_lib
+from rest_jax.planning import programs
+from rest_jax.planning.costs import Costs, Memory
+from rest_jax.policy import Policy
+from rest_jax.sharding import Layout
+from rest_jax.training import state as state_lib
+from rest_jax.types import DecodeCache
+
+Lower = Callable[[T5Config, Layout], Any]
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """The compiler's word on a whole program.
+
+  Attributes:
+    memory: what it needs, or None where that is more than a chip has.
+    needed: bytes of a chip's memory, in either case.
+    seconds: that compiling took on this machine.
+  """
+
+  memory: Memory | None
+  needed: float
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdatePlan:
+  """An update of an Improve step, on one chip.
+
+  Attributes:
+    whole: the compiled program.
+    params: bytes of parameters.
+    optimizer: bytes of the optimizer's state.
+    costs: of an update, all of its microbatches.
+  """
+
+  whole: Whole
+  params: float
+  optimizer: float
+  costs: Costs
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplePlan:
+  """A batch of Grow, on one chip.
+
+  Attributes:
+    whole: the compiled program.
+    params: bytes of parameters, in the dtypes that decoding reads.
+    cache: bytes of keys and values, of samples and of sources.
+    start: costs of encoding the sources.
+    step: costs of drawing one token of every sample.
+  """
+
+  whole: Whole
+  params: float
+  cache: float
+  start: Costs
+  step: Costs
+
+
+def update(
+  program: programs.Update, config: T5Config, layout: Layout
+) -> UpdatePlan:
+  """Compiles an update: whole, and by layers.
+
+  Raises:
+    ConfigurationError: the batch or the network does not divide.
+  """
+  policy = Policy(config, layout)
+  state = state_lib.abstract_state(policy, program.training.optimizer)
+  whole = _compile_whole(program.lower(config, layout))
+  count = program.num_microbatches
+  part = dataclasses.replace(
+    program, rows=program.rows // count, num_microbatches=1
+  )
+  costs = _by_layers(part.lower, config, layout)
+  if count > 1:
+    more = _by_layers(part.lower_gradient, config, layout)
+    costs = costs + more * (count - 1)
+  return UpdatePlan(
+    whole, shard_bytes(state.params), shard_bytes(state.opt_state), costs
+  )
+
+
+def sample(
+  program: programs.Sample, config: T5Config, layout: Layout
+) -> SamplePlan:
+  """Compiles a batch of Grow: whole, and by layers."""
+  policy = Policy(config, layout)
+  whole = _compile_whole(program.lower(config, layout))
+  start = _by_layers(program.lower_start, config, layout)
+  # The loop over tokens is counted once, and encoding comes before it.
+  both = _by_layers(program.lower, config, layout)
+  return SamplePlan(
+    whole,
+    shard_bytes(policy.placed_decode_params()),
+    cache_bytes(program, policy),
+    start,
+    both - start,
+  )
+
+
+def shard_bytes(tree: Any) -> float:
+  """Bytes of a tree of placed arrays on one chip, without padding."""
+  return float(
+    sum(
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+    )
+  )
+
+
+def cache_bytes(program: programs.Sample, policy: Policy) -> float:
+  """Bytes of a batch's keys and values on one chip."""
+  cache: DecodeCache = jax.eval_shape(
+    lambda params, tokens: policy.start_cache(
+      params,
+      tokens,
+      num_samples=program.num_samples,
+      max_decode_len=program.max_decode_len,
+    ),
+    policy.placed_decode_params(),
+    jax.ShapeDtypeStruct(
+      (program.sources, program.source_length), jax.numpy.int32
+    ),
+  )
+  arrays = jax.tree.leaves(
+    (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values)
+  )
+  shards = policy.placement.num_shards('batch') * policy.placement.num_shards(
+    'heads'
+  )
+  return float(sum(a.size * a.dtype.itemsize for a in arrays)) / shards
+
+
+def _by_layers(lower: Lower, config: T5Config, layout: Layout) -> Costs:
+  """Costs of a program from those of one and of two layers a side."""
+
+  def with_layers(encoder: int, decoder: int) -> Costs:
+    small = dataclasses.replace(
+      config, num_encoder_layers=encoder, num_decoder_layers=decoder
+    )
+    return costs_lib.costs_of(lower(small, layout).compile())
+
+  encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+  one = with_layers(1, 1)
+  if encoder == decoder:
+    return costs_lib.extrapolate(one, with_layers(2, 2), decoder)
+  of_encoder = costs_lib.extrapolate(one, with_layers(2, 1), encoder)
+  of_decoder = costs_lib.extrapolate(one, with_layers(1, 2), decoder)
+  return of_encoder + of_decoder - one
+
+
+def _compile_whole(lowered: Any) -> Whole:
+  began = time.monotonic()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    found = _TOO_LARGE.search(str(error))
+    if found is None:
+      raise
+    needed = float(found[1]) * _UNITS[found[2]]
+    return Whole(None, needed, time.monotonic() - began)
+  memory = costs_lib.memory_of(compiled)
+  return Whole(memory, memory.total, time.monotonic() - began)
