@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rest_jax import config
+from rest_jax import config, grow, hosts, preemption
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.data import scored, store
 from rest_jax.data.lookup import Lookup
@@ -97,10 +97,10 @@ def run_scores(
   """
   began = time.monotonic()
   samples.verify()
-  paths = store.part_paths(samples.folder)
-  total = store.count_rows(samples.folder)
+  paths = list(hosts.mine(store.part_paths(samples.folder)))
   references = _ReferenceColumn(context, model, samples)
-  done = 0
+  infos: dict[str, dict[str, Any]] = {}
+  done, total = 0, store.count_rows(samples.folder) // hosts.count()
   for path in paths:
     info = stage.part(path.name)
     if info is None:
@@ -117,14 +117,14 @@ def run_scores(
       )
       info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
       stage.write_part(path.name, store.scores_part(path, scores), info)
+    infos[path.name] = info
     done += info['rows']
     context.progress.update(
       done, total, **{'rows/s': done / (time.monotonic() - began)}
     )
-  stage.commit(
-    counts={'rows': done},
-    seconds=time.monotonic() - began,
-    extra={'info': dataclasses.asdict(model.info)},
+    preemption.check()
+  grow.commit_parts(
+    stage, infos, ('rows',), began, {'info': dataclasses.asdict(model.info)}
   )
 
 

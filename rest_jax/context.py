@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 from etils import epath
 
+from rest_jax import hosts
 from rest_jax.checkpoint import native
 from rest_jax.data import prepare, store
 from rest_jax.data import tokenizer as tokenizer_lib
@@ -33,10 +34,12 @@ class Context:
     directory: the run directory.
     elsewhere: stages that are read from another run (SUPERVISED_FROM, …).
     model: shape of the policy.
-    layout: how the policy lies on the devices.
+    layout: how the policy lies on the devices while it is trained.
     seed: of the run.
     progress: where to say what happens.
     scores: what rewards have scored before; None remembers nothing.
+    decoding_layout: how the policy lies on the devices while it is sampled
+      from; None: as `layout`.
   """
 
   directory: RunDirectory
@@ -46,7 +49,8 @@ class Context:
   seed: int
   progress: Progress
   scores: cache.ScoreCache | None = None
-  _params: tuple[str, Params] | None = None
+  decoding_layout: Layout | None = None
+  _params: tuple[str, Policy, Params] | None = None
 
   def prepare_data(self, stage: Stage, data: prepare.Data) -> None:
     """Reads, numbers and tokenises the run's data into `stage`."""
@@ -105,14 +109,31 @@ class Context:
       )
     return Policy(config=self.model, layout=self.layout)
 
+  @functools.cached_property
+  def decoder(self) -> Policy:
+    """The policy, as it lies on the devices while it is sampled from."""
+    return dataclasses.replace(
+      self.policy,
+      layout=self.decoding_layout or self.layout,
+      local=hosts.count() > 1,
+    )
+
   def params(self, policy_name: str) -> Params:
-    """The parameters of a committed policy stage; the last are kept."""
-    if self._params is None or self._params[0] != policy_name:
+    """The parameters of a committed policy stage, to train from."""
+    return self._restored(policy_name, self.policy)
+
+  def decoding_params(self, policy_name: str) -> Params:
+    """The parameters of a committed policy stage, for `decoder`."""
+    return self._restored(policy_name, self.decoder)
+
+  def _restored(self, policy_name: str, policy: Policy) -> Params:
+    """Parameters from disk; the last are kept."""
+    if self._params is None or self._params[:2] != (policy_name, policy):
       self._params = None  # Let go of the old before the new are read.
       folder = self.read(policy_name).folder / PARAMS
-      params = native.restore_params(folder, self.policy.placed_params())
-      self._params = (policy_name, params)
-    return self._params[1]
+      params = native.restore_params(folder, policy.placed_params())
+      self._params = (policy_name, policy, params)
+    return self._params[2]
 
   def split_folder(self, split: str) -> epath.Path:
     """Folder of a data split; `grow` is `train` where they are the same."""

@@ -51,3 +51,24 @@ class StorageError(RestJaxError):
   """A folder that cannot be written: permissions, a full disk, a lost store."""
 
   exit_code = 8
+
+
+class HostsError(RestJaxError):
+  """Another process of the job failed, is missing, or is not like this one.
+
+  Attributes:
+    exit_code: that of the other process, where it failed and told it.
+  """
+
+  exit_code = 9
+
+  def __init__(self, text: str, exit_code: int | None = None):
+    super().__init__(text)
+    if exit_code is not None:
+      self.exit_code = exit_code
+
+
+class PreemptionError(RestJaxError):
+  """The machine is about to be taken away; what was made is saved."""
+
+  exit_code = 75  # EX_TEMPFAIL: start again.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import sacrebleu
 from jaxtyping import Float
 
-from rest_jax import generation, grow, results
+from rest_jax import generation, grow, hosts, results
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
@@ -101,13 +101,18 @@ class Rewarded:
   def __call__(
     self, params: Params, sampling: Sampling, num_samples: int
   ) -> tuple[Float[np.ndarray, 'k n'], list[str], generation.Generated]:
-    """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs."""
+    """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs.
+
+    Each process draws and scores its share; what is returned is everybody's,
+    but for the rest.
+    """
     split = self._split
+    share = hosts.share(len(split.sources))
     generated = generation.generate(
-      self._context.policy,
+      self._context.decoder,
       params,
-      split.source_tokens,
-      split.source_ids,
+      split.source_tokens[share],
+      split.source_ids[share],
       seed=self._context.seed,
       purpose='evaluate',
       step=0,  # The same draws for every policy: differences are sharper.
@@ -117,15 +122,17 @@ class Rewarded:
       num_tokens=self._context.tokenizer.size,
     )
     texts = grow.decode(self._context, generated)
-    references = split.references and _repeat(split.references, num_samples)
+    references = split.references and _repeat(
+      split.references[share], num_samples
+    )
     rewards = scoring.rewards(
       self._reward,
-      _repeat(split.sources, num_samples),
+      _repeat(split.sources[share], num_samples),
       texts,
       references,
       cache=self._context.scores,
-    )
-    return rewards.reshape(-1, num_samples), texts, generated
+    ).reshape(-1, num_samples)
+    return hosts.gather_rows(rewards, len(split.sources)), texts, generated
 
 
 def _repeat(values: Sequence[str], count: int) -> list[str]:
@@ -140,6 +147,7 @@ def select_reward(
   rewarded = Rewarded(context, settings, reward, split)
 
   def evaluate(params: Params) -> float:
+    params = context.decoder.adopt(params)
     rewards, _, _ = rewarded(params, settings.sampling, settings.select_samples)
     return float(rewards.mean(dtype=np.float64))
 
@@ -203,7 +211,7 @@ def run(
       has none.
   """
   began = time.monotonic()
-  params = context.params(policy_name)
+  params = context.decoding_params(policy_name)
   data = Split(context, split)
   rewarded = Rewarded(context, settings, reward, data)
   progress = functools.partial(context.progress.update, total=4)
@@ -211,7 +219,9 @@ def run(
     params, settings.sampling, settings.num_samples
   )
   progress(1)
-  greedy, greedy_texts, _ = rewarded(params, Sampling(temperature=0.0), 1)
+  greedy, greedy_texts, greedily = rewarded(
+    params, Sampling(temperature=0.0), 1
+  )
   progress(2)
   best_t = _best_temperature(context, settings, reward, params)
   at_best, _, _ = rewarded(
@@ -222,59 +232,92 @@ def run(
   progress(3)
   beams = _beam_texts(context, settings, params, data)
   progress(4)
-  _write_samples(stage, data, settings.num_samples, sampled, texts, generated)
-  _write_beams(stage, data, beams, greedy_texts, greedy)
+  further: dict[str, float | None] = {}
+  for metric in further_metrics:
+    for name, some, each in (
+      ('mean', texts, settings.num_samples),
+      ('greedy', greedy_texts, 1),
+    ):
+      key = f'{metric.info.name}_{name}'
+      further[key] = _further(context, metric, data, some, each)
+  texts, generated = _everybodys(context, data, texts, generated)
+  greedy_texts, _ = _everybodys(context, data, greedy_texts, greedily)
+  figures = _figures(sampled, greedy) | {
+    'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
+    'best_t': best_t,
+    'reward_trained_on': ' '.join(reward_trained_on),
+    'further': further,
+  }
+
+  def finish() -> None:
+    figures.update(
+      corpus_scores(beams, data.references, settings.target_language)
+    )
+    _write_samples(stage, data, settings.num_samples, sampled, texts, generated)
+    _write_beams(stage, data, beams, greedy_texts, greedy)
+    numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
+    numbers |= {k: v for k, v in further.items() if v is not None}
+    context.progress.scalars(policy_name, 0, numbers)
+    stage.commit(
+      counts={'sources': len(data.sources), 'samples': sampled.size},
+      seconds=time.monotonic() - began,
+      extra={'figures': figures},
+    )
+
+  hosts.on_first(finish)
+
+
+def _figures(
+  sampled: Float[np.ndarray, 'k n'], greedy: Float[np.ndarray, 'k 1']
+) -> dict[str, Any]:
   per_source = sampled.mean(axis=1, dtype=np.float64)
   low, high = results.bootstrap_interval(per_source)
-  figures = {
+  return {
     'reward_mean': 100 * float(per_source.mean()),
     'reward_low': 100 * low,
     'reward_high': 100 * high,
     'reward_greedy': 100 * float(greedy.mean(dtype=np.float64)),
-    'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
-    'best_t': best_t,
-    'reward_trained_on': ' '.join(reward_trained_on),
-  } | corpus_scores(beams, data.references, settings.target_language)
-  figures['further'] = {}
-  for metric in further_metrics:
-    figures['further'] |= _further(context, metric, data, texts, greedy_texts)
-  numbers = figures | figures['further']
-  numbers = {k: v for k, v in numbers.items() if isinstance(v, float)}
-  context.progress.scalars(policy_name, 0, numbers)
-  stage.commit(
-    counts={'sources': len(data.sources), 'samples': sampled.size},
-    seconds=time.monotonic() - began,
-    extra={'figures': figures},
-  )
+  }
+
+
+def _everybodys(
+  context: Context,
+  data: Split,
+  texts: list[str],
+  generated: generation.Generated,
+) -> tuple[list[str], generation.Generated]:
+  """The outputs of all processes, from those of this one's share."""
+  if hosts.count() == 1:
+    return texts, generated
+  generated = generated.gathered(len(data.sources))
+  return grow.decode(context, generated), generated
 
 
 def _further(
   context: Context,
   metric: base.RewardModel,
   data: Split,
-  sampled: Sequence[str],
-  greedy: Sequence[str],
-) -> dict[str, float | None]:
-  """A further metric's means over sampled and greedy outputs, on its own scale.
+  texts: Sequence[str],
+  each: int,
+) -> float | None:
+  """A further metric's mean over outputs, `each` a source, on its own scale.
 
-  None without references where the metric needs them.
+  Each process scores its share. None without references where the metric needs
+  them.
   """
-  out: dict[str, float | None] = {}
-  for name, texts in (('mean', sampled), ('greedy', greedy)):
-    count = len(texts) // len(data.sources)
-    references = data.references and _repeat(data.references, count)
-    value = None
-    if references is not None or not metric.info.needs_reference:
-      scores = scoring.raw_scores(
-        metric,
-        _repeat(data.sources, count),
-        texts,
-        references,
-        cache=context.scores,
-      )
-      value = float(scores.mean(dtype=np.float64))
-    out[f'{metric.info.name}_{name}'] = value
-  return out
+  if data.references is None and metric.info.needs_reference:
+    return None
+  share, size = hosts.share(len(data.sources)), len(data.sources)
+  references = data.references and _repeat(data.references[share], each)
+  scores = scoring.raw_scores(
+    metric,
+    _repeat(data.sources[share], each),
+    texts,
+    references,
+    cache=context.scores,
+  )
+  scores = hosts.gather_rows(scores.reshape(-1, each), size)
+  return float(scores.mean(dtype=np.float64))
 
 
 def _best_temperature(
@@ -301,14 +344,20 @@ def _beam_texts(
   context: Context, settings: Evaluate, params: Params, data: Split
 ) -> list[str]:
   beams = generation.generate_beam(
-    context.policy,
+    context.decoder,
     params,
-    data.source_tokens,
+    data.source_tokens[hosts.share(len(data.sources))],
     num_beams=settings.num_beams,
     alpha=settings.alpha,
     batching=settings.batching,
     num_tokens=context.tokenizer.size,
   )
+  if hosts.count() > 1:
+    rows = np.zeros((len(beams), settings.batching.max_decode_len), np.int32)
+    for row, tokens in zip(rows, beams, strict=True):
+      row[: len(tokens)] = tokens
+    rows = hosts.gather_rows(rows, len(data.sources))
+    beams = [row[: np.count_nonzero(row)] for row in rows]
   return [context.tokenizer.decode(tokens.tolist()) for tokens in beams]
 
 

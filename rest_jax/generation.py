@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from rest_jax import hosts
 from rest_jax import policy as policy_lib
 from rest_jax.data import buckets as buckets_lib
 from rest_jax.decoding import sampling as sampling_lib
@@ -100,6 +101,19 @@ class Generated:
       value = np.asarray(getattr(samples, field.name))[: len(sources)]
       getattr(self, field.name)[sources, span] = value
 
+  def gathered(self, num_sources: int) -> 'Generated':
+    """The samples of all processes, each having drawn those of its share.
+
+    Args:
+      num_sources: of all processes.
+    """
+    return Generated(
+      *(
+        hosts.gather_rows(getattr(self, field.name), num_sources)
+        for field in dataclasses.fields(self)
+      )
+    )
+
 
 def generate(
   policy: policy_lib.Policy,
@@ -140,7 +154,6 @@ def generate(
   """
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
   group = batching.group(num_samples)
-  # Every process of a mesh holds whole batches, so round up to its devices.
   batch_size = policy.whole_batches(batching.rows // group)
   for indices, tokens in batching.batches(sources, batch_size):
     ids = buckets_lib.filled(np.asarray(source_ids)[indices], batch_size)

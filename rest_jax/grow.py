@@ -6,19 +6,20 @@ arXiv:2308.08998, section 3.1): the references of D are rows beside the samples.
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rest_jax import generation
+from rest_jax import generation, hosts, preemption
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError, CorruptStateError
 from rest_jax.run_directory import Stage
 
+_COUNTS = ('samples', 'sources', 'tokens', 'finished', 'references')
 _SOURCE_COLUMNS = ('source_id', 'doc_id', 'domain', 'language_pair', 'source')
 
 
@@ -50,23 +51,6 @@ class Grow:
   def sources_per_part(self) -> int:
     """Sources of a part."""
     return max(1, self.samples_per_part // self.num_samples)
-
-
-def _chunks(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-  """Cuts a stream of tables anew, into tables of `rows` rows."""
-  held: list[pa.Table] = []
-  count = 0
-  for table in tables:
-    while table.num_rows:
-      taken = table.slice(0, rows - count)
-      held.append(taken)
-      count += taken.num_rows
-      table = table.slice(taken.num_rows)
-      if count == rows:
-        yield pa.concat_tables(held)
-        held, count = [], 0
-  if held:
-    yield pa.concat_tables(held)
 
 
 def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
@@ -177,42 +161,81 @@ def run(
     DataError: a source is too long for the buckets.
   """
   began = time.monotonic()
-  params = context.params(policy_name)
   folder = context.split_folder(split)
+  total, size = store.count_rows(folder), settings.sources_per_part
+  parts = -(-total // size)
+  if parts < hosts.count():
+    raise ConfigurationError(
+      f'{stage.name}: {total:,} sources make {parts} parts of {size:,}, too few'
+      f' for {hosts.count()} processes; lower grow.Grow.samples_per_part, or'
+      ' start fewer.'
+    )
+  params = context.decoding_params(policy_name)
   same_split = references and folder == context.split_folder('train')
-  total = store.count_rows(folder)
-  infos: list[dict[str, Any]] = []
-  tokens = 0
+  infos: dict[str, dict[str, Any]] = {}
+  mine = list(hosts.mine(range(parts)))
+  of_mine = sum(min(size, total - number * size) for number in mine)
+  tokens = done = 0
 
   def advance(decoded: int) -> None:
     nonlocal tokens
     tokens += decoded
     rate = tokens / (time.monotonic() - began)
-    context.progress.update(done, total, **{'tokens/s': rate})
+    context.progress.update(done, of_mine, **{'tokens/s': rate})
+    preemption.check()
 
-  done = 0
-  for number, sources in enumerate(
-    _chunks(context.sources(split), settings.sources_per_part)
-  ):
+  for number in mine:
     name = store.part_name(number)
     info = stage.part(name)
     if info is None:
+      sources = store.read_rows(folder, number * size, (number + 1) * size)
       table = _grown(context, settings, params, sources, grow_step, advance)
       info = _describe(table)
       if same_split:
         table = _by_source([table, reference_rows(sources, grow_step)])
         info['references'] = table.num_rows - info['samples']
       stage.write_part(name, store.samples_part(table), info)
-    infos.append(info)
-    done += sources.num_rows
-    context.progress.update(done, total)
+    infos[name] = info
+    done += info['sources']
+    context.progress.update(done, of_mine)
   if references and not same_split:
-    _write_references(context, stage, settings, grow_step, infos)
-  counts = {
-    key: sum(info.get(key, 0) for info in infos)
-    for key in ('samples', 'sources', 'tokens', 'finished', 'references')
-  }
-  stage.commit(counts=counts, seconds=time.monotonic() - began)
+    infos |= _write_references(context, stage, settings, grow_step, parts)
+  commit_parts(stage, infos, _COUNTS, began)
+
+
+def commit_parts(
+  stage: Stage,
+  infos: dict[str, dict[str, Any]],
+  counted: Sequence[str],
+  began: float,
+  extra: dict[str, Any] | None = None,
+) -> None:
+  """Commits a stage whose parts all processes have written.
+
+  Args:
+    stage: begun; has all parts when every process has called this.
+    infos: part → counts, of the parts of this process.
+    counted: names of the counts to sum.
+    began: when the stage began, by `time.monotonic`.
+    extra: see `Stage.commit`.
+
+  Raises:
+    HostsError: a process failed, or did not come.
+  """
+  everything: dict[str, dict[str, Any]] = {}
+  for of_one in hosts.gather(f'the parts of {stage.name}', infos):
+    everything |= of_one
+
+  def commit() -> None:
+    for name in everything:
+      hosts.see(stage.folder / name)
+    counts = {
+      key: sum(info.get(key, 0) for info in everything.values())
+      for key in counted
+    }
+    stage.commit(counts, time.monotonic() - began, extra)
+
+  hosts.on_first(commit)
 
 
 def _grown(
@@ -224,7 +247,7 @@ def _grown(
   advance: Any,
 ) -> pa.Table:
   generated = generation.generate(
-    context.policy,
+    context.decoder,
     params,
     sources['source_tokens'].to_pylist(),
     sources['source_id'].to_numpy(),
@@ -266,22 +289,25 @@ def _write_references(
   stage: Stage,
   settings: Grow,
   grow_step: int,
-  infos: list[dict[str, Any]],
-) -> None:
+  first: int,
+) -> dict[str, dict[str, Any]]:
   """Parts with the references of D where Grow has sources of its own."""
-  first = len(infos)
+  folder = context.split_folder('train')
   # A reference is a row as a sample is.
-  rows = settings.samples_per_part
-  for number, sources in enumerate(_chunks(context.sources('train'), rows)):
+  size = settings.samples_per_part
+  infos: dict[str, dict[str, Any]] = {}
+  for number in hosts.mine(range(-(-store.count_rows(folder) // size))):
     name = store.part_name(first + number)
     info = stage.part(name)
     if info is None:
+      sources = store.read_rows(folder, number * size, (number + 1) * size)
       table = reference_rows(sources, grow_step)
       if not table.num_rows:
         raise CorruptStateError(
-          f'{context.split_folder("train")} holds no target at all; delete'
-          ' the data stage and prepare it again.'
+          f'{folder} holds no target at all; delete the data stage and prepare'
+          ' it again.'
         )
       info = {'references': table.num_rows}
       stage.write_part(name, store.samples_part(table), info)
-    infos.append(info)
+    infos[name] = info
+  return infos

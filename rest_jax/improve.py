@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from etils import epath
 
 from rest_jax import evaluate as evaluate_lib
-from rest_jax import preview, schedule, selection, supervised
+from rest_jax import hosts, preview, schedule, selection, supervised
 from rest_jax import rows as rows_lib
 from rest_jax.context import IMPORTED, Context
 from rest_jax.data import loader, scored
@@ -266,7 +267,10 @@ def run(
     RewardError: the reward model failed.
   """
   began = time.monotonic()
-  rows, counts, mixture = _write_rows(context, stage, settings, step)
+  counts, mixture = hosts.on_first(
+    lambda: _write_rows(context, stage, settings, step)
+  )
+  rows = loader.TrainingRows(_rows_folder(stage))
   stopping = settings.stopping
   if step.twin is not None:
     updates = context.read(step.twin).manifest['counts']['updates']
@@ -274,7 +278,11 @@ def run(
       stopping, max_steps=updates, patience=updates + 1
     )
   batches = loader.TrainingBatches(
-    rows, settings.training.packing, context.seed, mixture
+    rows,
+    settings.training.packing,
+    context.seed,
+    mixture,
+    *context.policy.batch_share,
   )
   context.progress.note(
     f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
@@ -321,14 +329,18 @@ def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:
   return (*chosen[:filter_at], like)
 
 
+def _rows_folder(stage: Stage) -> epath.Path:
+  return stage.work / 'rows'
+
+
 def _write_rows(
   context: Context, stage: Stage, settings: Improve, step: Step
-) -> tuple[loader.TrainingRows, dict[str, int], float | str]:
-  """Writes what the step trains on; returns also its counts and mixture."""
-  folder = stage.work / 'rows'
+) -> tuple[dict[str, int], float | str]:
+  """Writes what the step trains on; returns its counts and mixture."""
+  folder = _rows_folder(stage)
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
-    return rows, {'references': len(rows)}, 'union'
+    return {'references': len(rows)}, 'union'
   grown = GrownData(context, settings, step.stores)
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':
@@ -357,4 +369,4 @@ def _write_rows(
   )
   has_both = 0 < counts['references'] < len(rows)
   mixture = settings.mixture if has_both else 'union'
-  return rows, counts, mixture
+  return counts, mixture

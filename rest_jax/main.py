@@ -7,9 +7,7 @@
 The only file that knows gin and flags.
 """
 
-import ast
 import difflib
-import io
 import os
 import pathlib
 import re
@@ -23,7 +21,8 @@ from typing import Any
 from absl import app, flags, logging
 
 import gin
-from rest_jax import allocator, config
+from rest_jax import allocator, cluster, config, hosts, preemption
+from rest_jax import bindings as bindings_lib
 from rest_jax.errors import ConfigurationError, RestJaxError
 
 RUN_MODES = (
@@ -75,6 +74,25 @@ _DATASET = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Folder that --run_mode=fetch writes to.'
 )
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address', None, 'host:port of the first of several processes.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes run this command together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this one is, from 0.'
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  'heartbeat_seconds', cluster.HEARTBEAT_SECONDS,
+  'Silence after which a process is dead, and the others are aborted.',
+  lower_bound=1,
+)  # fmt: skip
+_BARRIER_SECONDS = flags.DEFINE_integer(
+  'barrier_seconds', cluster.BARRIER_SECONDS,
+  'How long processes wait for one that lives, but does not come.',
+  lower_bound=1,
+)  # fmt: skip
 
 
 # Whatever gin and the objects that it builds raise for a faulty configuration.
@@ -89,37 +107,6 @@ def gin_folder() -> pathlib.Path:
   package = pathlib.Path(__file__).parent
   installed = package / 'gin'
   return installed if installed.is_dir() else package.parent / 'gin'
-
-
-def _rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
-  """Turns `--gin.NAME=VALUE` into `--gin_bindings=NAME = VALUE`.
-
-  A value that gin cannot parse is a bare word, such as a path, and is taken as
-  a string.
-  """
-  out = []
-  for arg in argv:
-    if arg.startswith('--gin.'):
-      name, equals, value = arg.removeprefix('--gin.').partition('=')
-      if not equals:
-        raise ConfigurationError(
-          f'flag {arg} has no value; write --gin.{name}=VALUE.'
-        )
-      out.append(f'--gin_bindings={name} = {_literal(value)}')
-    else:
-      out.append(arg)
-  return out
-
-
-def _literal(value: str) -> str:
-  """`value`, quoted if it is a bare word and no (broken) expression."""
-  if value.startswith(('(', '[', '{', '"', "'", '@', '%')):
-    return value
-  try:
-    ast.literal_eval(value)  # gin itself would read '2024-runs' as 2024.
-    return value
-  except (SyntaxError, ValueError):
-    return repr(value)
 
 
 def _names(config_text: str) -> set[str]:
@@ -157,7 +144,7 @@ def _parse_gin(
   for path in ('.', str(gin_folder()), *search_paths):
     gin.add_config_file_search_path(path)
   for binding in bindings:
-    _check_whole(binding)
+    bindings_lib.check_whole(binding)
   for file in files:
     roots = ('', '.', str(gin_folder()), *search_paths)
     if not any(os.path.exists(os.path.join(root, file)) for root in roots):
@@ -195,24 +182,6 @@ def _gin_text(error: BaseException) -> str:
   text = str(error).partition(' in config string:')[0]
   text = text.replace('/gin.macro', '').replace('/macro.value', '')
   return ' '.join(text.split())
-
-
-def _check_whole(binding: str) -> None:
-  """Raises where a bracket or quote is not closed: gin would not say where."""
-  name, _, value = binding.partition('=')
-  try:
-    tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
-    whole = not any(
-      token.type == tokenize.ERRORTOKEN and token.string.strip()
-      for token in tokens
-    )
-  except (tokenize.TokenError, SyntaxError):
-    whole = False
-  if not whole:
-    raise ConfigurationError(
-      f'binding {name.strip()} ={value} breaks off: close its brackets and'
-      ' quotes.'
-    )
 
 
 def _build() -> Any:
@@ -287,7 +256,7 @@ def command_line(**changed: str | None) -> str:
   bindings: dict[str, str | None] = {}
   for binding in _GIN_BINDINGS.value:
     name, _, value = binding.partition('=')
-    bindings[name.strip()] = _bare_word(value.strip())
+    bindings[name.strip()] = bindings_lib.bare_word(value.strip())
   bindings |= changed
   words = [f'--gin_file={file}' for file in _GIN_FILE.value]
   if _GIN_SEARCH_PATHS.value:
@@ -298,15 +267,6 @@ def command_line(**changed: str | None) -> str:
   if _TOPOLOGY.value:
     words.append(f'--topology={_TOPOLOGY.value}')
   return shlex.join(['python', '-m', 'rest_jax.main', *words])
-
-
-def _bare_word(value: str) -> str:
-  """`value` without its quotes, where `_literal` would put them back."""
-  try:
-    word = ast.literal_eval(value)
-  except (SyntaxError, ValueError):
-    return value
-  return word if isinstance(word, str) and _literal(word) == value else value
 
 
 def _dispatch(run: Any) -> None:
@@ -320,7 +280,10 @@ def _dispatch(run: Any) -> None:
   )
   showing = mode == 'status' or _DRY_RUN.value
   read_only = showing or mode in ('translate', 'preview')
-  with session.open_run(run, texts, read_only=read_only) as opened:
+  with (
+    preemption.heard(),
+    session.open_run(run, texts, read_only=read_only) as opened,
+  ):
     if showing:
       opened.status(dry_run=_DRY_RUN.value)
     elif mode == 'translate':
@@ -352,6 +315,13 @@ def _main(argv: Sequence[str]) -> None:
   if _RUN_MODE.value == 'convert':
     _convert()
     return
+  cluster.join(
+    _COORDINATOR_ADDRESS.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+    barrier_seconds=_BARRIER_SECONDS.value,
+  )
   _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
   if _RUN_MODE.value == 'plan':
     from rest_jax import plan
@@ -362,6 +332,20 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _with_exit_code(argv: Sequence[str]) -> int:
+  """Runs all; with other processes it ends here, as they do."""
+  try:
+    exit_code = _told(argv)
+  except Exception as error:
+    if hosts.count() == 1:
+      raise
+    traceback.print_exc()
+    hosts.fail(error)
+    exit_code = 1
+  cluster.leave(exit_code)
+  return exit_code
+
+
+def _told(argv: Sequence[str]) -> int:
   try:
     _main(argv)
     return 0
@@ -371,15 +355,17 @@ def _with_exit_code(argv: Sequence[str]) -> int:
     # What others' libraries and metrics say may have several lines.
     text = ' '.join(text.splitlines())
     print(f'{type(error).__name__}: {text}', file=sys.stderr)
+    hosts.fail(error)
     return error.exit_code
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     print('interrupted; the same command goes on from here', file=sys.stderr)
+    hosts.fail(error)
     return 130  # As a shell reports SIGINT.
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
-    return flags.FLAGS(_rewrite_gin_flags(argv))
+    return flags.FLAGS(bindings_lib.rewrite_flags(argv))
   except (flags.Error, ConfigurationError) as error:
     text = ' '.join(str(error).split())
     print(f'ConfigurationError: {text}', file=sys.stderr)

@@ -29,10 +29,13 @@ class Network:
   Attributes:
     config: the shape of the network.
     layout: the mesh and how arrays are split over it.
+    local: whether each process computes by itself on its own devices, the mesh
+      being over those; else all processes compute together.
   """
 
   config: T5Config
   layout: Layout = dataclasses.field(default_factory=Layout)
+  local: bool = False
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -47,7 +50,8 @@ class Network:
   @functools.cached_property
   def placement(self) -> Placement:
     """The mesh with the layout's rules, checked against the network's sizes."""
-    placement = Placement(self.layout.mesh(), self.layout.axis_rules)
+    devices = jax.local_devices() if self.local else None
+    placement = Placement(self.layout.mesh(devices), self.layout.axis_rules)
     config = self.config
     sizes = {
       'act_embed': config.emb_dim,
@@ -66,6 +70,11 @@ class Network:
           'change Layout.model, the rule, or the size in T5Config.'
         )
     return placement
+
+  @functools.cached_property
+  def batch_share(self) -> tuple[int, int]:
+    """Which part of a training batch this process feeds, and of how many."""
+    return self.placement.batch_share()
 
   def abstract_params(self) -> Params:
     """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
@@ -97,6 +106,33 @@ class Network:
     )
     return init(jax.random.key(seed))
 
+  def adopt(self, params: Params) -> Params:
+    """Returns a network's parameters, placed as this one's.
+
+    They are moved from device to device where the two are laid out otherwise,
+    and are the same arrays where they are not.
+
+    Args:
+      params: parameters of a network of the same form, on the same devices (of
+        all processes).
+    """
+    wanted = self.param_shardings()
+    if _placed_as(params, wanted):
+      return params
+    if not self.local or jax.process_count() == 1:
+      return jax.device_put(params, wanted)
+    # Every row of devices of `whole` holds all parameters, so what lies here of
+    # them is what this process needs.
+    whole = dataclasses.replace(self, local=False)
+    moved = jax.device_put(params, whole.param_shardings())
+    return jax.tree.map(
+      lambda leaf, sharding: jax.make_array_from_single_device_arrays(
+        leaf.shape, sharding, [shard.data for shard in leaf.addressable_shards]
+      ),
+      moved,
+      wanted,
+    )
+
   def place(self, rows: jax.Array | np.ndarray) -> jax.Array:
     """Returns rows [b, …] split over the mesh's data devices.
 
@@ -111,7 +147,13 @@ class Network:
     return jax.device_put(rows, self.placement.sharding('batch', None))
 
   def whole_batches(self, rows: int) -> int:
-    """Returns `rows`, rounded up to what divides over the data devices."""
+    """Returns `rows`, rounded up to what divides over the data devices.
+
+    A local network gets its share of them: as many a device as if the devices
+    of all processes were one's.
+    """
+    if self.local:
+      rows = -(-rows // jax.process_count())
     shards = self.placement.num_shards('batch')
     return -(-max(1, rows) // shards) * shards
 
@@ -123,6 +165,14 @@ class Network:
   @functools.cached_property
   def _boxed_params(self) -> Params:
     return jax.eval_shape(self._init, jax.random.key(0))
+
+
+def _placed_as(params: Params, shardings: Params) -> bool:
+  leaves, wanted = jax.tree.leaves(params), jax.tree.leaves(shardings)
+  return all(
+    isinstance(leaf, jax.Array) and leaf.sharding == sharding
+    for leaf, sharding in zip(leaves, wanted, strict=True)
+  )
 
 
 def _is_box(leaf) -> bool:

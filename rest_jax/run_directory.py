@@ -31,7 +31,7 @@ from typing import Any
 
 from etils import epath
 
-from rest_jax import errors, run_lock, storage
+from rest_jax import errors, hosts, run_lock, storage
 
 SCHEMA_VERSION = 1  # Of stage.json and of the folders' layout.
 
@@ -297,7 +297,8 @@ class Stage:
       ConfigurationError: another version of rest_jax wrote the stage.
     """
     key = (str(self.folder), self.fingerprint)
-    if key in _verified:
+    # Of several processes the first reads all that the others do.
+    if key in _verified or not hosts.is_first():
       return
     files = self.manifest['files']
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -12,18 +13,23 @@ import jax
 from etils import epath
 
 import rest_jax
-from rest_jax import reports, rest, stages, storage, train_reward, translate
-from rest_jax.checkpoint import formats
+from rest_jax import (
+  fingerprints,
+  hosts,
+  preemption,
+  reports,
+  rest,
+  stages,
+  storage,
+  train_reward,
+  translate,
+)
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.policy import Policy
 from rest_jax.progress import Progress
 from rest_jax.rewards import cache, learned
 from rest_jax.run_directory import RunDirectory, Stage
-
-_PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio', 'grain',
-    'numpy', 'pyarrow', 'sacrebleu', 'sentencepiece',
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +55,9 @@ def open_run(
 
   Raises:
     ConfigurationError: the folder is in an object store.
-    LockedError: another process is working there.
+    LockedError: another job is working there.
     StorageError: the folder cannot be written.
+    HostsError: another process of this job failed.
   """
   if '://' in run.model_dir:
     # Training rows are memory-mapped, and the lock is a local one.
@@ -61,16 +68,26 @@ def open_run(
   # Checkpoints need absolute paths.
   directory = RunDirectory(epath.Path(run.model_dir).resolve())
   with contextlib.ExitStack() as stack:
-    if not read_only:
+    if not read_only and hosts.is_first():
       stack.enter_context(directory.lock())
+    fingerprints.check_alike(directory.path, texts.config)
     tensorboard = None if read_only else f'{directory.path}/tensorboard'
     progress = Progress(tensorboard=tensorboard)
+    if not hosts.is_first():
+      progress = Progress(stack.enter_context(open(os.devnull, 'w')))
     stack.callback(progress.close)
     scores = None
     if run.annotate.cache_scores and not read_only:
-      scores = cache.ScoreCache(directory.path / cache.FOLDER)
+      scores = cache.ScoreCache(directory.path / _score_cache())
       stack.callback(scores.close)
     yield Session(run, texts, directory, progress, scores)
+
+
+def _score_cache() -> str:
+  """A folder for each process: nothing else may open its files."""
+  if hosts.is_first():
+    return cache.FOLDER
+  return f'{cache.FOLDER}/process_{hosts.index()}'
 
 
 class Session:
@@ -95,6 +112,7 @@ class Session:
       elsewhere=self._elsewhere(),
       model=run.model,
       layout=run.layout,
+      decoding_layout=run.decoding_layout,
       seed=run.seed,
       progress=progress,
       scores=scores,
@@ -146,6 +164,7 @@ class Session:
     if self._recorded:
       return
     self._recorded = True
+    self._check_layouts()
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
@@ -154,12 +173,24 @@ class Session:
     facts = {
       'rest_jax': rest_jax.__version__,
       'python': platform.python_version(),
-      'packages': {name: metadata.version(name) for name in _PACKAGES},
+      'packages': {
+        name: metadata.version(name) for name in fingerprints.PACKAGES
+      },
       'seed': self._run.seed,
       'devices': [str(device) for device in jax.devices()],
       'processes': jax.process_count(),
     }
     storage.write_json_atomic(path / 'run.json', facts)
+
+  def _check_layouts(self) -> None:
+    """Finds now what would stop a later stage.
+
+    Raises:
+      ConfigurationError: a layout does not fit the devices or the network.
+    """
+    run, several = self._run, hosts.count() > 1
+    assert Policy(run.model, run.layout).batch_share
+    assert Policy(run.model, run.decoding_layout, local=several).mesh
 
   # -- Running stages ---------------------------------------------------------
 
@@ -173,13 +204,16 @@ class Session:
     Raises:
       ConfigurationError: no such stage, or what it reads is not there yet.
     """
-    chosen = [
-      plan
-      for plan in self._stages
-      if plan.name == only
-      or (only is None and self._belongs(plan, mode))
-      or plan.kind == 'data'
-    ]
+    names = hosts.on_first(
+      lambda: [
+        plan.name
+        for plan in self._stages
+        if plan.name == only
+        or (only is None and self._belongs(plan, mode))
+        or plan.kind == 'data'
+      ]
+    )
+    chosen = [plan for plan in self._stages if plan.name in names]
     if only is not None and only not in {plan.name for plan in chosen}:
       names = ', '.join(plan.name for plan in self._stages)
       raise ConfigurationError(
@@ -192,9 +226,7 @@ class Session:
       )
     ran = 0
     for plan in chosen:
-      missing = [
-        name for name in plan.inputs if not self._context.stage(name).committed
-      ]
+      missing = hosts.on_first(functools.partial(self._missing, plan))
       if missing and mode == 'grow' and plan.kind == 'check_reward':
         continue  # BC is not evaluated yet: its outputs cannot be spoiled.
       if missing and ran and mode != 'rest':
@@ -202,9 +234,16 @@ class Session:
       self._run_stage(plan)
       ran += plan.kind != 'data'
     if mode == 'check_reward':
-      reports.show_checks(self._run, self._context)
+      show = reports.show_checks
     else:
-      reports.show_results(self._run, self._context)
+      show = reports.show_results
+    hosts.on_first(lambda: show(self._run, self._context))
+
+  def _missing(self, plan: stages.StagePlan) -> list[str]:
+    """What a stage reads and is not there yet."""
+    return [
+      name for name in plan.inputs if not self._context.stage(name).committed
+    ]
 
   def _belongs(self, plan: stages.StagePlan, mode: str) -> bool:
     """Whether a stage is one of a run mode's."""
@@ -215,19 +254,32 @@ class Session:
 
   def _run_stage(self, plan: stages.StagePlan) -> None:
     resumed = self._context.stage(plan.name).begun
-    stage = self._begin(plan)
-    if stage.committed:
+    if hosts.on_first(lambda: self._begin(plan).committed):
       return
-    self._record()
+    stage = self._context.stage(plan.name)
+    preemption.align()
     try:
       with self._progress.stage(plan.name):
-        plan.execute(self._context, stage)
+        self._execute(plan, stage)
     except (ConfigurationError, DataError):
       # Other settings or data are the mend, and nothing made here goes with
       # them; but what an earlier process left is not ours to delete.
-      if not resumed:
+      if not resumed and hosts.is_first():
         stage.abandon()
       raise
+    if not hosts.is_first():
+      hosts.see(stage.folder / 'stage.json')
+    # What all read from now on is the same for all.
+    hosts.check_same(plan.name, {f'content of {plan.name}': stage.fingerprint})
+
+  def _execute(self, plan: stages.StagePlan, stage: Stage) -> None:
+    """Makes a stage: all processes together, or the first one alone."""
+    preemption.check()
+    hosts.on_first(self._record)
+    if plan.together:
+      plan.execute(self._context, stage)
+    else:
+      hosts.on_first(lambda: plan.execute(self._context, stage))
 
   def _begin(self, plan: stages.StagePlan) -> Stage:
     """Begins a stage, goes on with it, or checks that it is still valid.
@@ -238,7 +290,7 @@ class Session:
     if plan.name in self._valid:
       return self._valid[plan.name]
     stage = self._context.stage(plan.name)
-    inputs = _fingerprints(plan, stage)
+    inputs = fingerprints.outside(plan, stage)
     for name in plan.inputs:
       self._context.read(name)
       (made_by,) = (other for other in self._stages if other.name == name)
@@ -283,26 +335,29 @@ class Session:
         f'--policy={policy_name} is not a policy of this run; it has'
         f' {", ".join(known)}.'
       )
-    chosen = [
-      policy
-      for policy in known.values()
-      if policy.stage == policy_name
-      or (
-        policy_name is None
-        and policy.reported
-        and self._context.stage(policy.stage).committed
-      )
-    ]
+    names = hosts.on_first(
+      lambda: [
+        policy.stage
+        for policy in known.values()
+        if policy.stage == policy_name
+        or (
+          policy_name is None
+          and policy.reported
+          and self._context.stage(policy.stage).committed
+        )
+      ]
+    )
+    chosen = [known[name] for name in names]
     if not chosen:
       raise ConfigurationError(
         f'{self._run.model_dir} has no policy yet; train one with'
         ' --run_mode=supervised.'
       )
     if split == 'test':
-      self._log_test_reading([policy.stage for policy in chosen])
+      hosts.on_first(lambda: self._log_test_reading(names))
     for policy in chosen:
       self._run_stage(stages.evaluation_stage(self._run, policy, split))
-    reports.show_results(self._run, self._context)
+    hosts.on_first(lambda: reports.show_results(self._run, self._context))
 
   def _log_test_reading(self, names: Sequence[str]) -> None:
     """Every reading of test data is logged: figures on them wear out."""
@@ -325,11 +380,13 @@ class Session:
 
   def preview(self) -> None:
     """Prints what each Improve step would train on; see `reports`."""
-    reports.show_preview(self._run, self._context)
+    hosts.on_first(lambda: reports.show_preview(self._run, self._context))
 
   def status(self, dry_run: bool = False) -> None:
     """Prints what is committed and what is next; see `reports`."""
-    reports.show_status(self._run, self._context, dry_run=dry_run)
+    hosts.on_first(
+      lambda: reports.show_status(self._run, self._context, dry_run=dry_run)
+    )
 
   def translate(
     self, policy_name: str | None, source: str, target: str
@@ -341,12 +398,14 @@ class Session:
       source: file to read, or '-' for standard input.
       target: file to write, or '-' for standard output.
     """
-    translate.run(
-      self._context,
-      self._run.evaluate,
-      policy_name=policy_name or self._last_policy(),
-      source=source,
-      target=target,
+    hosts.on_first(
+      lambda: translate.run(
+        self._context,
+        self._run.evaluate,
+        policy_name=policy_name or self._last_policy(),
+        source=source,
+        target=target,
+      )
     )
 
   def _last_policy(self) -> str:
@@ -362,30 +421,3 @@ class Session:
         ' --run_mode=supervised.'
       )
     return trained[-1]
-
-
-def _fingerprints(plan: stages.StagePlan, stage: Stage) -> dict[str, str]:
-  """Binding → SHA-256 of what lies outside the run; see `StagePlan`.
-
-  A committed stage can do without it.
-  """
-  out = {}
-  known = stage.manifest['inputs'] if stage.committed else {}
-  for binding, path in (plan.files | plan.checkpoints).items():
-    if stage.committed and binding not in known:
-      continue  # Made before checkpoints had fingerprints.
-    try:
-      if binding in plan.files:
-        out[binding] = storage.checksum(path)[1]
-      else:
-        out[binding] = formats.fingerprint(formats.find(path, binding))
-    except (OSError, ConfigurationError) as error:
-      if not stage.committed:
-        if isinstance(error, ConfigurationError):
-          raise
-        raise DataError(
-          f'{binding} = {path!r} cannot be read'
-          f' ({error.strerror or error}); check the path.'
-        ) from error
-      out[binding] = known.get(binding)
-  return out

@@ -110,6 +110,10 @@ class AxisRules:
     return NamedSharding(mesh, self.spec(*axes))
 
 
+def _process_of(device: jax.Device) -> int:
+  return device.process_index
+
+
 LOGICAL_AXES = tuple(field.name for field in dataclasses.fields(AxisRules))
 
 
@@ -153,7 +157,7 @@ class Placement:
     indices = self.sharding('batch').devices_indices_map((shards,))
     for device, (part,) in indices.items():
       rows = range(shards)[part]
-      held.setdefault(device.process_index, set()).update(rows)
+      held.setdefault(_process_of(device), set()).update(rows)
     mine = held.get(jax.process_index(), set())
     parts = sorted({tuple(sorted(rows)) for rows in held.values()})
     if sum(map(len, parts)) != shards or len({len(p) for p in parts}) > 1:

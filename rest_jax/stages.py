@@ -50,6 +50,8 @@ class StagePlan:
     inputs: stages that it reads.
     config: the values that its content depends on.
     execute: writes and commits it.
+    together: whether all processes of a job do so together; else the first one
+      does so alone.
     files: binding → file outside the run whose content it depends on.
     checkpoints: binding → checkpoint outside the run, likewise.
   """
@@ -59,6 +61,7 @@ class StagePlan:
   inputs: tuple[str, ...]
   config: dict[str, Any]
   execute: Callable[[Context, Stage], None]
+  together: bool = False
   files: dict[str, str] = dataclasses.field(default_factory=dict)
   checkpoints: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -79,6 +82,7 @@ def plan(run: ReST) -> list[StagePlan]:
       | config.flatten(run.model, 'T5Config')
       | {'SEED': run.seed},
       _train(run),
+      together=True,
       checkpoints=_initial_checkpoint(run),
     ),
     *_reward_stages(run),
@@ -170,6 +174,7 @@ def _reward_stages(run: ReST) -> Iterator[StagePlan]:
         split='reward',
         references=False,
       ),
+      together=True,
     )
     for metric in base.with_parts([rows.metric]):
       yield _score_stage(run, REWARD_DATA, metric, 'train_reward')
@@ -182,6 +187,7 @@ def _reward_stages(run: ReST) -> Iterator[StagePlan]:
     tuple(inputs),
     config.flatten(settings, 'TrainReward') | {'SEED': run.seed},
     lambda context, stage: train_reward.run(context, stage, settings),
+    together=True,
     files=files,
   )
 
@@ -235,6 +241,7 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     ('data', grown_by),
     config.flatten(run.grow, 'Grow') | {'SEED': run.seed},
     functools.partial(_grow, run, grown_by, g),
+    together=True,
   )
   yield from _annotate_stages(run, f'grow_{g}')
 
@@ -282,6 +289,7 @@ def _score_stage(
     inputs,
     _reward_config(model) | _learned_config(run, model),
     execute,
+    together=not isinstance(model, base.Combination),
   )
 
 
@@ -351,6 +359,7 @@ def _improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     lambda context, stage: improve.run(
       context, stage, settings, run.evaluate, run.annotate.reward, step
     ),
+    together=True,
   )
 
 
@@ -389,4 +398,5 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
       further_metrics=run.annotate.further_metrics,
       reward_trained_on=overlap,
     ),
+    together=True,
   )

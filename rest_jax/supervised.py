@@ -7,9 +7,11 @@ arXiv:2308.08998, equation 1).
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from rest_jax import hosts
 from rest_jax.checkpoint import formats, native
 from rest_jax.context import PARAMS, Context
 from rest_jax.data import loader
@@ -116,20 +118,32 @@ def finish(
   counts: dict[str, int],
 ) -> None:
   """Keeps the best parameters, and commits."""
-  content = native.save_params(stage.folder / PARAMS, outcome.params)
-  last = outcome.history[-1]
-  stage.commit(
-    counts=counts
+  commit(
+    stage,
+    outcome.params,
+    counts
     | {
       'updates': outcome.updates,
       'best_update': outcome.best.step,
-      'train_tokens': last.train_tokens,
+      'train_tokens': outcome.history[-1].train_tokens,
     },
-    seconds=time.monotonic() - began,
-    extra={
-      'history': [dataclasses.asdict(e) for e in outcome.history],
-    },
-    contents={PARAMS: content},
+    began,
+    {'history': [dataclasses.asdict(e) for e in outcome.history]},
+  )
+
+
+def commit(
+  stage: Stage,
+  params: Params,
+  counts: dict[str, int],
+  began: float,
+  extra: dict[str, Any] | None = None,
+) -> None:
+  """Saves a stage's parameters, and commits it."""
+  content = native.save_params(stage.folder / PARAMS, params)
+  seconds = time.monotonic() - began
+  hosts.on_first(
+    lambda: stage.commit(counts, seconds, extra, {PARAMS: content})
   )
 
 
@@ -148,26 +162,19 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
   began = time.monotonic()
   params = _initial_params(context, settings)
   if not settings.stopping.max_steps:
-    content = native.save_params(stage.folder / PARAMS, params)
-    stage.commit(
-      counts={'updates': 0, 'train_tokens': 0},
-      seconds=time.monotonic() - began,
-      contents={PARAMS: content},
-    )
+    commit(stage, params, {'updates': 0, 'train_tokens': 0}, began)
     return
-  packing = settings.training.packing
-  rows = loader.write_rows(stage.work / 'rows', original_rows(context, 'train'))
-  dev = loader.write_rows(
-    stage.work / 'dev_rows', original_rows(context, 'select')
-  )
+  rows = _written(context, stage, 'rows', 'train')
+  dev = _written(context, stage, 'dev_rows', 'select')
   if not len(dev):
     raise DataError(
       'the dev data have no targets, so BC cannot tell when to stop; give'
       ' DEV_SPLIT a split with references.'
     )
   reporter = Reporter(context, stage, settings.stopping.max_steps, 'dev_nll')
-  dev_batches = loader.TrainingBatches(dev, packing, seed=0)
-  batches = loader.TrainingBatches(rows, packing, context.seed)
+  packing, share = settings.training.packing, context.policy.batch_share
+  dev_batches = loader.TrainingBatches(dev, packing, 0, 'union', *share)
+  batches = loader.TrainingBatches(rows, packing, context.seed, 'union', *share)
   context.progress.note(
     f'{len(rows):,} pairs, {batches.steps_per_epoch:,} updates an epoch,'
     f' {100 * batches.padding_share:.1f} % padding'
@@ -187,6 +194,17 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     on_evaluation=reporter.on_evaluation,
   )
   finish(stage, outcome, began, {'pairs': len(rows)})
+
+
+def _written(
+  context: Context, stage: Stage, name: str, split: str
+) -> loader.TrainingRows:
+  """The pairs of a split as rows on disk; the first process writes them."""
+  folder = stage.work / name
+  hosts.on_first(
+    lambda: len(loader.write_rows(folder, original_rows(context, split)))
+  )
+  return loader.TrainingRows(folder)
 
 
 def _initial_params(context: Context, settings: Supervised) -> Params:

@@ -8,6 +8,7 @@ held-out sources is kept of each.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rest_jax import grow, losses, supervised
+from rest_jax import grow, hosts, losses, supervised
 from rest_jax.checkpoint import native
 from rest_jax.context import REWARD_DATA, Context
 from rest_jax.data import loader, reward_rows, scored, splits, store
@@ -145,7 +146,16 @@ def open_ensemble(context: Context, settings: TrainReward) -> learned.Ensemble:
     CorruptStateError: a file of it was altered.
   """
   stage = context.read(STAGE)
-  regressor = _regressor(context, settings)
+  return _ensemble(context, stage, settings, stage.fingerprint)
+
+
+def _ensemble(
+  context: Context, stage: Stage, settings: TrainReward, fingerprint: str
+) -> learned.Ensemble:
+  """Reads the members; each process scores rows of its own with them."""
+  regressor = dataclasses.replace(
+    _regressor(context, settings), local=hosts.count() > 1
+  )
   abstract = regressor.placed_params()
   return learned.Ensemble(
     regressor,
@@ -157,7 +167,7 @@ def open_ensemble(context: Context, settings: TrainReward) -> learned.Ensemble:
     settings.pair,
     settings.buckets,
     settings.bounded,
-    stage.fingerprint,
+    fingerprint,
   )
 
 
@@ -176,55 +186,61 @@ def run(context: Context, stage: Stage, settings: TrainReward) -> None:
   began = time.monotonic()
   regressor = _regressor(context, settings)
   training = dataclasses.replace(settings.training, loss=settings.loss)
-  train, held_out = _split(settings, _examples(context, settings))
-  rows = _TokenRows(context.tokenizer, settings.pair)
-  written = loader.write_rows(stage.work / 'rows', rows(train))
-  dev_rows = loader.write_rows(stage.work / 'dev_rows', rows(held_out))
+  held_out: list[Example] = []
+  folders = stage.work / 'rows', stage.work / 'dev_rows'
+
+  def write() -> int:
+    train, kept = _split(settings, _examples(context, settings))
+    held_out.extend(kept)
+    rows = _TokenRows(context.tokenizer, settings.pair)
+    loader.write_rows(folders[0], rows(train))
+    loader.write_rows(folders[1], rows(held_out))
+    return rows.too_long
+
+  too_long = hosts.on_first(write)
+  written, dev_rows = map(loader.TrainingRows, folders)
   context.progress.note(
     f'{len(written):,} rows to learn from, {len(dev_rows):,} held out,'
-    f' {rows.too_long:,} too long'
+    f' {too_long:,} too long'
   )
-  dev = loader.TrainingBatches(dev_rows, training.packing, seed=0)
-  contents, members, infos = {}, [], []
+  infos = []
   for member in range(settings.num_members):
-    info = stage.part(f'member_{member}.json')
-    folder = stage.folder / params_folder(member)
+    info = hosts.on_first(functools.partial(stage.part, _info(member)))
     if info is None:
       info = _train_member(
-        context, stage, settings, training, regressor, written, dev, member
-      )
-    members.append(native.restore_params(folder, regressor.placed_params()))
-    contents[folder.name] = info['content']
+        context, stage, training, settings.stopping, regressor,
+        written, dev_rows, member,
+      )  # fmt: skip
     infos.append(info)
-  figures = _judge(
-    stage,
-    learned.Ensemble(
-      regressor,
-      tuple(members),
-      context.tokenizer,
-      settings.pair,
-      settings.buckets,
-      settings.bounded,
-      fingerprint='',
-    ),
-    held_out,
-  )
-  context.progress.note(
-    'held out: ' + ', '.join(f'{k} {v:.4f}' for k, v in figures.items())
-  )
-  stage.commit(
-    counts={
-      'members': len(members),
-      'rows': len(written),
-      'held_out': len(dev_rows),
-      'too_long': rows.too_long,
-      'updates': sum(info['updates'] for info in infos),
-    }
-    | figures,
-    seconds=time.monotonic() - began,
-    extra={'members': infos},
-    contents=contents,
-  )
+
+  def finish() -> None:
+    figures = _judge(stage, _ensemble(context, stage, settings, ''), held_out)
+    context.progress.note(
+      'held out: ' + ', '.join(f'{k} {v:.4f}' for k, v in figures.items())
+    )
+    stage.commit(
+      counts={
+        'members': len(infos),
+        'rows': len(written),
+        'held_out': len(dev_rows),
+        'too_long': too_long,
+        'updates': sum(info['updates'] for info in infos),
+      }
+      | figures,
+      seconds=time.monotonic() - began,
+      extra={'members': infos},
+      contents={
+        params_folder(member): info['content']
+        for member, info in enumerate(infos)
+      },
+    )
+
+  hosts.on_first(finish)
+
+
+def _info(member: int) -> str:
+  """The part that says how a member was trained."""
+  return f'member_{member}.json'
 
 
 def _regressor(context: Context, settings: TrainReward) -> Regressor:
@@ -304,30 +320,31 @@ class _TokenRows:
 def _train_member(
   context: Context,
   stage: Stage,
-  settings: TrainReward,
   training: early_stopping.Training,
+  stopping: early_stopping.Stopping,
   regressor: Regressor,
   rows: loader.TrainingRows,
-  dev: loader.TrainingBatches,
+  dev_rows: loader.TrainingRows,
   member: int,
 ) -> dict[str, Any]:
   """Trains one member and keeps its best parameters; returns what it was."""
   seed = context.seed + member
-  figure = training.loss.figure
+  figure, share = training.loss.figure, regressor.batch_share
+  dev = loader.TrainingBatches(dev_rows, training.packing, 0, 'union', *share)
   eval_step = step.make_eval_step(regressor, training.loss)
 
   def evaluate(params: Params) -> float:
     return -step.evaluate_loss(eval_step, params, dev.once())[figure]
 
   reporter = supervised.Reporter(
-    context, stage, settings.stopping.max_steps, f'dev_{figure}', unit='texts'
+    context, stage, stopping.max_steps, f'dev_{figure}', unit='texts'
   )
   outcome = early_stopping.train(
     regressor,
     regressor.init(seed),
     training,
-    settings.stopping,
-    loader.TrainingBatches(rows, training.packing, seed),
+    stopping,
+    loader.TrainingBatches(rows, training.packing, seed, 'union', *share),
     evaluate,
     folder=stage.work / f'checkpoints_{member}',
     seed=seed,
@@ -345,9 +362,8 @@ def _train_member(
     'best_update': outcome.best.step,
     f'dev_{figure}': -outcome.best.value,
   }
-  stage.write_part(
-    f'member_{member}.json', json.dumps(info, indent=1).encode(), info
-  )
+  data = json.dumps(info, indent=1).encode()
+  hosts.on_first(lambda: stage.write_part(_info(member), data, info))
   return info
 
 

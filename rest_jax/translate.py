@@ -42,8 +42,8 @@ def run(
   if cut:
     context.progress.note(f'{cut:,} lines were cut to {longest} tokens')
   beams = generation.generate_beam(
-    context.policy,
-    context.params(policy_name),
+    context.decoder,
+    context.decoding_params(policy_name),
     tokens,
     num_beams=settings.num_beams,
     alpha=settings.alpha,

@@ -17,6 +17,10 @@ _PACKAGE = pathlib.Path(rest_jax.__file__).parent
 _LAYERS = (
   (0, 'rest_jax'),
   (0, 'errors'),
+  (1, 'hosts'),
+  (1, 'preemption'),
+  (1, 'cluster'),
+  (1, 'bindings'),
   (1, 'types'),
   (1, 'sharding'),
   (1, 'storage'),
@@ -71,6 +75,7 @@ _LAYERS = (
   (5, 'reports'),
   (5, 'session'),
   (5, 'plan'),
+  (5, 'fingerprints'),
   (6, 'main'),
 )
 # Libraries that few files may know: name → patterns of these files.

@@ -35,9 +35,11 @@ SCORE = jax.jit(ONE.score)
 LAYOUTS = {
   'data 8': Layout(),
   'data 2, model 4': Layout(data=2, model=4),
+  'parameters over data 8': Layout(fsdp=True),
   'model 2, parameters over data too': Layout(
     model=2, rules=AxisRules(embed='data')
   ),
+  'model 4, fsdp': Layout(model=4, fsdp=True),
 }
 
 
@@ -299,6 +301,37 @@ def test_sharded_equals_unsharded(layout, params, sources, samples, reference):
   np.testing.assert_allclose(found.scores, beams.scores, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  'trained, decoded',
+  [
+    (Layout(fsdp=True), Layout()),
+    (Layout(fsdp=True), Layout(model=4)),
+    (Layout(model=2, fsdp=True), Layout(model=2)),
+    (Layout(model=4), Layout(data=1)),
+  ],
+)
+def test_trained_in_one_layout_and_sampled_from_in_another(
+  trained, decoded, params, sources, samples
+):
+  policy, decoder = Policy(CONFIG, trained), Policy(CONFIG, decoded)
+  placed = policy.adopt(params)
+  adopted = decoder.adopt(placed)
+  jax.tree.map(
+    lambda x, y, sharding: (
+      np.testing.assert_array_equal(x, y),
+      None if x.sharding == sharding else pytest.fail(),
+    ),
+    adopted,
+    placed,
+    decoder.param_shardings(),
+  )
+  drawn = draw(decoder, adopted, sources, keys_of())
+  np.testing.assert_array_equal(drawn.tokens, samples.tokens)
+  # What lies where it should is not moved.
+  again = decoder.adopt(adopted)
+  assert jax.tree.leaves(again)[0] is jax.tree.leaves(adopted)[0]
+
+
 def test_parameters_are_born_where_they_live(initial):
   policy = Policy(CONFIG, LAYOUTS['model 2, parameters over data too'])
   made = policy.init(0)
@@ -352,8 +385,9 @@ def test_the_lowered_step_contains_its_constraints(params, reference):
   assert '"model"' in text
 
 
-def test_rematerialisation_changes_no_number(params, reference):
-  config = dataclasses.replace(CONFIG, remat='full')
+@pytest.mark.parametrize('remat', ['minimal', 'full'])
+def test_rematerialisation_changes_no_number(remat, params, reference):
+  config = dataclasses.replace(CONFIG, remat=remat)
   policy = Policy(config, Layout(data=1))
   batch, value, gradient, _ = reference
   got_value, got_gradient = jax.jit(

@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from rest_jax import sharding
 from rest_jax.errors import ConfigurationError
 from rest_jax.sharding import LOGICAL_AXES, AxisRules, Layout, Placement
 
@@ -36,8 +39,10 @@ def test_an_axis_may_be_split_over_both_mesh_axes():
   assert hash(rules) == hash(AxisRules(batch=('data', 'model'), heads=None))
 
 
-def test_fsdp_splits_parameters_and_not_activations():
-  rules = AxisRules(embed='data')
+@pytest.mark.parametrize(
+  'rules', [AxisRules(embed='data'), Layout(fsdp=True).axis_rules]
+)
+def test_fsdp_splits_parameters_and_not_activations(rules):
   assert rules.spec('embed', 'mlp') == PartitionSpec('data', 'model')
   assert rules.spec('batch', 'length', 'act_embed') == PartitionSpec(
     'data', None, None
@@ -61,6 +66,10 @@ def test_fsdp_splits_parameters_and_not_activations():
     (lambda: Layout(data=3, model=3).mesh(), 'needs 9 devices, there are 8'),
     (lambda: Layout(data=0), 'Layout.data = 0'),
     (lambda: Layout(model=0), 'Layout.model = 0'),
+    (
+      lambda: Layout(fsdp=True, rules=AxisRules(embed='model', mlp=None)),
+      "AxisRules.embed = 'model' over something else",
+    ),
   ],
 )
 def test_what_cannot_be_is_one_line(make, message):
@@ -95,3 +104,57 @@ def test_a_constraint_places_an_array():
   assert placement.num_shards('batch') == 4
   assert placement.num_shards('heads') == 2
   assert placement.num_shards('kv') == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """A device of one of several processes, as far as meshes know it."""
+
+  id: int
+  process_index: int
+
+
+def test_a_mesh_keeps_the_devices_of_a_process_together():
+  devices = [Device(id, id % 2) for id in range(8)]
+  mesh = Layout(model=2).mesh(devices)
+  assert [[one.id for one in row] for row in mesh.devices] == [
+    [0, 2],
+    [4, 6],
+    [1, 3],
+    [5, 7],
+  ]
+
+
+@pytest.mark.parametrize(
+  ('model', 'rules', 'shares'),
+  [
+    (1, AxisRules(), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    (2, AxisRules(), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    # Two processes split a model between them, and feed the same rows.
+    (4, AxisRules(), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    (8, AxisRules(), [(0, 1)] * 4),
+    (
+      2,
+      AxisRules(batch=('data', 'model'), heads=None),
+      [(0, 4), (1, 4), (2, 4), (3, 4)],
+    ),
+  ],
+)
+def test_each_process_feeds_its_part_of_a_batch(
+  model, rules, shares, monkeypatch
+):
+  placement = Placement(Layout(model=model).mesh(), rules)
+  owners = {device: device.id // 2 for device in jax.devices()}
+  monkeypatch.setattr(sharding, '_process_of', owners.get)
+  found = []
+  for process in range(4):
+    monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
+    found.append(placement.batch_share())
+  assert found == shares
+
+
+def test_a_model_that_processes_share_unevenly(monkeypatch):
+  placement = Placement(Layout(data=2, model=3).mesh(), AxisRules())
+  monkeypatch.setattr(sharding, '_process_of', lambda device: device.id // 2)
+  with pytest.raises(ConfigurationError, match=r'Layout\.model = 3'):
+    placement.batch_share()

@@ -117,7 +117,7 @@ def model(
     dropout_rate: None takes the checkpoint's.
     dtype: of activations; see `T5Config`, as for those below.
     float32_attention_logits: whether attention logits are float32 in any case.
-    remat: 'none' or 'full'.
+    remat: 'none', 'minimal' or 'full'.
 
   Raises:
     ConfigurationError: there is no such checkpoint, or a model that rest_jax

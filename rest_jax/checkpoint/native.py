@@ -10,7 +10,7 @@ behind, and is not a checkpoint.
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rest_jax import errors, storage
+from rest_jax import errors, hosts, storage
 
 _INDEX = 'checkpoint.json'
 _STATE = 'state'
@@ -106,6 +106,12 @@ class Checkpoints:
     """Deletes the checkpoint of a step, where there is one."""
     _clear(self.path(step))
 
+  def keep(self, steps: Collection[int]):
+    """Deletes the checkpoints of all other steps."""
+    for step in self.steps():
+      if step not in steps:
+        self.delete(step)
+
 
 class Source:
   """The parameters of a checkpoint, read one by one; see `restoring.Source`."""
@@ -142,7 +148,7 @@ class Source:
     args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
     for part in reversed((self._prefix + name).split('/')):
       leaf, args = {part: leaf}, {part: args}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer(leaf) as checkpointer:
       restored = checkpointer.restore(
         _state_path(self._folder),
         args=ocp.args.PyTreeRestore(
@@ -172,8 +178,15 @@ def save_params(
   """
   float32 = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   _write(epath.Path(folder), float32, extra)
-  digest = hashlib.sha256(json.dumps(_describe(float32)).encode())
-  for leaf in jax.tree.leaves(float32):
+  return hosts.on_first(lambda: _digest(epath.Path(folder), float32))
+
+
+def _digest(folder: epath.Path, tree: Tree) -> str:
+  digest = hashlib.sha256(json.dumps(_describe(tree)).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      # Other processes hold parts of it; all of it is on disk now.
+      leaf = Source(folder).read(_name(path))
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 
@@ -223,20 +236,25 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
 
 
 def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
-  try:
+  def prepare() -> None:
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _require_space(folder, tree)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+
+  def commit() -> None:
+    index = {
+      'format': _FORMAT,
+      'arrays': _describe(tree),
+      'files': _checksums(folder / _STATE),
+      'extra': extra or {},
+    }
+    storage.write_json_atomic(folder / _INDEX, index)
+
+  try:
+    hosts.on_first(prepare)
+    with _checkpointer(tree) as checkpointer:
       checkpointer.save(_state_path(folder), args=ocp.args.PyTreeSave(tree))
-    if jax.process_index() == 0:
-      index = {
-        'format': _FORMAT,
-        'arrays': _describe(tree),
-        'files': _checksums(folder / _STATE),
-        'extra': extra or {},
-      }
-      storage.write_json_atomic(folder / _INDEX, index)
+    hosts.on_first(commit)
   except (OSError, ValueError) as error:
     if isinstance(error, ValueError) and not any(
       sign in str(error) for sign in _NO_SPACE
@@ -274,15 +292,41 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
     if name.startswith(prefix)
   }
   _check_names(folder, wanted, stored)
-  _check_files(folder, index['files'])
+  if hosts.is_first():  # One that finds damage ends all.
+    _check_files(folder, index['files'])
   restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with _checkpointer(abstract) as checkpointer:
     return checkpointer.restore(
       _state_path(folder),
       args=ocp.args.PyTreeRestore(
         abstract, restore_args=restore_args, partial_restore=bool(prefix)
       ),
     )
+
+
+def _checkpointer(tree: Tree) -> ocp.Checkpointer:
+  """What saves or restores a tree: every process, or this one for itself.
+
+  Where all is this process's own, orbax must not wait for the others; else it
+  waits by barriers with a time limit.
+  """
+  if hosts.count() == 1:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  shardings = [leaf.sharding for leaf in jax.tree.leaves(tree)]
+  me = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    active_processes=set(range(hosts.count()))
+  )
+  if all(one is None or one.is_fully_addressable for one in shardings):
+    options = ocp.options.MultiprocessingOptions(
+      primary_host=me,
+      active_processes={me},
+      barrier_sync_key_prefix=f'process_{me}',
+    )
+  return ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+    multiprocessing_options=options,
+  )
 
 
 def _state_path(folder: epath.Path) -> epath.Path:
@@ -293,12 +337,16 @@ def _state_path(folder: epath.Path) -> epath.Path:
 def _describe(tree: Tree) -> dict[str, list]:
   """Name → [shape, dtype] of every array of a tree."""
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): [
+    _name(path): [
       list(leaf.shape),
       np.dtype(leaf.dtype).name,
     ]
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _check_names(folder: epath.Path, wanted: dict, stored: dict):

@@ -40,12 +40,13 @@ class TrainingBatches:
       makes a training row a grown one with that probability (in fixed turns,
       not by chance); then an epoch takes every grown row once (every original
       row where λ is 0).
-    process_index: number of this host.
-    process_count: how many hosts share a batch.
+    process_index: number of this process's part of each batch.
+    process_count: how many parts a batch has; they stand one after the other,
+      so that the batch is the same however many there are.
 
   Raises:
-    ConfigurationError: when the batch does not divide over the hosts, or λ asks
-      for rows that do not exist.
+    ConfigurationError: when the batch does not divide over the processes, or λ
+      asks for rows that do not exist.
     DataError: when a row does not fit into the packing.
   """
 
@@ -60,7 +61,7 @@ class TrainingBatches:
     if self.packing.rows_per_batch % self.process_count:
       raise errors.ConfigurationError(
         f'Packing.rows_per_batch = {self.packing.rows_per_batch} does not '
-        f'divide over {self.process_count} hosts: choose a multiple.'
+        f'divide over {self.process_count} processes: choose a multiple.'
       )
     assert self._plans  # Made now, so that its errors come now.
 
@@ -117,14 +118,14 @@ class TrainingBatches:
     mixed = parts[0]
     if len(parts) > 1:
       mixed = grain.MapDataset.mix(parts, weights=self._row_shares)
-    return mixed[self.process_index :: self.process_count].batch(
+    return mixed.batch(
       self.packing.rows_per_batch // self.process_count,
       batch_fn=functools.partial(assemble, self.rows, self.packing),
     )
 
   def __getitem__(self, step: int) -> types.Batch:
-    """Returns this host's rows of the batch of a step, as numpy arrays."""
-    return self._dataset[step]
+    """Returns this process's rows of a step's batch, as numpy arrays."""
+    return self._dataset[step * self.process_count + self.process_index]
 
   def starting_at(self, step: int) -> Iterator[types.Batch]:
     """Yields the batches of `step`, `step` + 1, … without end."""

@@ -7,7 +7,7 @@ from rest_jax.errors import ConfigurationError
 
 ACTIVATIONS = ('gelu', 'linear', 'relu', 'silu', 'swish', 'tanh', 'sigmoid')
 DTYPES = ('float32', 'bfloat16')
-REMAT = ('none', 'full')
+REMAT = ('none', 'minimal', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,9 @@ class T5Config:
     relpos_max_distance: distance from which all positions share a bucket.
     relpos_per_layer: whether every layer has relative position biases of its
       own (UMT5, and T5X's scalable_t5), not one set for all of a side.
-    remat: 'none', or 'full' to compute a layer's activations again in the
-      backward pass instead of keeping them.
+    remat: 'full' computes a layer's activations again in the backward pass
+      instead of keeping them; 'minimal' keeps the products with parameters and
+      computes the rest again; 'none' keeps all.
   """
 
   vocab_size: int

@@ -54,6 +54,16 @@ def _relpos(cfg: T5Config, bidirectional: bool) -> RelativePositionBias:
   )
 
 
+def _remat(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+  """The layer, or one that keeps less for the backward pass; see `T5Config`."""
+  if remat == 'none':
+    return layer
+  policy = None
+  if remat == 'minimal':
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return nn.remat(layer, policy=policy)
+
+
 class EncoderLayer(nn.Module):
   """Self-attention and a feed-forward layer, each normed first and added."""
 
@@ -129,7 +139,7 @@ class Encoder(nn.Module):
 
   def setup(self):
     cfg = self.config
-    layer = nn.remat(EncoderLayer) if cfg.remat == 'full' else EncoderLayer
+    layer = _remat(EncoderLayer, cfg.remat)
     if not cfg.relpos_per_layer:
       self.relpos_bias = _relpos(cfg, bidirectional=True)
     self.layers = [
@@ -156,7 +166,7 @@ class Decoder(nn.Module):
 
   def setup(self):
     cfg = self.config
-    layer = nn.remat(DecoderLayer) if cfg.remat == 'full' else DecoderLayer
+    layer = _remat(DecoderLayer, cfg.remat)
     if not cfg.relpos_per_layer:
       self.relpos_bias = _relpos(cfg, bidirectional=False)
     self.layers = [

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float32
 
-from rest_jax import errors, storage
+from rest_jax import errors, hosts, storage
 from rest_jax.checkpoint import huggingface, names
 from rest_jax.data.tokenizer import SentencePieceTokenizer
 from rest_jax.rewards import base
@@ -217,7 +217,8 @@ class _MetricX:
   @functools.cached_property
   def _regressor(self) -> Regressor:
     config = dataclasses.replace(self._source.config, dtype=self.dtype)
-    return Regressor(config, self.layout)
+    # Processes score rows of their own, each with its own devices.
+    return Regressor(config, self.layout, local=hosts.count() > 1)
 
   @functools.cached_property
   def _params(self):

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from rest_jax import losses
+from rest_jax import hosts, losses, preemption
 from rest_jax.checkpoint import native
 from rest_jax.data import loader
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, PreemptionError
 from rest_jax.network import Network
 from rest_jax.training import fit as fit_lib
 from rest_jax.training import optimizer as optimizer_lib
@@ -139,22 +139,57 @@ def train(
   Raises:
     NonFiniteError: loss, gradient or parameters are NaN or infinite.
     StorageError: a checkpoint cannot be written.
+    PreemptionError: SIGTERM came; the state is saved.
   """
   checkpoints = native.Checkpoints(folder)
-  state, history = _resume(policy, params, training.optimizer, checkpoints)
-  tokens = history[-1].train_tokens if history else 0
+  state, history, tokens = _resume(
+    policy, params, training.optimizer, checkpoints
+  )
 
   def record(state: TrainState) -> None:
-    evaluation = Evaluation(
-      int(state.step), float(evaluate(state.params)), tokens
-    )
-    history.append(evaluation)
-    on_evaluation(evaluation)
-    _save(checkpoints, state, history)
+    try:
+      with preemption.prompt():
+        value = float(evaluate(state.params))
+    except PreemptionError:
+      _save(checkpoints, state, history, tokens)
+      raise
+    history.append(Evaluation(int(state.step), value, tokens))
+    on_evaluation(history[-1])
+    _save(checkpoints, state, history, tokens)
 
-  if not history:
-    record(state)
-  events = fit_lib.fit(
+  with preemption.deferred():
+    if _unevaluated(state, history, stopping):
+      record(state)
+    events = _events(
+      policy, training, stopping, state, batches, seed,
+      learning_rate_scale, where,
+    )  # fmt: skip
+    if not _ended(history, stopping):
+      for event in events:
+        if isinstance(event, fit_lib.StepDone):
+          tokens += int(event.metrics['tokens'])
+          on_step(event)
+        elif event.interrupted:
+          _save(checkpoints, event.state, history, tokens)
+          raise preemption.preempted()
+        elif event.step > history[-1].step:
+          record(event.state)
+          if _ended(history, stopping):
+            break
+  # Devices that have room for one state need not hold a second one.
+  events.close()
+  state = event = None
+  best = best_of(history)
+  abstract = state_lib.abstract_state(policy, training.optimizer).params
+  best_params = checkpoints.restore_params(best.step, abstract)
+  return Outcome(best_params, best, tuple(history))
+
+
+def _events(
+  policy, training, stopping, state, batches, seed, learning_rate_scale, where
+):
+  """The training loop; see `fit.fit`."""
+  return fit_lib.fit(
     state,
     step_lib.make_train_step(
       policy,
@@ -168,23 +203,8 @@ def train(
     dropout_key=_dropout_key(policy, seed),
     learning_rate_scale=learning_rate_scale,
     where=where,
+    interrupted=preemption.due,
   )
-  if not _ended(history, stopping):
-    for event in events:
-      if isinstance(event, fit_lib.StepDone):
-        tokens += int(event.metrics['tokens'])
-        on_step(event)
-      elif event.step > history[-1].step:
-        record(event.state)
-        if _ended(history, stopping):
-          break
-  # Devices that have room for one state need not hold a second one.
-  events.close()
-  state = event = None
-  best = best_of(history)
-  abstract = state_lib.abstract_state(policy, training.optimizer).params
-  best_params = checkpoints.restore_params(best.step, abstract)
-  return Outcome(best_params, best, tuple(history))
 
 
 def _dropout_key(policy: Network, seed: int) -> jax.Array | None:
@@ -199,31 +219,46 @@ def _ended(history: list[Evaluation], stopping: Stopping) -> bool:
   return last.step >= stopping.max_steps or waited >= stopping.patience
 
 
+def _unevaluated(
+  state: TrainState, history: list[Evaluation], stopping: Stopping
+) -> bool:
+  """Whether the state is due to be evaluated, and the run was ended before."""
+  step = int(state.step)
+  if not history:
+    return True
+  return step > history[-1].step and step % stopping.eval_every == 0
+
+
 def _resume(
   policy: Network,
   params: Params,
   optimizer: optimizer_lib.Optimizer,
   checkpoints: native.Checkpoints,
-) -> tuple[TrainState, list[Evaluation]]:
-  latest = checkpoints.latest()
-  if latest is None:
-    return state_lib.init_state(policy, optimizer, params), []
-  history = [
-    Evaluation(**record) for record in checkpoints.extra(latest)['history']
-  ]
+) -> tuple[TrainState, list[Evaluation], int]:
+  """The state to go on from, what was evaluated, and tokens trained on."""
+  step, extra = hosts.on_first(lambda: _latest(checkpoints))
+  if step is None:
+    return state_lib.init_state(policy, optimizer, params), [], 0
+  history = [Evaluation(**record) for record in extra['history']]
   abstract = state_lib.abstract_state(policy, optimizer)
-  return checkpoints.restore(latest, abstract), history
+  return checkpoints.restore(step, abstract), history, extra['train_tokens']
+
+
+def _latest(checkpoints: native.Checkpoints) -> tuple[int | None, Any]:
+  step = checkpoints.latest()
+  return step, None if step is None else checkpoints.extra(step)
 
 
 def _save(
   checkpoints: native.Checkpoints,
   state: TrainState,
   history: list[Evaluation],
+  tokens: int,
 ) -> None:
   """Saves the state, then lets go of all but the best and the last."""
   step = int(state.step)
   records = [dataclasses.asdict(evaluation) for evaluation in history]
-  checkpoints.save(step, state, {'history': records})
-  for old in checkpoints.steps():
-    if old not in (step, best_of(history).step):
-      checkpoints.delete(old)
+  extra = {'history': records, 'train_tokens': tokens}
+  checkpoints.save(step, state, extra)
+  kept = {step, *(best_of(history).step for _ in history[:1])}
+  hosts.on_first(lambda: checkpoints.keep(kept))

@@ -32,10 +32,12 @@ class CheckpointDue:
   Attributes:
     step: updates made so far.
     state: the state after them, valid until the loop goes on.
+    interrupted: whether it is due because training has to stop here.
   """
 
   step: int
   state: types.TrainState
+  interrupted: bool = False
 
 
 Event = StepDone | CheckpointDue
@@ -51,6 +53,7 @@ def fit(
   dropout_key: jax.Array | None = None,
   learning_rate_scale: float = 1.0,
   where: str = 'training',
+  interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
   """Trains from `state.step` to `num_steps`, yielding every event.
 
@@ -69,6 +72,8 @@ def fit(
     dropout_key: see `TrainStep`.
     learning_rate_scale: see `TrainStep`.
     where: what is trained, for the error's message, e.g. 'grow_1/improve_2'.
+    interrupted: asked after every update whether training has to stop; then a
+      `CheckpointDue` says so.
 
   Yields:
     `StepDone` and `CheckpointDue`.
@@ -96,10 +101,11 @@ def fit(
     if pending is not None:
       yield _step_done(*pending, where)
     pending = (step, metrics)
-    if step % checkpoint_every == 0 or step == num_steps:
+    stop = interrupted()
+    if stop or step % checkpoint_every == 0 or step == num_steps:
       yield _step_done(*pending, where)
       pending = None
-      yield CheckpointDue(step, state)
+      yield CheckpointDue(step, state, stop)
 
 
 def _step_done(step: int, metrics: dict[str, jax.Array], where: str):

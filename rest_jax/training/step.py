@@ -5,7 +5,8 @@ over all microbatches and hosts first, Σ_t w_t ∇ℓ_t / Σ w. So the update d
 not depend on how a batch is cut.
 
 A policy is anything hashable with `score(params, batch, dropout_key)`,
-`abstract_params()`, `param_shardings()`, `mesh` and `placement`; a loss is a
+`abstract_params()`, `param_shardings()`, `mesh`, `placement` and `batch_share`;
+a loss is a
 `losses.TokenLoss` on whatever `score` gives. So reward models train here too.
 """
 
@@ -263,7 +264,7 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   """Puts each process's rows of a batch on its devices.
 
   Args:
-    policy: its mesh and rules.
+    policy: its mesh and rules, and which part of a batch is this process's.
     batch: numpy arrays, the rows of this process; jax arrays are left alone.
 
   Returns:
@@ -276,7 +277,7 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   if all(isinstance(leaf, jax.Array) for leaf in leaves):
     return batch
   shards = policy.placement.num_shards('batch')
-  rows = leaves[0].shape[0] * jax.process_count()
+  rows = leaves[0].shape[0] * policy.batch_share[1]
   if rows % shards:
     raise errors.ConfigurationError(
       f"A batch of {rows} rows does not divide over {shards} 'data' devices: "

@@ -8,9 +8,12 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +93,70 @@ def start(
   )
   assert done.returncode == expected, done.stderr
   return done
+
+
+def together(
+  commands: Sequence[Sequence[str]],
+  *,
+  cache: pathlib.Path | None = None,
+  devices: int = 1,
+  seconds: int = SECONDS,
+  heartbeat: int = 10,
+  signalled: Callable[[list[subprocess.Popen]], None] = lambda started: None,
+) -> list[subprocess.CompletedProcess]:
+  """Runs a job of several processes to the end of all of them.
+
+  Args:
+    commands: of each process, as `command` makes them, without the flags by
+      which the processes find each other.
+    cache: as in `environment`.
+    devices: of each process.
+    seconds: after which a process counts as hung; an error then.
+    heartbeat: see `--heartbeat_seconds`.
+    signalled: called with the processes once they are started.
+  """
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  flags_of_all = [
+    f'--coordinator_address=127.0.0.1:{port}',
+    f'--num_processes={len(commands)}',
+    f'--heartbeat_seconds={heartbeat}',
+  ]
+  started, files = [], []
+  with contextlib.ExitStack() as stack:
+    for number, line in enumerate(commands):
+      files.append(
+        [stack.enter_context(tempfile.TemporaryFile('w+')) for _ in range(2)]
+      )
+      started.append(
+        subprocess.Popen(
+          [*line, *flags_of_all, f'--process_id={number}'],
+          env=environment(cache, devices),
+          stdin=subprocess.DEVNULL,
+          stdout=files[-1][0],
+          stderr=files[-1][1],
+        )
+      )
+      stack.callback(_end, started[-1])
+    signalled(started)
+    deadline = time.monotonic() + seconds
+    for process in started:
+      process.wait(max(1.0, deadline - time.monotonic()))
+    ended = []
+    for process, pair in zip(started, files, strict=True):
+      for file in pair:
+        file.seek(0)
+      said = (file.read() for file in pair)
+      ended.append(
+        subprocess.CompletedProcess(process.args, process.returncode, *said)
+      )
+    return ended
+
+
+def _end(process: subprocess.Popen) -> None:
+  process.kill()
+  process.wait()
 
 
 @dataclasses.dataclass(frozen=True)

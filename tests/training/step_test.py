@@ -230,16 +230,22 @@ def test_microbatches_equal_the_whole_batch():
 
 
 @pytest.mark.parametrize(
-  ('optimizer', 'data', 'model', 'parts'),
-  [(ADAMW, 4, 2, 2), (ADAFACTOR, 2, 2, 1)],
+  ('optimizer', 'data', 'model', 'fsdp', 'parts'),
+  [
+    (ADAMW, 4, 2, False, 2),
+    (ADAFACTOR, 2, 2, False, 1),
+    (ADAMW, 4, 1, True, 2),
+    (ADAFACTOR, 4, 2, True, 1),
+  ],
 )
-def test_sharded_equals_one_device(optimizer, data, model, parts):
-  layout = sharding.Layout(data=data, model=model)
+def test_sharded_equals_one_device(optimizer, data, model, fsdp, parts):
+  layout = sharding.Layout(data=data, model=model, fsdp=fsdp)
   assert_close(one_update(layout, optimizer, parts), one_update(ONE, optimizer))
 
 
-def test_the_state_lies_where_it_should():
-  policy = Policy(CONFIG, sharding.Layout(data=4, model=2))
+@pytest.mark.parametrize('fsdp', [False, True])
+def test_the_state_lies_where_it_should(fsdp):
+  policy = Policy(CONFIG, sharding.Layout(data=4, model=2, fsdp=fsdp))
   state = state_lib.init_state(policy, ADAMW, policy.init(0))
   wanted = state_lib.abstract_state(policy, ADAMW)
   for leaf, expected in zip(

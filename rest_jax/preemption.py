@@ -1,0 +1,114 @@
+"""SIGTERM: the machine is about to be taken away, so save, and start again.
+
+Every state of a run is written whole or not at all, so a run may be ended at
+any point; only training has something to save that is dear, and defers the end
+until it has saved. With several processes JAX hears the signal, whichever of
+them it is sent to, and lets all of them stop at the same update.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+from rest_jax import errors, hosts
+
+_heard = False
+_deferred = False
+_calls = 0  # Of `due`, in step with the other processes.
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+  """Turns SIGTERM within into `PreemptionError`; see `deferred`."""
+  global _heard
+  _heard = False
+  # JAX has the signal where there are several processes.
+  if hosts.count() > 1 or (
+    threading.current_thread() is not threading.main_thread()
+  ):
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, _hear)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _hear(number, frame) -> None:
+  del number, frame
+  global _heard
+  _heard = True
+  if not _deferred:
+    raise preempted()
+
+
+def preempted() -> errors.PreemptionError:
+  """The error that ends the run."""
+  return errors.PreemptionError(
+    'SIGTERM: what was made is saved; the same command goes on from here'
+  )
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Within, the signal is only noted, and `due` tells of it.
+
+  Raises:
+    PreemptionError: at the end, if nobody has asked.
+  """
+  with _deferring(True):
+    yield
+  if _heard:
+    raise preempted()
+
+
+@contextlib.contextmanager
+def prompt() -> Iterator[None]:
+  """Within, inside of `deferred`, the signal ends the run at once.
+
+  Raises:
+    PreemptionError: it came before, or comes.
+  """
+  with _deferring(False):
+    if _heard:
+      raise preempted()
+    yield
+
+
+@contextlib.contextmanager
+def _deferring(value: bool) -> Iterator[None]:
+  global _deferred
+  before, _deferred = _deferred, value
+  try:
+    yield
+  finally:
+    _deferred = before
+
+
+def due() -> bool:
+  """Whether to stop here. All processes have to ask as often as each other."""
+  global _calls
+  if hosts.count() == 1:
+    return _heard
+  from jax.experimental import multihost_utils
+
+  _calls += 1
+  return multihost_utils.reached_preemption_sync_point(_calls)
+
+
+def check() -> None:
+  """Ends the run here if the machine is about to be taken away.
+
+  Raises:
+    PreemptionError: it is.
+  """
+  if due():
+    raise preempted()
+
+
+def align() -> None:
+  """Brings processes that have asked unequally often into step."""
+  global _calls
+  _calls = max(hosts.gather('calls of preemption.due', _calls))
