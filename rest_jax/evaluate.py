@@ -147,7 +147,8 @@ def select_reward(
   rewarded = Rewarded(context, settings, reward, split)
 
   def evaluate(params: Params) -> float:
-    params = context.decoder.adopt(params)
+    decoder = context.decoder
+    params = decoder.adopt(decoder.decode_params(params))
     rewards, _, _ = rewarded(params, settings.sampling, settings.select_samples)
     return float(rewards.mean(dtype=np.float64))
 

@@ -296,6 +296,14 @@ def _dispatch(run: Any) -> None:
       opened.run(mode, only=_STAGE.value)
 
 
+def _plan() -> None:
+  """Plans for a TPU that need not be there; this machine joins no others."""
+  from rest_jax import plan
+
+  _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+  plan.run(_build(), _TOPOLOGY.value, command_line())
+
+
 def _main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ConfigurationError(
@@ -315,6 +323,9 @@ def _main(argv: Sequence[str]) -> None:
   if _RUN_MODE.value == 'convert':
     _convert()
     return
+  if _RUN_MODE.value == 'plan':
+    _plan()
+    return
   cluster.join(
     _COORDINATOR_ADDRESS.value,
     _NUM_PROCESSES.value,
@@ -323,11 +334,6 @@ def _main(argv: Sequence[str]) -> None:
     barrier_seconds=_BARRIER_SECONDS.value,
   )
   _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
-  if _RUN_MODE.value == 'plan':
-    from rest_jax import plan
-
-    plan.run(_build(), _TOPOLOGY.value, command_line())
-    return
   _dispatch(_build())
 
 

@@ -20,7 +20,7 @@ XXL = (
   '--gin_file=wmt20.gin',
   '--gin_file=models/mt5_xxl.gin',
   '--gin.DATA_DIR=/nowhere',
-  "--gin.t5.T5Config.remat='full'",
+  '--gin.REMAT=full',
   '--gin.BATCH_ROWS=1024',
 )
 

@@ -20,13 +20,13 @@ def sources_in_group(sources: int, width: int) -> int:
 
   The least number among those that leave the smallest share of lanes empty.
 
-  >>> sources_in_group(8, 16 * 8), sources_in_group(64, 16), sources_in_group(6, 200)
-  (1, 8, 6)
+  >>> sources_in_group(8, 128), sources_in_group(64, 16)
+  (1, 8)
 
   Args:
     sources: on one device.
     width: heads × samples a source, on one device.
-  """  # noqa: E501
+  """
 
   def empty(count: int) -> float:
     used = count * width

@@ -10,7 +10,7 @@ from rest_jax.models import lanes
   [
     (8, 128, 1),  # 16 heads × 8 samples fill a row
     (64, 16, 8),  # greedy: 8 sources do
-    (6, 200, 6),  # 1200 of 1280, where 200 of 256 would be used
+    (6, 200, 3),  # 600 of 640, where 200 of 256 would be used
     (16, 200, 16),  # 25 rows, all full
     (1, 4, 1),
     (7, 4, 7),

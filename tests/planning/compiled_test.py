@@ -80,7 +80,7 @@ def decode_step(devices):
 
 
 def test_a_decode_step_of_t5_1_1_large_costs_what_it_must(decode_step):
-  """Measured: see docs/decisions/0014."""
+  """Measured: see docs/decisions/0015."""
   compiled, _ = decode_step
   found = costs.costs_of(compiled)
   floor = counts.decode_step(
