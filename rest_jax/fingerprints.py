@@ -1,5 +1,6 @@
 """What a run depends on, hashed: to tell when it is another, here or there."""
 
+import pathlib
 import uuid
 from importlib import metadata
 
@@ -37,7 +38,7 @@ def check_alike(model_dir: epath.Path, config: str) -> None:
         [
           [path.name, storage.checksum(path)[1]]
           for path in sorted(
-            epath.Path(rest_jax.__file__).parent.glob('**/*.py')
+            pathlib.Path(rest_jax.__file__).parent.rglob('*.py')
           )
         ]
       ),

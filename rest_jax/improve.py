@@ -282,7 +282,7 @@ def run(
     settings.training.packing,
     context.seed,
     mixture,
-    *context.policy.batch_share,
+    *context.policy.placement.batch_share,
   )
   context.progress.note(
     f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'

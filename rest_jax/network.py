@@ -71,11 +71,6 @@ class Network:
         )
     return placement
 
-  @functools.cached_property
-  def batch_share(self) -> tuple[int, int]:
-    """Which part of a training batch this process feeds, and of how many."""
-    return self.placement.batch_share()
-
   def abstract_params(self) -> Params:
     """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
     return jax.tree.map(_unbox, self._boxed_params, is_leaf=_is_box)

@@ -189,7 +189,7 @@ class Session:
       ConfigurationError: a layout does not fit the devices or the network.
     """
     run, several = self._run, hosts.count() > 1
-    assert Policy(run.model, run.layout).batch_share
+    assert Policy(run.model, run.layout).placement.batch_share
     assert Policy(run.model, run.decoding_layout, local=several).mesh
 
   # -- Running stages ---------------------------------------------------------

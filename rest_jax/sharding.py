@@ -7,6 +7,7 @@ an error here, where Flax's own helpers would silently replicate the array.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -144,8 +145,9 @@ class Placement:
       self.mesh.shape[name] for name in self.rules.mesh_axes(axis)
     )
 
+  @functools.cached_property
   def batch_share(self) -> tuple[int, int]:
-    """Returns which part of a batch this process feeds, and of how many.
+    """Which part of a batch this process feeds, and of how many.
 
     Processes that split a layer's parameters between them feed the same part.
 
@@ -218,7 +220,7 @@ class Layout:
       ConfigurationError: the devices do not suffice or do not divide.
     """
     devices = jax.devices() if devices is None else devices
-    devices = sorted(devices, key=lambda one: (one.process_index, one.id))
+    devices = sorted(devices, key=lambda one: (_process_of(one), one.id))
     if self.data == -1 and len(devices) % self.model:
       raise ConfigurationError(
         f'Layout.model = {self.model} does not divide {len(devices)} devices; '

@@ -172,7 +172,10 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
       ' DEV_SPLIT a split with references.'
     )
   reporter = Reporter(context, stage, settings.stopping.max_steps, 'dev_nll')
-  packing, share = settings.training.packing, context.policy.batch_share
+  packing, share = (
+    settings.training.packing,
+    context.policy.placement.batch_share,
+  )
   dev_batches = loader.TrainingBatches(dev, packing, 0, 'union', *share)
   batches = loader.TrainingBatches(rows, packing, context.seed, 'union', *share)
   context.progress.note(

@@ -154,7 +154,9 @@ def _ensemble(
 ) -> learned.Ensemble:
   """Reads the members; each process scores rows of its own with them."""
   regressor = dataclasses.replace(
-    _regressor(context, settings), local=hosts.count() > 1
+    _regressor(context, settings),
+    layout=context.decoding_layout or context.layout,
+    local=hosts.count() > 1,
   )
   abstract = regressor.placed_params()
   return learned.Ensemble(
@@ -329,7 +331,7 @@ def _train_member(
 ) -> dict[str, Any]:
   """Trains one member and keeps its best parameters; returns what it was."""
   seed = context.seed + member
-  figure, share = training.loss.figure, regressor.batch_share
+  figure, share = training.loss.figure, regressor.placement.batch_share
   dev = loader.TrainingBatches(dev_rows, training.packing, 0, 'union', *share)
   eval_step = step.make_eval_step(regressor, training.loss)
 

@@ -1,6 +1,7 @@
 """Runs that are killed, and started again with the same command."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -55,6 +56,16 @@ _KILLS = {
 _CASES = [(stage, *kill) for stage, kills in _KILLS.items() for kill in kills]
 
 
+_TERMINATED = (
+  ('data', r'/data/grow/part-'),
+  ('supervised', r'/checkpoints/2/checkpoint\.json$'),
+  ('grow_1/samples', _SIDECAR),
+  ('grow_1/scores/shared_letters', _PART),
+  ('grow_1/improve_1', r'/checkpoints/0/checkpoint\.json$'),
+  ('grow_1/improve_1/evaluation/report', r'/samples\.parquet$'),
+)
+
+
 def _killed(command, pattern, count, cache):
   """Starts a command that is killed on its way."""
   command = running.instrument(command, kill=[pattern, count])
@@ -97,26 +108,64 @@ def test_a_run_killed_in_two_stages_ends_as_one_never_killed(
   assert not [path for path in run.rglob('.*') if '.tmp-' in path.name]
 
 
+def _without(run: pathlib.Path, stage: str, kept: pathlib.Path) -> None:
+  """Takes a stage out of a run, and lays what is nested in it by."""
+  for path in (run / stage).glob('evaluation'):
+    path.rename(kept / path.name)
+  shutil.rmtree(run / stage)
+
+
+def _assert_made_again(
+  run: pathlib.Path,
+  stage: str,
+  kept: pathlib.Path,
+  whole_run: pathlib.Path,
+) -> None:
+  """Checks that a run is whole again, and as it was."""
+  made, expected = run / stage, whole_run / stage
+  assert _manifest(made) == _manifest(expected)
+  for path in kept.glob('evaluation'):
+    path.rename(made / path.name)
+  assert running.digests(run) == running.digests(whole_run)
+  if stage in _POLICIES:
+    running.assert_equal_parameters(made, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('stage, pattern, count', _CASES)
 def test_a_stage_killed_anywhere_ends_as_one_never_killed(
   stage, pattern, count, whole_run, compiled, tmp_path
 ):
   run = running.copy_of(whole_run.folder, tmp_path / 'run')
-  nested = [path for path in (run / stage).glob('evaluation') if path.is_dir()]
-  for path in nested:
-    path.rename(tmp_path / path.name)
-  shutil.rmtree(run / stage)
+  _without(run, stage, tmp_path)
   command = running.command(run, f'--stage={stage}')
   _killed(command, pattern, count, compiled)
   assert not (run / stage / 'stage.json').exists()
   running.start(command, cache=compiled)
+  _assert_made_again(run, stage, tmp_path, whole_run.folder)
 
-  made, expected = run / stage, whole_run.folder / stage
-  assert _manifest(made) == _manifest(expected)
-  for path in nested:
-    path = tmp_path / path.name
-    path.rename(made / path.name)
-  assert running.digests(run) == running.digests(whole_run.folder)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage, pattern', _TERMINATED)
+def test_a_stage_that_is_told_to_end_saves_and_goes_on(
+  stage, pattern, whole_run, compiled, tmp_path
+):
+  run = running.copy_of(whole_run.folder, tmp_path / 'run')
+  _without(run, stage, tmp_path)
+  command = running.command(run, f'--stage={stage}')
+  told = running.start(
+    running.instrument(command, terminate=[pattern, 1]),
+    cache=compiled,
+    expected=75,
+  )
+  said = told.stderr.splitlines()[-1]
+  assert said.startswith('PreemptionError: SIGTERM: what was made is saved')
+  assert not (run / stage / 'stage.json').exists()
   if stage in _POLICIES:
-    running.assert_equal_parameters(made, expected)
+    # One update more than what was being saved.
+    saved = {
+      int(path.name) for path in run.glob(f'{stage}/.work/checkpoints/*')
+    }
+    assert max(saved) in (1, 3)
+  running.start(command, cache=compiled)
+  _assert_made_again(run, stage, tmp_path, whole_run.folder)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -106,17 +104,9 @@ def test_a_constraint_places_an_array():
   assert placement.num_shards('kv') == 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-  """A device of one of several processes, as far as meshes know it."""
-
-  id: int
-  process_index: int
-
-
-def test_a_mesh_keeps_the_devices_of_a_process_together():
-  devices = [Device(id, id % 2) for id in range(8)]
-  mesh = Layout(model=2).mesh(devices)
+def test_a_mesh_keeps_the_devices_of_a_process_together(monkeypatch):
+  monkeypatch.setattr(sharding, '_process_of', lambda device: device.id % 2)
+  mesh = Layout(model=2).mesh()
   assert [[one.id for one in row] for row in mesh.devices] == [
     [0, 2],
     [4, 6],
@@ -143,13 +133,13 @@ def test_a_mesh_keeps_the_devices_of_a_process_together():
 def test_each_process_feeds_its_part_of_a_batch(
   model, rules, shares, monkeypatch
 ):
-  placement = Placement(Layout(model=model).mesh(), rules)
+  mesh = Layout(model=model).mesh()
   owners = {device: device.id // 2 for device in jax.devices()}
   monkeypatch.setattr(sharding, '_process_of', owners.get)
   found = []
   for process in range(4):
     monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
-    found.append(placement.batch_share())
+    found.append(Placement(mesh, rules).batch_share)
   assert found == shares
 
 
@@ -157,4 +147,4 @@ def test_a_model_that_processes_share_unevenly(monkeypatch):
   placement = Placement(Layout(data=2, model=3).mesh(), AxisRules())
   monkeypatch.setattr(sharding, '_process_of', lambda device: device.id // 2)
   with pytest.raises(ConfigurationError, match=r'Layout\.model = 3'):
-    placement.batch_share()
+    assert placement.batch_share

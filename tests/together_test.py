@@ -20,6 +20,8 @@ _POLICIES = (
   'continued/grow_1/improve_1',
   'random/grow_1/improve_1',
 )
+# A machine with two cores runs four processes of two devices each.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 # Of 24 sources, so that there is one for each of four processes.
 _PARTS = '--gin.grow.Grow.samples_per_part=8'
 
@@ -115,7 +117,6 @@ def _assert_same_run(run: pathlib.Path, expected: pathlib.Path) -> None:
         assert value == other[name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('processes, devices', [(2, 2), (4, 1)])
 def test_processes_make_the_run_that_one_makes(
   processes, devices, four_devices, compiled, tmp_path
@@ -136,7 +137,6 @@ def test_processes_make_the_run_that_one_makes(
   assert len(facts['devices']) == 4
 
 
-@pytest.mark.slow
 def test_parameters_split_over_processes(four_devices, compiled, tmp_path):
   """FSDP over all devices; each layer split within a process while growing."""
   runs = []
@@ -154,7 +154,6 @@ def test_parameters_split_over_processes(four_devices, compiled, tmp_path):
   _assert_same_run(runs[1], runs[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'file, number',
   [
@@ -184,7 +183,6 @@ def test_a_job_that_lost_a_process_ends_and_goes_on(
   _assert_same_run(run, four_devices)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'file',
   [
@@ -210,7 +208,6 @@ def test_a_job_that_is_preempted_saves_and_goes_on(
   _assert_same_run(run, four_devices)
 
 
-@pytest.mark.slow
 def test_a_process_that_does_not_come_is_named(
   four_devices, compiled, tmp_path
 ):
@@ -230,7 +227,6 @@ def test_a_process_that_does_not_come_is_named(
   assert f'process 1 on {host} did not come to' in ended[0].stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'for_all, for_second, status, message',
   [

@@ -241,7 +241,10 @@ def _resume(
     return state_lib.init_state(policy, optimizer, params), [], 0
   history = [Evaluation(**record) for record in extra['history']]
   abstract = state_lib.abstract_state(policy, optimizer)
-  return checkpoints.restore(step, abstract), history, extra['train_tokens']
+  tokens = extra.get('train_tokens')
+  if tokens is None:  # Saved by a version that saved only after evaluations.
+    tokens = history[-1].train_tokens
+  return checkpoints.restore(step, abstract), history, tokens
 
 
 def _latest(checkpoints: native.Checkpoints) -> tuple[int | None, Any]:

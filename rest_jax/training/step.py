@@ -5,8 +5,7 @@ over all microbatches and hosts first, Σ_t w_t ∇ℓ_t / Σ w. So the update d
 not depend on how a batch is cut.
 
 A policy is anything hashable with `score(params, batch, dropout_key)`,
-`abstract_params()`, `param_shardings()`, `mesh`, `placement` and `batch_share`;
-a loss is a
+`abstract_params()`, `param_shardings()`, `mesh` and `placement`; a loss is a
 `losses.TokenLoss` on whatever `score` gives. So reward models train here too.
 """
 
@@ -277,7 +276,7 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   if all(isinstance(leaf, jax.Array) for leaf in leaves):
     return batch
   shards = policy.placement.num_shards('batch')
-  rows = leaves[0].shape[0] * policy.batch_share[1]
+  rows = leaves[0].shape[0] * policy.placement.batch_share[1]
   if rows % shards:
     raise errors.ConfigurationError(
       f"A batch of {rows} rows does not divide over {shards} 'data' devices: "

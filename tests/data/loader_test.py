@@ -131,7 +131,7 @@ def test_hosts_share_each_batch(rows, hosts, mixture):
     ]
     assert all(len(p.encoder_input_tokens) == 4 // hosts for p in parts)
     together = [pair for part in parts for pair in pairs_in(part)]
-    assert sorted(together) == sorted(pairs_in(whole[step]))
+    assert together == pairs_in(whole[step])
 
 
 @pytest.mark.parametrize('share', [0.25, 0.5, 0.9])
@@ -197,7 +197,7 @@ def test_once_gives_every_row_once(rows, hosts):
 def test_errors_come_before_the_first_batch(rows, tmp_path):
   with pytest.raises(errors.DataError, match=r'Packing.target_length'):
     TrainingBatches(rows, Packing(24, 3, 4), 0)
-  with pytest.raises(errors.ConfigurationError, match='3 hosts'):
+  with pytest.raises(errors.ConfigurationError, match='3 processes'):
     TrainingBatches(rows, Packing(24, 24, 4), 0, process_count=3)
   with pytest.raises(errors.ConfigurationError, match=r'mixture = 1\.5'):
     TrainingBatches(rows, Packing(24, 24, 4), 0, mixture=1.5)

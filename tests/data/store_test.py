@@ -197,6 +197,15 @@ def test_sources_stream_in_parts(tmp_path):
   assert chosen.column_names == ['source']
 
 
+def test_rows_are_read_by_number(folders):
+  whole = pa.concat_tables(store.read_row_groups(folders[0]))
+  size = whole.num_rows
+  for first in range(size):
+    for end in range(first + 1, size + 3):
+      some = store.read_rows(folders[0], first, end)
+      assert some.equals(whole.slice(first, end - first)), (first, end)
+
+
 def test_no_source_at_all_is_a_data_error(tmp_path):
   with pytest.raises(errors.DataError, match='no row is left'):
     store.write_sources(tmp_path / 'train', [])

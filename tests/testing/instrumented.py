@@ -5,6 +5,7 @@
 `kill`: [regular expression, k]: SIGKILL just before the k-th rename onto a path
 that it matches. Everything that a run keeps is renamed into place, so any
 moment of its life on disk can be chosen, without a change to the program.
+`terminate`: likewise, but SIGTERM.
 `report`: a file for what was compiled and imported, as JSON.
 """
 
@@ -16,7 +17,7 @@ import signal
 import sys
 
 
-def kill_at(pattern: str, count: int) -> None:
+def signal_at(pattern: str, count: int, sent: signal.Signals) -> None:
   left = count
 
   def hook(event, args):
@@ -25,7 +26,7 @@ def kill_at(pattern: str, count: int) -> None:
     if event == 'os.rename' and re.search(pattern, os.fspath(args[1])):
       left -= 1
       if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), sent)
 
   sys.addaudithook(hook)
 
@@ -48,7 +49,9 @@ def run() -> None:
   settings = json.loads(sys.argv[1])
   sys.argv[:] = ['rest_jax', *sys.argv[2:]]
   if 'kill' in settings:
-    kill_at(*settings['kill'])
+    signal_at(*settings['kill'], signal.SIGKILL)
+  if 'terminate' in settings:
+    signal_at(*settings['terminate'], signal.SIGTERM)
   compiled = {}
   if 'report' in settings:
     compiled = count_compilations()

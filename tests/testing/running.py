@@ -100,7 +100,7 @@ def together(
   *,
   cache: pathlib.Path | None = None,
   devices: int = 1,
-  seconds: int = SECONDS,
+  seconds: int = 3 * SECONDS,
   heartbeat: int = 10,
   signalled: Callable[[list[subprocess.Popen]], None] = lambda started: None,
 ) -> list[subprocess.CompletedProcess]:
