@@ -129,7 +129,7 @@ def test_all_compares_slices_and_picks_one():
 
 
 def test_a_floor_is_the_slowest_of_three():
-  costs = Costs(197e12, 2 * 819e9, {'all-reduce': (1, 1.0, 0.5 * 200e9)})
+  costs = Costs(197e12, 2 * 819e9, {'all-reduce': (1.0, 1.0, 0.5 * 200e9)})
   floor = Floor.of(costs, CHIPS['v5e'])
   assert (floor.compute, floor.memory, floor.collectives) == (1.0, 2.0, 0.5)
   assert floor.seconds == 2.0 and floor.bound == 'memory'

@@ -42,9 +42,9 @@ class Chip:
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v4', 275e12, 32 * GIB, 1200e9, 300e9, 3, 4096),
+    Chip('v4', 275e12, 32.0 * GIB, 1200e9, 300e9, 3, 4096),
     Chip('v5e', 197e12, 16e9, 819e9, 200e9, 2, 256),
-    Chip('v5p', 459e12, 95 * GIB, 2765e9, 600e9, 3, 8960),
+    Chip('v5p', 459e12, 95.0 * GIB, 2765e9, 600e9, 3, 8960),
     Chip('v6e', 918e12, 32e9, 1638e9, 400e9, 2, 256),
   )
 }

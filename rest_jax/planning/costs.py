@@ -38,7 +38,7 @@ class Collective:
   """
 
   kind: str
-  bytes: float
+  bytes: int | float
   chips: int
 
   @property
@@ -66,7 +66,7 @@ class Costs:
   """
 
   flops: float
-  bytes: float
+  bytes: int | float
   collectives: Mapping[str, tuple[float, float, float]]
 
   @property
@@ -93,7 +93,7 @@ class Costs:
       },
     )
 
-  def __mul__(self, factor: float) -> 'Costs':
+  def __mul__(self, factor: int | float) -> 'Costs':
     return Costs(
       self.flops * factor,
       self.bytes * factor,
@@ -141,10 +141,10 @@ def memory_of(compiled: Any) -> Memory:
   """The memory of a `jax.stages.Compiled`."""
   stats = compiled.memory_analysis()
   return Memory(
-    arguments=stats.argument_size_in_bytes,
-    outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-    temporaries=stats.temp_size_in_bytes,
-    code=stats.generated_code_size_in_bytes,
+    arguments=float(stats.argument_size_in_bytes),
+    outputs=float(stats.output_size_in_bytes - stats.alias_size_in_bytes),
+    temporaries=float(stats.temp_size_in_bytes),
+    code=float(stats.generated_code_size_in_bytes),
   )
 
 

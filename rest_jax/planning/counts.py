@@ -118,7 +118,7 @@ class DecodeStep:
 
 def decode_step(
   config: T5Config,
-  sources: float,
+  sources: int | float,
   num_samples: int,
   source_length: int,
   target_length: int,

@@ -98,22 +98,39 @@ def test_no_cache_is_copied_or_transposed(decode_step):
 
 
 def whole_copies(text, cache):
-  """Instructions that copy or transpose as much as a whole cache of a layer.
+  """Instructions that write as much as a whole cache of a layer anew.
 
-  Fetching into the chip's own memory, S(1), is reading.
+  Fetching into the chip's own memory, S(1), is reading; what comes back from
+  there, as a copy of its own, is not.
   """
   least = min(
     math.prod(leaf.sharding.shard_shape(leaf.shape))
     for leaf in (cache.self_keys[0], cache.cross_keys[0])
   )
+  written = re.compile(
+    r' = \(?(\w+)\[([\d,]+)\](\{[^}]*\})?.* (copy|transpose|copy-start)\('
+  )
   found = []
   for line in text.splitlines():
-    match = re.search(r' = (\w+)\[([\d,]+)\](\S*) (copy|transpose)\(', line)
-    if match is None or 'S(1)' in match[3]:
+    match = written.search(line)
+    if match is None or 'S(1)' in (match[3] or ''):
       continue
     if math.prod(map(int, match[2].split(','))) >= least:
-      found.append(line.strip())
+      found.append(line.strip()[:300])
   return found
+
+
+def test_a_copy_back_is_seen(decode_step):
+  _, cache = decode_step
+  shape = 'bf16[8,128,64,128]{3,2,1,0:T(8,128)(2,1)'
+  for line, count in (
+    (f'%a = {shape}}} copy(%x)', 1),
+    (f'%a = {shape}S(1)}} copy(%x)', 0),
+    (f'%a = ({shape}}}, {shape}S(1)}}, u32[]) copy-start(%x)', 1),
+    (f'%a = ({shape}S(1)}}, {shape}}}, u32[]) copy-start(%x)', 0),
+    ('%a = bf16[8,64]{1,0} copy(%x)', 0),
+  ):
+    assert len(whole_copies(line, cache)) == count, line
 
 
 SMALL = T5Config(
