@@ -54,6 +54,7 @@ setuptools.setup(
     'numpy>=2.0',
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
+    'protobuf>=4.25',  # sentencepiece's definition of a model needs it.
     'pyarrow>=18',
     'rich>=13.7',
     'sacrebleu>=2.5,<3',

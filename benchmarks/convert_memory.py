@@ -6,13 +6,17 @@ Makes a Hugging Face folder of random weights, array by array, converts it
 HF → HF, HF → T5X → HF and HF → native → T5X with `--verify=tensors`, each in a
 process of its own, and prints the most resident memory of each beside the
 checkpoint's size and its largest array. What a conversion needs besides (the
-interpreter, jax and the libraries) is measured on a tiny checkpoint.
+interpreter, jax and the libraries) is measured on a tiny checkpoint. Above that
+a conversion may take the largest array, and to our own format the shards of
+this host too, which are the whole model: else the exit status is 1.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,6 +39,13 @@ LARGE = T5Config(
   num_decoder_layers=32,
   mlp_dim=2560,
 )
+
+
+_WATCH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
 class Drawn:
@@ -74,52 +85,94 @@ def convert(source: pathlib.Path, target: pathlib.Path, to: str):
     '--verify=tensors',
   ]
   began = time.monotonic()
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-  # What /usr/bin/time -v calls the maximum resident set size.
-  _, status, usage = os.wait4(process.pid, 0)
-  assert status == 0, command
-  return usage.ru_maxrss / 1e3 * 1.024, time.monotonic() - began
+  # What /usr/bin/time -v calls the maximum resident set size. A process begins
+  # with that of the one that starts it, so a small one has to.
+  done = subprocess.run(
+    [sys.executable, '-c', _WATCH, *command],
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  peak = int(done.stdout.splitlines()[-1])
+  return peak / 1e3 * 1.024, time.monotonic() - began
 
 
-def main() -> None:
+def conversions(folder: pathlib.Path, config: T5Config, tiny: dict[str, float]):
+  """Yields a row for each conversion; `tiny`: conversion → MB, filled first."""
+  drawn = Drawn(config)
+  folder.mkdir(parents=True)
+  huggingface_export.write(
+    folder / 'hf', config, drawn, max_shard_bytes=1_000_000_000
+  )
+  kinds = {'hf': 'HF', 'checkpoint_0': 'T5X', 'native': 'native'}
+  goals = {'huggingface': 'HF', 't5x': 'T5X', 'native': 'native'}
+  for source, target, to in (
+    ('hf', 'out', 'huggingface'),
+    ('hf', 'checkpoint_0', 't5x'),
+    ('checkpoint_0', 'out', 'huggingface'),
+    ('checkpoint_0', 'checkpoint_1', 't5x'),
+    ('hf', 'native', 'native'),
+    ('native', 'out', 'huggingface'),
+    ('native', 'checkpoint_1', 't5x'),
+  ):
+    name = f'{kinds[source]} → {goals[to]}'
+    peak, seconds = convert(folder / source, folder / target, to)
+    above = peak - tiny.setdefault(name, peak)
+    allowed = drawn.largest + (drawn.megabytes if to == 'native' else 0)
+    yield {
+      'conversion': name,
+      'checkpoint': drawn.megabytes,
+      'largest array': drawn.largest,
+      'peak': peak,
+      'above the tiny one': above,
+      'allowed': allowed,
+      'seconds': seconds,
+    }
+  shutil.rmtree(folder)
+
+
+def page(rows: list[dict]) -> str:
+  """The rows as Markdown, with what they were measured on."""
+  git = ['git', '-C', str(pathlib.Path(__file__).parents[1])]
+  commit = subprocess.run(
+    [*git, 'describe', '--always', '--dirty'], capture_output=True, text=True
+  ).stdout.strip()
+  table = [list(rows[0]), ['---'] * len(rows[0])]
+  table += [
+    [v if isinstance(v, str) else f'{v:,.0f}' for v in row.values()]
+    for row in rows
+  ]
+  lines = ['| ' + ' | '.join(cells) + ' |' for cells in table]
+  return f"""# Memory of conversions
+
+`python benchmarks/convert_memory.py`, {datetime.date.today()}, commit {commit},
+{os.cpu_count()} cores of {platform.machine()}, Python {sys.version.split()[0]}.
+Each is `--run_mode=convert --verify=tensors` in a process of its own, of random
+weights in float32; MB, most resident memory. The tiny checkpoint shows what the
+interpreter and the libraries take. Above that a conversion may take the largest
+array; to our own format, the shards of this host too, here the whole model.
+
+{chr(10).join(lines)}
+"""
+
+
+def main() -> int:
   parser = argparse.ArgumentParser()
   parser.add_argument('--work', type=pathlib.Path, required=True)
   parser.add_argument('--output', type=pathlib.Path)
   options = parser.parse_args()
-  work = options.work
-  rows = []
+  rows: list[dict] = []
+  tiny: dict[str, float] = {}
   for name, config in (('tiny', TINY), ('large', LARGE)):
-    drawn, folder = Drawn(config), work / name
-    folder.mkdir(parents=True)
-    huggingface_export.write(
-      folder / 'hf', config, drawn, max_shard_bytes=1_000_000_000
-    )
-    for source, target, to in (
-      ('hf', 'out', 'huggingface'),
-      ('hf', 'checkpoint_0', 't5x'),
-      ('checkpoint_0', 'out', 'huggingface'),
-      ('hf', 'native', 'native'),
-      ('native', 'checkpoint_1', 't5x'),
-    ):
-      kinds = {'hf': 'HF', 'checkpoint_0': 'T5X', 'native': 'native'}
-      goal = {'huggingface': 'HF', 't5x': 'T5X', 'native': 'native'}[to]
-      peak, seconds = convert(folder / source, folder / target, to)
-      row = {
-        'conversion': f'{kinds[source]} → {goal}',
-        'checkpoint': f'{drawn.megabytes:,.0f} MB',
-        'largest array': f'{drawn.largest:,.0f} MB',
-        'peak': f'{peak:,.0f} MB',
-        'seconds': f'{seconds:.0f}',
-      }
+    for row in conversions(options.work / name, config, tiny):
       print(json.dumps(row, ensure_ascii=False), flush=True)
       rows.append(row)
-    shutil.rmtree(folder)
-  lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
-  table = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-  print(table)
+  text = page(rows)
+  print(text)
   if options.output:
-    options.output.write_text(table + '\n')
+    options.output.write_text(text)
+  return int(any(row['above the tiny one'] > row['allowed'] for row in rows))
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rest_jax import storage
-from rest_jax.data import mqm, scored, store
+from rest_jax.data import mqm, mqm_prepare, scored, store
 from rest_jax.rewards import lexical
 from rest_jax.rewards.agreement import Agreement, agreement
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--baselines_only', action='store_true')
   parser.add_argument('--gin', action='append', default=[], metavar='A=B')
   args = parser.parse_args(argv)
-  counts = mqm.prepare(args.data, str(args.work / 'rows.parquet'))
+  counts = mqm_prepare.prepare(args.data, str(args.work / 'rows.parquet'))
   print(counts)
   rows = pq.read_table(args.work / 'rows.parquet').to_pylist()
   judged = [row for row in rows if not mqm.is_reference(row['system'])]

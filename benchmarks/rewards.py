@@ -3,8 +3,9 @@
   python benchmarks/rewards.py
   python benchmarks/rewards.py --gin_file=my_reward.gin
 
-The second line measures the reward of a run as well (a learned one, a command,
-MetricX …), on the same texts. These are made up: random words of a Zipf
+The second line measures the reward of a run as well (a command, MetricX …), on
+the same texts. Learned rewards are of the size of multi30k_learned.gin's, with
+parameters of chance. The texts are made up: random words of a Zipf
 distribution, 12 on average, and candidates that differ from their references in
 a fifth of the words; eight candidates a source, as Grow makes them. Every
 figure is the median of several runs, in one process, after one run to warm up.
@@ -23,15 +24,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rest_jax.data import tokenizer
+from rest_jax.models.config import T5Config
 from rest_jax.rewards import (
   base,
   cache,
   combined,
   command,
+  learned,
   lexical,
   penalties,
   scoring,
 )
+from rest_jax.rewards.regressor import Buckets, Regressor
+from rest_jax.sharding import Layout
 
 _SAMPLES = 8
 _PLAIN = """
@@ -131,6 +137,34 @@ def rewards(folder: pathlib.Path) -> dict[str, base.RewardModel]:
   return out
 
 
+def learned_reward(
+  folder: pathlib.Path, rows: Rows, num_members: int
+) -> learned.Ensemble:
+  """Untrained networks of the size that multi30k_learned.gin trains."""
+  model = T5Config(
+    vocab_size=4096,
+    emb_dim=128,
+    num_heads=4,
+    num_encoder_layers=3,
+    num_decoder_layers=1,
+    head_dim=32,
+    mlp_dim=256,
+  )
+  regressor = Regressor(model, Layout(data=1))
+  return learned.Ensemble(
+    regressor,
+    tuple(regressor.init(seed) for seed in range(num_members)),
+    tokenizer.train_sentencepiece(
+      [*rows[0], *rows[1]], folder / tokenizer.MODEL_FILE, 800
+    ),
+    learned.PairFormat(128, 128),
+    Buckets((40, 56, 80, 130, 260)),
+    bounded=True,
+    fingerprint='',
+    remembered=0,
+  )
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--gin_file', help='run file whose reward to measure too')
@@ -166,6 +200,12 @@ def main(argv: Sequence[str] | None = None) -> None:
       lambda: scoring.raw_scores(chrf, *rows, cache=known),
     )
     known.close()
+    for members in (1, 3):
+      networks = learned_reward(folder, rows, members)
+      show(
+        f'learned, {members} of 3 + 1 layers of 128',
+        lambda networks=networks: networks.rewards(*rows[:2]),
+      )
   if args.gin_file:
     model = configured(args.gin_file)
     show(model.info.name, lambda: model.score(*rows))

@@ -107,6 +107,13 @@ class Context:
         f" tokenizer's {self.tokenizer.size} ids; raise it to at least that"
         ' (a multiple of 128 is fastest).'
       )
+    if self.model.eos_id != self.tokenizer.eos_id:
+      raise ConfigurationError(
+        f'T5Config.eos_id = {self.model.eos_id} is not the'
+        f" tokenizer's {self.tokenizer.eos_id}: bind T5Config.eos_id ="
+        f' {self.tokenizer.eos_id}, or give the tokenizer that belongs to the'
+        ' checkpoint (TOKENIZER).'
+      )
     return Policy(config=self.model, layout=self.layout)
 
   @functools.cached_property

@@ -32,6 +32,7 @@ from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
+from rest_jax.rewards import exported
 from rest_jax.sharding import Layout
 
 FORMATS = ('huggingface', 't5x', 'native')
@@ -57,6 +58,7 @@ class _Input:
     run: the policy, where it is one of a run.
     step: training updates, as far as it tells.
     theirs: file name → content of Hugging Face's configurations in it.
+    reward: how a learned reward reads a pair; see `rewards.exported`.
   """
 
   format: str
@@ -67,6 +69,7 @@ class _Input:
   run: run_policy.RunPolicy | None = None
   step: int = 0
   theirs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reward: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,8 @@ def run(
 
   Args:
     source: a folder of Hugging Face, a checkpoint of T5X or of rest_jax, or a
-      policy of a run, such as `MODEL_DIR/grow_1/improve_3`.
+      policy of a run, such as `MODEL_DIR/grow_1/improve_3`, or its learned
+      reward, `MODEL_DIR/reward`.
     target: the folder to make; nothing may be there.
     output_format: one of `FORMATS`.
     verify: 'logits' for tensors and logits; 'tensors' for these alone, which
@@ -122,7 +126,12 @@ def run(
     _write(temporary, given, written, output_format)
     found = _prove(temporary, given, written, output_format, verify)
     card = model_card.text(
-      source, run=given.run, proof=found.lines, score_id=written.score_id
+      source,
+      run=given.run,
+      proof=found.lines,
+      score_id=written.score_id,
+      source_prefix=given.tokenizer.source_prefix if given.tokenizer else '',
+      reward=given.reward,
     )
     storage.write_atomic(temporary / 'README.md', card.encode())
     with storage.reporting(final):
@@ -168,14 +177,16 @@ def _open(path: epath.Path, model: T5Config | None) -> _Input:
   """Recognises the input's format and opens it; no array is read yet."""
   policy = run_policy.find(path.parent if path.name == PARAMS else path)
   if policy is not None:
+    tokenizer = tokenizer_lib.load_tokenizer(policy.data.folder)
     return _Input(
       'run',
       path,
       native.Source(policy.params),
       policy.config,
-      tokenizer_lib.load_tokenizer(policy.data.folder),
+      tokenizer,
       policy,
       policy.updates,
+      reward=policy.reads(tokenizer),
     )
   found = formats.find(path, '--input')
   if found.format == 'huggingface':
@@ -191,6 +202,7 @@ def _open(path: epath.Path, model: T5Config | None) -> _Input:
     step=source.extra.get('step', 0)
     if isinstance(source, native.Source)
     else int(step[1] if step else 0),
+    reward=exported.read_form(found.path),
   )
 
 
@@ -208,6 +220,7 @@ def _open_huggingface(path: epath.Path) -> _Input:
     source.config,
     tokenizer_export.load(path),
     theirs=theirs,
+    reward=exported.read_form(path),
   )
 
 
@@ -226,8 +239,13 @@ def _config_beside(found: formats.Found) -> T5Config:
 def _as_written(given: _Input, output_format: str) -> _Model:
   if output_format == 'native':
     return _Model(given.source, given.config, None)
-  score_id = given.theirs.get('config.json', {}).get(huggingface.SCORE_ID)
-  return _Model(*exports.as_model(given.source, given.config, score_id))
+  config = given.theirs.get('config.json', given.reward or {})
+  score_id = config.get(huggingface.SCORE_ID)
+  model = _Model(*exports.as_model(given.source, given.config, score_id))
+  if given.reward is not None and model.score_id is None:
+    # T5X's tree has the logit already.
+    return dataclasses.replace(model, score_id=score_id)
+  return model
 
 
 def _check(given: _Input, written: _Model) -> None:
@@ -265,6 +283,11 @@ def _write(
   else:
     _write_native(folder, written, given.step)
   _write_tokenizer(folder, given, output_format)
+  if given.reward is not None:
+    reward = dict(given.reward)
+    if written.score_id is not None:
+      reward[huggingface.SCORE_ID] = written.score_id
+    storage.write_json_atomic(folder / exported.FILE, reward)
   if given.run is not None:
     for name, content in given.run.texts.items():
       storage.write_atomic(folder / name, content)
@@ -272,13 +295,16 @@ def _write(
 
 def _generation(given: _Input) -> dict[str, Any]:
   """How transformers is to generate: what ours never draws, it shall not."""
-  origin = given.theirs.get('generation_config.json')
-  if given.run is None or given.tokenizer is None:
-    return huggingface_export.generation_config(origin)
+  origin, eos_id = (
+    given.theirs.get('generation_config.json'),
+    given.config.eos_id,
+  )
+  if given.run is None or given.tokenizer is None or given.reward is not None:
+    return huggingface_export.generation_config(origin, eos_id=eos_id)
   beyond = range(given.tokenizer.size, given.config.vocab_size)
   length = given.run.data.manifest['config'].get('Data.max_target_length')
   return huggingface_export.generation_config(
-    origin, (tokenizer_lib.PAD_ID, *beyond), length
+    origin, (tokenizer_lib.PAD_ID, *beyond), length, eos_id
   )
 
 
@@ -307,8 +333,7 @@ def _write_tokenizer(
     copied = tokenizer_export.copy(given.folder, folder)
   if output_format == 'huggingface':
     if tokenizer_export.CONFIG not in copied:
-      vocab_size = given.config.vocab_size
-      tokenizer_export.write_huggingface(folder, given.tokenizer, vocab_size)
+      tokenizer_export.write_huggingface(folder, given.tokenizer)
   elif given.run is not None:
     given.tokenizer.save(folder)
 

@@ -33,6 +33,8 @@ def run(context: Context, stage: Stage, path: str, data: prepare.Data) -> None:
   rows = imported.import_samples(
     path,
     context.tokenizer.encode_batch,
+    encode_sources=context.tokenizer.encode_sources,
+    eos_id=context.tokenizer.eos_id,
     grow_step=0,
     language_pair=data.language_pair,
     first_id=prepare.FIRST_IMPORTED_ID,

@@ -21,7 +21,6 @@ from rest_jax import rows as rows_lib
 from rest_jax.context import IMPORTED, Context
 from rest_jax.data import loader, scored
 from rest_jax.data.lookup import Lookup
-from rest_jax.data.tokenizer import EOS_ID
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.rewards import base
 from rest_jax.run_directory import Stage
@@ -237,9 +236,9 @@ class _SourceTokens:
 
   def _encode(self, texts: Sequence[str]) -> list[list[int]]:
     distinct = list(dict.fromkeys(texts))
-    tokens = self._tokenizer.encode_batch(distinct)
+    tokens = self._tokenizer.encode_sources(distinct)
     known = dict(zip(distinct, tokens, strict=True))
-    return [[*known[text], EOS_ID] for text in texts]
+    return [[*known[text], self._tokenizer.eos_id] for text in texts]
 
 
 def run(

@@ -313,28 +313,25 @@ def _main(argv: Sequence[str]) -> None:
     from rest_jax.data import download
 
     download.fetch(_DATASET.value, _DATA_DIR.value)
-    return
-  if _RUN_MODE.value == 'prepare_mqm':
-    from rest_jax.data import mqm
+  elif _RUN_MODE.value == 'prepare_mqm':
+    from rest_jax.data import mqm_prepare
 
-    counts = mqm.prepare(_INPUT.value, _OUTPUT.value)
+    counts = mqm_prepare.prepare(_INPUT.value, _OUTPUT.value)
     print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
-    return
-  if _RUN_MODE.value == 'convert':
+  elif _RUN_MODE.value == 'convert':
     _convert()
-    return
-  if _RUN_MODE.value == 'plan':
+  elif _RUN_MODE.value == 'plan':
     _plan()
-    return
-  cluster.join(
-    _COORDINATOR_ADDRESS.value,
-    _NUM_PROCESSES.value,
-    _PROCESS_ID.value,
-    heartbeat_seconds=_HEARTBEAT_SECONDS.value,
-    barrier_seconds=_BARRIER_SECONDS.value,
-  )
-  _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
-  _dispatch(_build())
+  else:
+    cluster.join(
+      _COORDINATOR_ADDRESS.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+      barrier_seconds=_BARRIER_SECONDS.value,
+    )
+    _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+    _dispatch(_build())
 
 
 def _with_exit_code(argv: Sequence[str]) -> int:
@@ -382,7 +379,9 @@ def main() -> None:
   """Entry point of `python -m rest_jax.main`."""
   # gin logs every folder that it looks for a file in as an error.
   logging.set_verbosity(logging.FATAL)
-  allocator.keep_freed_memory()
+  # A conversion gives back what it frees: it shall need no more than it holds.
+  if not any(argument.endswith('convert') for argument in sys.argv):
+    allocator.keep_freed_memory()
   app.run(_with_exit_code, flags_parser=_parse_flags)
 
 

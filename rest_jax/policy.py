@@ -290,6 +290,7 @@ def _sample(
     max_decode_len=max_decode_len,
     num_tokens=num_tokens,
     temperature=temperature,
+    eos_id=policy.config.eos_id,
   )
 
 
@@ -309,6 +310,7 @@ def _beam_search(
     alpha=alpha,
     max_decode_len=max_decode_len,
     num_tokens=num_tokens,
+    eos_id=policy.config.eos_id,
   )
 
 

@@ -6,6 +6,7 @@ that is installed.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,24 +52,29 @@ class Proof:
 def compare_tensors(
   given: restoring.Source, written: restoring.Source
 ) -> Proof:
-  """Holds what was written against what was given, an array at a time.
+  """Holds what was written against what was given, a part at a time.
 
   Raises:
     CorruptStateError: names, shapes or values differ; it lists them.
   """
   restoring.check(written, given.shapes)
-  values, differing = 0, []
-  for name in given.shapes:
-    one, other = exports.read(given, name), exports.read(written, name)
-    values += one.size
-    if not _same_bits(one, other):
-      differing.append(name)
+  differing = [
+    name
+    for name, shape in given.shapes.items()
+    if not all(
+      _same_bits(
+        exports.read(given, name, index), exports.read(written, name, index)
+      )
+      for index in exports.parts(shape)
+    )
+  ]
   if differing:
     raise errors.CorruptStateError(
       f'{written.where} does not hold what was written into it:'
       f' {", ".join(differing)} differ; nothing was committed: check the disk,'
       ' and convert again.'
     )
+  values = sum(map(math.prod, given.shapes.values()))
   return Proof(len(given.shapes), values)
 
 

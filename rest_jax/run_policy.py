@@ -12,14 +12,20 @@ from typing import Any
 
 from etils import epath
 
-from rest_jax import errors
+from rest_jax import errors, train_reward
 from rest_jax.context import PARAMS
+from rest_jax.data import reward_rows
+from rest_jax.data.tokenizer import Tokenizer
 from rest_jax.models.config import T5Config
 from rest_jax.run_directory import RunDirectory, Stage
 
 _RUN = 'run.json'
 _STAGE = 'stage.json'
-_FROM = re.compile(r'^(SUPERVISED_FROM|GROW_FROM) = (.*)$', re.MULTILINE)
+_FROM = re.compile(
+  r'^(SUPERVISED_FROM|REWARD_FROM|GROW_FROM) = (.*)$', re.MULTILINE
+)
+_MEMBER = re.compile(train_reward.params_folder(0).replace('0', r'(\d+)'))
+_PREFERENCES = reward_rows.PreferredFile.__name__
 _TEXTS = ('config.gin', 'operative_config.gin')
 
 
@@ -31,16 +37,20 @@ class RunPolicy:
     root: the run directory.
     stage: the stage.
     config: shape of its network.
+    member: which network of a learned reward it is; None for a policy.
   """
 
   root: epath.Path
   stage: Stage
   config: T5Config
+  member: int | None = None
 
   @property
   def params(self) -> epath.Path:
     """Folder of its parameters."""
-    return self.stage.folder / PARAMS
+    if self.member is None:
+      return self.stage.folder / PARAMS
+    return self.stage.folder / train_reward.params_folder(self.member)
 
   @property
   def data(self) -> Stage:
@@ -49,7 +59,10 @@ class RunPolicy:
 
   @property
   def updates(self) -> int:
-    """Training updates from the start of its run to it."""
+    """Training updates from the start of its run, or of the reward, to it."""
+    if self.member is not None:
+      members = self.stage.manifest['extra']['members']
+      return members[self.member]['best_update']
     return sum(s.manifest['counts'].get('best_update', 0) for s in self.lineage)
 
   @property
@@ -99,19 +112,58 @@ class RunPolicy:
         found[split] = stage.manifest['extra']['figures']
     return found
 
+  def reads(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """How a network of a learned reward reads a pair; see `rewards.exported`.
+
+    Args:
+      tokenizer: the run's.
+
+    Returns:
+      None for a policy.
+    """
+    if self.member is None:
+      return None
+    values = self.stage.manifest['config']
+    lengths = (
+      value
+      for name, value in values.items()
+      if name.startswith('TrainReward.buckets.lengths[')
+    )
+    return {
+      'max_source_length': values['TrainReward.pair.max_source_length'],
+      'max_candidate_length': values['TrainReward.pair.max_candidate_length'],
+      'separator_id': tokenizer.size,
+      'bounded': values['TrainReward.rows'] != _PREFERENCES,
+      'bucket_lengths': list(lengths),
+      'tokens_per_batch': values['TrainReward.buckets.tokens_per_batch'],
+      'member': self.member,
+      'members': self.stage.manifest['counts']['members'],
+      'stage_fingerprint': self.stage.fingerprint,
+    }
+
 
 def find(folder: epath.PathLike) -> RunPolicy | None:
-  """The policy of a folder such as `MODEL_DIR/grow_1/improve_3`.
+  """What a folder such as `MODEL_DIR/grow_1/improve_3` holds.
+
+  Args:
+    folder: of a policy; or of a learned reward, `MODEL_DIR/reward`, or of one
+      of its networks, `MODEL_DIR/reward/params_2`.
 
   Returns:
     None where the folder is no stage with parameters.
 
   Raises:
-    ConfigurationError: it is one, but its run cannot be found.
+    ConfigurationError: it is one, but its run cannot be found; or it is a
+      reward of several networks, which are listed.
     CorruptStateError: a `stage.json` or a file of the stage was altered.
   """
   folder = epath.Path(folder).resolve()
-  if not (folder / _STAGE).exists() or not (folder / PARAMS).is_dir():
+  match = _MEMBER.fullmatch(folder.name)
+  folder = folder.parent if match else folder
+  if not (folder / _STAGE).exists():
+    return None
+  members = _members(folder)
+  if not members and not (folder / PARAMS).is_dir():
     return None
   for root in folder.parents:
     if (root / _RUN).exists():
@@ -124,7 +176,37 @@ def find(folder: epath.PathLike) -> RunPolicy | None:
     )
   stage = RunDirectory(root).stage(str(folder.relative_to(root)))
   stage.verify()
-  return RunPolicy(root, stage, _config(root, stage))
+  if not members:
+    return RunPolicy(root, stage, _config(root, stage))
+  member = int(match[1]) if match else members[0]
+  if match is None and len(members) > 1:
+    folders = ', '.join(
+      str(folder / train_reward.params_folder(i)) for i in members
+    )
+    raise errors.ConfigurationError(
+      f'--input={folder} holds {len(members)} networks, whose mean is the'
+      f' reward: convert each of {folders}.'
+    )
+  config = read_config(_renamed(stage.manifest['config']))
+  return RunPolicy(root, stage, config, member)
+
+
+def _members(folder: epath.Path) -> list[int]:
+  """The numbers of the networks of a learned reward."""
+  names = (path.name for path in folder.iterdir())
+  return sorted(
+    int(match[1]) for name in names if (match := _MEMBER.fullmatch(name))
+  )
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The shape of a reward's networks, named as that of a policy is."""
+  prefix = 'TrainReward.model.'
+  return {
+    f'T5Config.{name.removeprefix(prefix)}': value
+    for name, value in values.items()
+    if name.startswith(prefix)
+  }
 
 
 def stage_of(root: epath.Path, name: str) -> Stage:
@@ -144,7 +226,8 @@ def stage_of(root: epath.Path, name: str) -> Stage:
     roots += [path for path in _branched_from(root) if path not in seen]
   raise errors.ConfigurationError(
     f'stage {name} is in none of {", ".join(map(str, seen))}: bring back the'
-    ' run that this one branched from (SUPERVISED_FROM, GROW_FROM).'
+    ' run that this one branched from (SUPERVISED_FROM, REWARD_FROM,'
+    ' GROW_FROM).'
   )
 
 

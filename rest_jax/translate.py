@@ -5,7 +5,6 @@ import sys
 from rest_jax import generation, storage
 from rest_jax.context import Context
 from rest_jax.data import text as text_lib
-from rest_jax.data.tokenizer import EOS_ID
 from rest_jax.evaluate import Evaluate
 
 _STDIN = '/dev/stdin'
@@ -36,9 +35,10 @@ def run(
   filled = [i for i, line in enumerate(lines) if line.strip()]
   longest = settings.batching.source_buckets[-1]
   tokens, cut = [], 0
-  for encoded in context.tokenizer.encode_batch([lines[i] for i in filled]):
+  sources = [lines[i] for i in filled]
+  for encoded in context.tokenizer.encode_sources(sources):
     cut += len(encoded) >= longest
-    tokens.append([*encoded[: longest - 1], EOS_ID])
+    tokens.append([*encoded[: longest - 1], context.tokenizer.eos_id])
   if cut:
     context.progress.note(f'{cut:,} lines were cut to {longest} tokens')
   beams = generation.generate_beam(

@@ -531,6 +531,16 @@ def test_a_tokenizer_that_is_larger_than_the_models_vocabulary(
   refused(ended, 2, r'T5Config\.vocab_size = 128 .* 259 ids; raise it')
 
 
+def test_a_tokenizer_that_ends_texts_as_the_model_does_not(
+  program, base, tmp_path
+):
+  ended = program(
+    *(tmp_path / 'run', base.data, '--run_mode=supervised'),
+    '--gin.t5.T5Config.eos_id=2',
+  )
+  refused(ended, 2, r'T5Config\.eos_id = 2 is not the .* 1: bind')
+
+
 # --- Training and rewards ---------------------------------------------------
 
 

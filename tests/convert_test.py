@@ -1,28 +1,40 @@
 """Conversions through the public command, and what they refuse."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import running
+import sentencepiece
 
 from rest_jax import generation
 from rest_jax.checkpoint import (
+  formats,
   huggingface,
   huggingface_export,
+  native,
+  t5x,
   tokenizer_export,
+  transformers_peer,
 )
-from rest_jax.data.tokenizer import EOS_ID, ByteTokenizer
+from rest_jax.data.corpora import NumeralsTask
+from rest_jax.data.tokenizer import ByteTokenizer
+from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
-PEER = pathlib.Path(running.__file__).with_name('hugging_face_peer.py')
+PREFIX = '<2en> '
+FIXTURES = (pathlib.Path(__file__).parents[1] / '../shared/fixtures').resolve()
+MODELS = [
+  GOLDENS / 'hf_mt5',
+  GOLDENS / 'hf_byt5',
+  GOLDENS / 'hf_umt5',
+  FIXTURES / 'hf_t5_v1_0_tiny',
+  FIXTURES / 'hf_t5_v1_1_tiny',
+]
 LINES = ['one two three', '', 'forty two', 'seven thousand and nine']
 
 
@@ -49,17 +61,19 @@ def refused(code, *arguments):
   return ended.stderr
 
 
-def translated_by_reading(folder, lines, num_beams, alpha, length, room):
+def translated_by_reading(
+  folder, lines, num_beams, alpha, length, room, prefix=''
+):
   """Beam search with an exported folder alone: its weights, its tokenizer."""
   config = huggingface.read_config(folder)
   policy = Policy(config, Layout(data=1))
   params = huggingface.restore_params(folder, policy.abstract_params())
   tokenizer = tokenizer_export.load(folder)
-  filled = [line for line in lines if line]
+  filled = tokenizer.encode_batch([prefix + line for line in lines if line])
   beams = generation.generate_beam(
     policy,
     params,
-    [[*ids[: room - 1], EOS_ID] for ids in tokenizer.encode_batch(filled)],
+    [[*ids[: room - 1], tokenizer.eos_id] for ids in filled],
     num_beams=num_beams,
     alpha=alpha,
     batching=generation.Batching(
@@ -69,6 +83,35 @@ def translated_by_reading(folder, lines, num_beams, alpha, length, room):
   )
   found = iter(tokenizer.decode(beam.tolist()) for beam in beams)
   return [next(found) if line else '' for line in lines]
+
+
+def write_like_madlad(folder):
+  """The mT5 golden, with a tokenizer for the embedded task."""
+  folder.mkdir()
+  golden = GOLDENS / 'hf_mt5'
+  shutil.copy(golden / 'model.safetensors', folder)
+  config = json.loads((golden / 'config.json').read_text())
+  config |= {'eos_token_id': 2, 'pad_token_id': 1}
+  (folder / 'config.json').write_text(json.dumps(config))
+  rows = list(NumeralsTask(num_train=400).rows('train'))
+  with (folder / 'spiece.model').open('wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(
+        [row[side] for row in rows for side in ('source', 'target')]
+      ),
+      model_writer=file,
+      vocab_size=100,
+      user_defined_symbols=['\n', '<2de>', PREFIX.strip()],
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=-1,
+      num_threads=1,
+      minloglevel=2,
+    )
+  (folder / 'tokenizer_config.json').write_text(
+    (GOLDENS / 'tokenizer_madlad/tokenizer_config.json').read_text()
+  )
 
 
 @pytest.mark.parametrize('name', ['hf_mt5', 'hf_umt5'])
@@ -92,6 +135,28 @@ def test_all_formats_in_a_row_lose_nothing(tmp_path, name):
   assert 'not compared with the origin' in said
   assert 'not compared with the origin' in (back / 'README.md').read_text()
   assert not list(tmp_path.glob('.*'))
+
+
+def test_every_fixture_is_read_as_by_its_reader(tmp_path):
+  """What tests/checkpoint shows of the readers holds of the command."""
+  t5x_fixture = FIXTURES / 't5x_v1_1_tiny'
+  for folder in (*MODELS, t5x_fixture):
+    if not folder.exists():
+      continue
+    out = tmp_path / folder.name
+    converted(folder, out, 'native', '--verify=tensors')
+    if folder == t5x_fixture:
+      given = t5x.Source(folder / 'checkpoint_0')
+      config = T5Config(**json.loads((folder / 'config.json').read_text()))
+    else:
+      given = huggingface.Source(folder)
+      config = given.config
+    found = formats.find(out)
+    assert formats.read_config(found) == config
+    written = native.Source(found.path)
+    assert written.shapes.keys() == given.shapes.keys()
+    for name in given.shapes:
+      np.testing.assert_array_equal(written.read(name), given.read(name), name)
 
 
 def test_a_proof_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -240,19 +305,37 @@ def test_a_policy_of_a_run_is_exported_with_its_history(
 def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
   tmp_path, compiled
 ):
-  """Whole ReST from an mT5 of Hugging Face, and back to such a folder."""
-  model_dir, out = tmp_path / 'run', tmp_path / 'out'
+  """Whole ReST from a folder of Hugging Face, and back to such a folder.
+
+  It is laid out as MADLAD-400's: EOS is 2, and a source begins with a tag.
+  """
+  model_dir, out, given = (tmp_path / name for name in ('run', 'out', 'given'))
+  write_like_madlad(given)
+  settings = tmp_path / 'settings.gin'
+  settings.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from rest_jax.data import prepare\n'
+    f'INITIAL_CHECKPOINT_PATH = {str(given)!r}\n'
+    'TOKENIZER = @prepare.CheckpointTokenizer()\n'
+    'prepare.CheckpointTokenizer:\n'
+    '  folder = %INITIAL_CHECKPOINT_PATH\n'
+    f'  source_prefix = {PREFIX!r}\n'
+  )
   line = running.command(
     model_dir,
     '--gin_file=models/from_checkpoint.gin',
-    f'--gin.INITIAL_CHECKPOINT_PATH={GOLDENS / "hf_mt5"}',
+    f'--gin_file={settings}',
     # So that it has something to say.
     '--gin.SUPERVISED_STEPS=120',
     '--gin.SUPERVISED_EVAL_EVERY=40',
   )
   running.start(line, cache=compiled)
   converted(model_dir / 'grow_1/improve_1', out, 'huggingface')
-  assert 'hf_mt5' in (out / 'README.md').read_text()
+  card = (out / 'README.md').read_text()
+  assert str(given) in card
+  assert f'must begin with `{PREFIX}`' in card
+  written = json.loads((out / 'config.json').read_text())
+  assert written['eos_token_id'] == 2
   greedy = [
     '--run_mode=translate',
     '--gin.evaluate.Evaluate.num_beams=1',
@@ -263,23 +346,79 @@ def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
   )
   ours = done.stdout.split('\n')[:-1]
   assert any(ours)
-  assert translated_by_reading(out, LINES, 1, 0.0, 16, 24) == ours
-  if importlib.util.find_spec('transformers') is None:
+  assert translated_by_reading(out, LINES, 1, 0.0, 16, 24, PREFIX) == ours
+  if transformers_peer.why_not():
     return  # The folder was read by our own reader alone.
-  filled = [text for text in LINES if text]
-  peer = subprocess.run(
-    [sys.executable, str(PEER)],
-    env=running.environment(),
-    input=json.dumps({'folder': str(out), 'lines': filled}),
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=running.SECONDS,
-  )
-  theirs = json.loads(peer.stdout.splitlines()[-1])
+  filled = [PREFIX + text for text in LINES if text]
+  (theirs,) = running.in_transformers([{'folder': str(out), 'lines': filled}])
   assert theirs['warnings'] == []
   tokenizer = tokenizer_export.load(out)
-  assert theirs['ids'] == [
-    [*ids, EOS_ID] for ids in tokenizer.encode_batch(filled)
-  ]
+  assert theirs['ids'] == [[*ids, 2] for ids in tokenizer.encode_batch(filled)]
   assert theirs['translations'] == [text for text in ours if text]
+
+
+@pytest.mark.slow
+def test_a_run_with_frozen_embeddings_in_bfloat16(tmp_path, compiled):
+  """Whole ReST by Adafactor; what is frozen goes out as it came in."""
+  model_dir, out = tmp_path / 'run', tmp_path / 'out'
+  line = running.command(
+    model_dir,
+    '--gin_file=models/from_checkpoint.gin',
+    f'--gin.INITIAL_CHECKPOINT_PATH={GOLDENS / "hf_mt5"}',
+    "--gin.FROZEN=('token_embedder/*',)",
+    '--gin.ACTIVATION_DTYPE=bfloat16',
+    '--gin.OPTIMIZER=adafactor',
+    '--gin.CONTROLS=()',
+  )
+  running.start(line, cache=compiled)
+  converted(model_dir / 'grow_1/improve_1', out, 'huggingface')
+  given, found = huggingface.Source(GOLDENS / 'hf_mt5'), huggingface.Source(out)
+  assert found.shapes == given.shapes
+  frozen = 'token_embedder/embedding'
+  for name in given.shapes:
+    same = np.array_equal(given.read(name), found.read(name))
+    assert same == (name == frozen), name
+    assert found.read(name).dtype == np.float32
+  values = json.loads((model_dir / 'supervised/stage.json').read_text())[
+    'config'
+  ]
+  assert values['T5Config.dtype'] == 'bfloat16'
+
+
+@pytest.mark.slow
+def test_transformers_opens_what_we_write(tmp_path):
+  """Without a word, and with the logits of the folder that was given."""
+  if transformers_peer.why_not():
+    pytest.skip(transformers_peer.why_not())
+  jobs, expected = [], []
+  for model in MODELS:
+    if not model.exists():
+      continue
+    answers = np.load(model / 'expected.npz')
+    batch = {
+      'sources': answers['encoder_input_tokens'].tolist(),
+      'inputs': answers['decoder_input_tokens'].tolist(),
+    }
+    given = json.loads((model / 'config.json').read_text())['model_type']
+    ours, straight = tmp_path / f'{model.name}.ours', tmp_path / model.name
+    said = converted(model, straight, 'huggingface')
+    assert said.count('in transformers 4') == 2  # The input and the output.
+    assert 'not compared' not in said
+    # Through our own format, config.json is of our making alone.
+    converted(model, ours, 'native', '--verify=tensors')
+    back = tmp_path / f'{model.name}.back'
+    converted(ours, back, 'huggingface', '--verify=tensors')
+    plain = 'umt5' if given == 'umt5' else 't5'
+    for folder, kind in (
+      (model, given),
+      (straight, given),
+      (back, plain),
+    ):
+      jobs.append({'folder': str(folder)} | batch)
+      expected.append(huggingface_export.ARCHITECTURES[kind])
+  found = running.in_transformers(jobs)
+  assert [one['architecture'] for one in found] == expected
+  for i, one in enumerate(found):
+    assert one['warnings'] == [], jobs[i]['folder']
+    # The same network from the same bits gives the same bits.
+    assert one['logits'] == found[i - i % 3]['logits'], jobs[i]['folder']

@@ -2,9 +2,13 @@
 
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import running
 
+from rest_jax.data import scored
+from rest_jax.rewards.exported import Exported
 from rest_jax.run_directory import RunDirectory
 
 _SEARCH = f'--gin_search_paths={running.TESTING}'
@@ -56,6 +60,35 @@ def test_what_is_scored_depends_on_the_reward_and_what_it_learned_from(
   assert set(inputs) == {
     'data', 'reward_data/samples', 'reward_data/scores/shared_letters'
   }  # fmt: skip
+
+
+def test_its_networks_exported_give_the_scores_of_the_run(
+  learned_run, tmp_path
+):
+  for member in range(2):
+    ended = running.within(
+      '--run_mode=convert',
+      f'--input={learned_run}/reward/params_{member}',
+      f'--output={tmp_path}/{member}',
+      '--format=huggingface',
+      '--verify=tensors',
+    )
+    assert ended.code == 0, ended.stderr
+  reward = Exported((f'{tmp_path}/0', f'{tmp_path}/1'))
+  tables = scored.iter_scored(
+    learned_run / 'grow_1/samples',
+    {'score': learned_run / 'grow_1/scores/learned'},
+    ('source', 'target'),
+  )
+  rows = pa.concat_tables(tables).to_pydict()
+  np.testing.assert_allclose(
+    reward.score(rows['source'], rows['target']), rows['score'], atol=1e-5
+  )
+  assert np.ptp(rows['score']) > 0.01
+  card = (tmp_path / '1/README.md').read_text()
+  assert 'network 1 of 2 (stage `reward` of the run `run`)' in card
+  for name in ('data', 'reward_data/samples'):
+    assert _fingerprint(learned_run, name) in card
 
 
 def test_training_a_reward_killed_three_times_ends_as_one_never_killed(

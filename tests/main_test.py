@@ -42,7 +42,8 @@ _STAGES = {
 # controls nor Improve steps add any.
 _COMPILED = {
   'jit(_sample)': 2,
-  'jit(_update)': 2,
+  'jit(_update)': 1,  # BC and Improve share it.
+  'jit(learning_rate)': 2,
   'jit(_beam_search)': 1,
   'jit(<lambda>)': 2,
 }

@@ -135,6 +135,21 @@ def test_samples_are_what_they_say(samples):
   assert len(np.unique(flat, axis=0)) > 16
 
 
+def test_samples_and_beams_end_by_the_models_eos(params, sources):
+  policy = Policy(dataclasses.replace(CONFIG, eos_id=2), Layout(data=1))
+  drawn = draw(policy, params, sources, keys_of())
+  beams = policy.beam_search(
+    params, sources, max_decode_len=LENGTH, num_tokens=NUM_TOKENS
+  )
+  tokens, found = np.asarray(drawn.tokens), np.asarray(beams.tokens)
+  np.testing.assert_array_equal((tokens == 2).any(-1), drawn.finished)
+  assert (tokens == 1).any()  # A token like any other.
+  for ended in (tokens[(tokens == 2).any(-1)], found[(found == 2).any(-1)]):
+    assert len(ended)
+    after = np.cumsum(ended == 2, axis=-1) - (ended == 2) > 0
+    np.testing.assert_array_equal(ended == 0, after)
+
+
 def test_cached_decoding_is_teacher_forcing(params, sources, samples):
   """All logits, not those of the chosen tokens alone."""
   n = samples.tokens.shape[1]

@@ -1,10 +1,13 @@
 """What the writers of other programs' checkpoints share.
 
-A writer asks a `restoring.Source` for one array at a time, so a checkpoint
-passes through without ever being in memory whole.
+A writer asks a `restoring.Source` for one array at a time, and for parts of the
+large ones, so a checkpoint passes through without ever being in memory whole.
 """
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,32 @@ from rest_jax.checkpoint import names
 from rest_jax.checkpoint.restoring import Index, Source
 from rest_jax.models.config import T5Config
 
+PART_BYTES = 64 << 20  # Of what is read at a time, and of T5X's chunks.
 _METRICX_SCORE_ID = 250089  # <extra_id_10> of mT5, which MetricX reads.
 
 
-def read(source: Source, name: str) -> np.ndarray:
-  """A whole parameter, as float32."""
-  return np.asarray(source.read(name), np.float32)
+def read(source: Source, name: str, index: Index = ()) -> np.ndarray:
+  """Part of a parameter (all by default), as float32."""
+  return np.asarray(source.read(name, index), np.float32)
+
+
+def part_shape(shape: Sequence[int]) -> list[int]:
+  """Splits the largest axes evenly until a part is small enough."""
+  part = list(shape)
+  while math.prod(part) * 4 > PART_BYTES:
+    axis = int(np.argmax(part))
+    size = shape[axis]
+    # The next smaller length that divides the axis, so that none is ragged.
+    part[axis] = max(n for n in range(1, part[axis]) if size % n == 0)
+  return part
+
+
+def parts(shape: Sequence[int]) -> Iterator[Index]:
+  """The indices of an array's parts, of `part_shape` each."""
+  steps = part_shape(shape)
+  starts = (range(0, n, step) for n, step in zip(shape, steps, strict=True))
+  for at in itertools.product(*starts):
+    yield tuple(slice(i, i + n) for i, n in zip(at, steps, strict=True))
 
 
 class InMemory:

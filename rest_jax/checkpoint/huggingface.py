@@ -39,6 +39,7 @@ _T5 = {
   'dropout_rate': 0.1,
   'layer_norm_epsilon': 1e-6,
   'decoder_start_token_id': 0,
+  'eos_token_id': 1,
 }
 _MT5 = _T5 | {
   'd_ff': 1024,
@@ -268,6 +269,7 @@ def _config_of(
     relpos_num_buckets=theirs['relative_attention_num_buckets'],
     relpos_max_distance=theirs['relative_attention_max_distance'],
     relpos_per_layer=kind == 'umt5',
+    eos_id=theirs['eos_token_id'],
   )
   return config, found
 

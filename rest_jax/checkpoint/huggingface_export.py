@@ -6,9 +6,8 @@
 
 A safetensors file is 8 bytes with the length of a JSON header, the header, and
 the arrays one after the other. The library `safetensors` writes it from a dict
-of all arrays of the file; it is written here, array by array and in blocks of
-rows, because no more than one array shall be in memory. It is read by the
-library, which every conversion does.
+of all arrays of the file; it is written here, array by array and in parts of
+them, because no more than one array shall be in memory.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from etils import epath
 
 from rest_jax import errors, storage
 from rest_jax.checkpoint import names
-from rest_jax.checkpoint.exports import read
+from rest_jax.checkpoint.exports import part_shape, read
 from rest_jax.checkpoint.restoring import Source
 from rest_jax.models.config import T5Config
 
@@ -61,7 +60,7 @@ def model_config(
   out = {
     'is_encoder_decoder': True,
     'pad_token_id': 0,
-    'eos_token_id': 1,
+    'eos_token_id': config.eos_id,
     'decoder_start_token_id': 0,
     'layer_norm_epsilon': 1e-6,
     'initializer_factor': 1.0,
@@ -95,6 +94,7 @@ def generation_config(
   origin: Mapping[str, Any] | None = None,
   suppressed: Sequence[int] = (),
   max_new_tokens: int | None = None,
+  eos_id: int = 1,
 ) -> dict[str, Any]:
   """The content of `generation_config.json`.
 
@@ -102,10 +102,11 @@ def generation_config(
     origin: one to keep.
     suppressed: ids that are never drawn, such as those beyond the tokenizer's.
     max_new_tokens: most tokens of an output; transformers' default is 20.
+    eos_id: the id that ends an output, where `origin` does not say it.
   """
   out = {
     'decoder_start_token_id': 0,
-    'eos_token_id': 1,
+    'eos_token_id': eos_id,
     'pad_token_id': 0,
     'transformers_version': _TRANSFORMERS,
     **(origin or {}),
@@ -171,7 +172,7 @@ def write(
   values = model_config(config, origin, score_id)
   storage.write_json_atomic(folder / 'config.json', values)
   if generation is None:
-    generation = generation_config()
+    generation = generation_config(eos_id=config.eos_id)
   storage.write_json_atomic(folder / 'generation_config.json', dict(generation))
   entries = sorted(_entries(source), key=lambda entry: entry.name)
   shards = list(_shards(entries, max_shard_bytes))
@@ -250,8 +251,14 @@ def _write_file(
   text += b' ' * (-len(text) % 8)  # The arrays begin at a multiple of 8.
   file.write(struct.pack('<Q', len(text)) + text)
   for entry in entries:
-    array = read(source, entry.ours)
-    _write_rows(file, array.T if entry.turned else array)
+    shape, part = entry.shape, part_shape(entry.shape)
+    rows = part[0] if part[1:] == list(shape[1:]) else shape[0]
+    for start in range(0, shape[0], rows):
+      index = (slice(start, start + rows),)
+      if entry.turned:  # Their rows are our columns.
+        index = (slice(None), *index)
+      array = read(source, entry.ours, index)
+      _write_rows(file, array.T if entry.turned else array)
 
 
 def _write_rows(file: BinaryIO, array: np.ndarray) -> None:

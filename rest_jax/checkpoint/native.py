@@ -141,9 +141,19 @@ class Source:
       for name, shape in arrays.items()
       if name.startswith(self._prefix)
     }
+    self._last: dict[str, np.ndarray] = {}
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Part of a parameter, in the checkpoint's dtype."""
+    """Part of a parameter, in the checkpoint's dtype.
+
+    The whole of it is read, and kept until another one is asked for.
+    """
+    if name not in self._last:
+      self._last.clear()  # Before the other is read.
+      self._last[name] = self._read(name)
+    return self._last[name][index]
+
+  def _read(self, name: str) -> np.ndarray:
     leaf: Any = jax.ShapeDtypeStruct(self.shapes[name], jnp.float32)
     args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
     for part in reversed((self._prefix + name).split('/')):
@@ -156,7 +166,7 @@ class Source:
         ),
       )
     (array,) = jax.tree.leaves(restored)
-    return array[index]
+    return array
 
 
 def save_params(

@@ -12,8 +12,6 @@ relative to itself. No optimizer state is written, only the step: a T5X run that
 starts from here needs `fallback_to_scratch = True` for the rest.
 """
 
-import asyncio
-import math
 from typing import Any
 
 import numpy as np
@@ -22,14 +20,18 @@ from etils import epath
 from flax import serialization
 
 from rest_jax import storage
-from rest_jax.checkpoint.exports import plain_config, read
+from rest_jax.checkpoint.exports import (
+  part_shape,
+  parts,
+  plain_config,
+  read,
+)
 from rest_jax.checkpoint.restoring import Source
 from rest_jax.models.config import T5Config
 
 INDEX = 'checkpoint'
 CONFIG = 'config.json'
 _VERSION = 3  # T5X's, of the index.
-_CHUNK_BYTES = 64 << 20
 
 
 def write(
@@ -53,7 +55,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     for name, shape in source.shapes.items():
       spec = _spec(name, shape)
-      asyncio.run(_write_array(folder, spec, read(source, name)))
+      _write_array(folder, spec, source, name)
       *above, last = name.split('/')
       inner = target
       for part in above:
@@ -76,28 +78,19 @@ def _spec(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
       'path': f'target.{name.replace("/", ".")}/',
     },
     'metadata': {
-      'chunks': _chunks(shape),
+      'chunks': part_shape(shape),
       'compressor': {'id': 'gzip', 'level': 1},
       'shape': list(shape),
     },
   }
 
 
-def _chunks(shape: tuple[int, ...]) -> list[int]:
-  """Splits the largest axes evenly until a chunk is small enough."""
-  chunks = list(shape)
-  while math.prod(chunks) * 4 > _CHUNK_BYTES:
-    axis = int(np.argmax(chunks))
-    size = shape[axis]
-    # The next smaller length that divides the axis, so that none is ragged.
-    chunks[axis] = max(n for n in range(1, chunks[axis]) if size % n == 0)
-  return chunks
-
-
-async def _write_array(
-  folder: epath.Path, spec: dict[str, Any], array: np.ndarray
+def _write_array(
+  folder: epath.Path, spec: dict[str, Any], source: Source, name: str
 ) -> None:
+  """Writes an array, a chunk at a time."""
   path = f'{folder}/{spec["kvstore"]["path"]}'
   absolute = spec | {'kvstore': {'driver': 'file', 'path': path}}
-  store = await tensorstore.open(absolute, create=True, open=False)
-  await store.write(array)
+  store = tensorstore.open(absolute, create=True, open=False).result()
+  for index in parts(source.shapes[name]):
+    store[index].write(read(source, name, index)).result()

@@ -4,7 +4,6 @@ Hugging Face's T5 tokenizers take the SentencePiece model as it is, under the
 name `spiece.model`; what they must be told stands in `tokenizer_config.json`.
 """
 
-import json
 import shutil
 from typing import Any
 
@@ -12,10 +11,11 @@ import sentencepiece
 from etils import epath
 
 from rest_jax import storage
+from rest_jax.data import origin_tokenizer
 from rest_jax.data import tokenizer as tokenizer_lib
 
 SPIECE = 'spiece.model'
-CONFIG = 'tokenizer_config.json'
+CONFIG = origin_tokenizer.CONFIG
 # Under which names a tokenizer may lie beside a checkpoint.
 FILES = (
   SPIECE,
@@ -49,38 +49,40 @@ def copy(origin: storage.PathLike, folder: storage.PathLike) -> list[str]:
 
 
 def write_huggingface(
-  folder: storage.PathLike, tokenizer: tokenizer_lib.Tokenizer, vocab_size: int
+  folder: storage.PathLike, tokenizer: tokenizer_lib.Tokenizer
 ) -> None:
   """Writes what `AutoTokenizer` needs for the same ids.
+
+  A prefix of sources is no part of it: transformers' tokenizers have none.
 
   Args:
     folder: that of the checkpoint.
     tokenizer: the run's.
-    vocab_size: rows of the model's embedding.
 
   Raises:
     StorageError: the folder cannot be written.
   """
   folder = epath.Path(folder)
-  if isinstance(tokenizer, tokenizer_lib.ByteTokenizer):
-    # ByT5's 125 sentinels follow the bytes; a smaller model has no room.
-    sentinels = max(0, min(125, vocab_size - tokenizer.size))
-    tokens = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
-    values = _config('ByT5Tokenizer', tokens, sentinels)
-  else:
-    tokenizer.save(folder)
-    (folder / tokenizer_lib.MODEL_FILE).rename(folder / SPIECE)
+  if _is_ours(folder / tokenizer_lib.SETTINGS_FILE):
+    # Copied from where ours lay, it would be taken for a fast tokenizer.
+    (folder / tokenizer_lib.SETTINGS_FILE).unlink()
+  if isinstance(tokenizer, tokenizer_lib.SentencePieceTokenizer):
+    tokenizer.save_model(folder / SPIECE)
     model = sentencepiece.SentencePieceProcessor(
       model_proto=(folder / SPIECE).read_bytes()
     )
     tokens = {
+      # MADLAD-400's unknown: the network pads with 0, whatever that is.
       'pad_token': model.id_to_piece(tokenizer_lib.PAD_ID),
-      'eos_token': model.id_to_piece(tokenizer_lib.EOS_ID),
-      'unk_token': model.id_to_piece(tokenizer_lib.UNK_ID),
+      'eos_token': model.id_to_piece(tokenizer.eos_id),
+      'unk_token': model.id_to_piece(tokenizer.unk_id),
     }
-    sentinels = tokenizer.size - model.vocab_size()
     # 'legacy' is SentencePiece's own way, which our ids are of.
-    values = _config('T5Tokenizer', tokens, sentinels) | {'legacy': True}
+    values = _config('T5Tokenizer', tokens, tokenizer.extra_ids)
+    values['legacy'] = True
+  else:
+    tokens = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+    values = _config('ByT5Tokenizer', tokens, tokenizer.extra_ids)
   storage.write_json_atomic(folder / CONFIG, values)
   storage.write_json_atomic(folder / 'special_tokens_map.json', tokens)
 
@@ -101,15 +103,18 @@ def load(folder: storage.PathLike) -> tokenizer_lib.Tokenizer | None:
   """The tokenizer that lies beside a checkpoint; None where there is none.
 
   Raises:
-    DataError: the file is no SentencePiece model.
+    DataError: a file of it is damaged.
     ConfigurationError: its special ids are not T5's.
   """
   folder = epath.Path(folder)
-  for name in (SPIECE, 'sentencepiece.model', tokenizer_lib.MODEL_FILE):
-    if (folder / name).exists():
-      return tokenizer_lib.SentencePieceTokenizer(folder / name)
-  if (folder / CONFIG).exists():
-    values = json.loads((folder / CONFIG).read_text())
-    if values.get('tokenizer_class') == 'ByT5Tokenizer':
-      return tokenizer_lib.ByteTokenizer()
-  return None
+  if any((folder / name).exists() for name in (SPIECE, CONFIG)):
+    return origin_tokenizer.find(folder)
+  model = folder / tokenizer_lib.MODEL_FILE
+  if model.exists() or _is_ours(folder / tokenizer_lib.SETTINGS_FILE):
+    return tokenizer_lib.load_tokenizer(folder)
+  return origin_tokenizer.find(folder)
+
+
+def _is_ours(path: epath.Path) -> bool:
+  """Whether a tokenizer.json is our settings, not a fast tokenizer."""
+  return path.exists() and 'tokenizer' in storage.read_json(path)

@@ -84,5 +84,7 @@ def logits(
       input_ids=encoder,
       attention_mask=(encoder > 0).long(),
       decoder_input_ids=torch.from_numpy(decoder_tokens.astype(np.int64)),
+      # Its cache may take the decoder to be as deep as the encoder.
+      use_cache=False,
     )
   return out.logits.numpy()

@@ -24,6 +24,7 @@ from etils import epath
 from rest_jax import errors, storage
 from rest_jax.data import store
 from rest_jax.data import text as text_lib
+from rest_jax.data import tokenizer as tokenizer_lib
 
 EOS_ID = 1
 _FIELDS = {
@@ -76,6 +77,9 @@ def import_samples(
   first_id: int = 0,
   max_source_length: int | None = None,
   max_target_length: int | None = None,
+  encode_sources: Callable[[Sequence[str]], Sequence[Sequence[int]]]
+  | None = None,
+  eos_id: int = EOS_ID,
 ) -> Imported:
   """Reads outputs of another system as sample rows.
 
@@ -88,6 +92,8 @@ def import_samples(
     max_source_length: tokens, EOS counted; longer sources are left out, and
       their outputs counted.
     max_target_length: likewise of outputs; references may be of any length.
+    encode_sources: as `encode_batch`, of sources, where they have a prefix.
+    eos_id: what ends an output.
 
   Returns:
     The rows and counts. Where the file gives no source_id, sources are
@@ -107,13 +113,15 @@ def import_samples(
   numbered = _number(path, sources, first_id)
   outputs = sum(len(entry.targets) for entry in numbered.values())
   if max_source_length is not None:
-    numbered = _short_enough(numbered, encode_batch, max_source_length)
+    numbered = _short_enough(
+      numbered, encode_sources or encode_batch, max_source_length
+    )
   rows = _rows(numbered, grow_step, language_pair)
   tokens = encode_batch([row['target'] for row in rows])
   kept, references = [], 0
   for row, ids in zip(rows, tokens, strict=True):
-    row['target_tokens'] = [*ids, EOS_ID]
-    row['length'] = len(ids) + 1
+    row['target_tokens'] = [*tokenizer_lib.without_padding(ids), eos_id]
+    row['length'] = len(row['target_tokens'])
     if row['origin'] == 'reference':
       references += 1
     elif max_target_length is not None and row['length'] > max_target_length:

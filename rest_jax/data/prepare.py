@@ -13,7 +13,7 @@ from etils import epath
 
 from rest_jax import errors
 from rest_jax.data import near_duplicates as near_lib
-from rest_jax.data import splits, tasks
+from rest_jax.data import origin_tokenizer, splits, tasks
 from rest_jax.data import tokenizer as tokenizer_lib
 
 OVER_LONG_POLICIES = ('skip', 'truncate')
@@ -76,32 +76,72 @@ class GivenTokenizer:
 
   Attributes:
     path: the '.model' file.
+    extra_ids: sentinels to add, as 100 for T5; mT5's model has its own.
+    source_prefix: what the policy reads before every source, such as
+      MADLAD-400's '<2de> '; rewards and the store do not see it.
   """
 
   path: str
+  extra_ids: int = 0
+  source_prefix: str = ''
 
   def make(
     self, folder: epath.Path, texts: Iterable[str]
   ) -> tokenizer_lib.Tokenizer:
     """Copies it into a folder."""
     del texts
-    given = tokenizer_lib.SentencePieceTokenizer(self.path)
+    given = tokenizer_lib.SentencePieceTokenizer(
+      self.path, self.extra_ids, self.source_prefix
+    )
+    given.save(folder)
+    return given
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointTokenizer:
+  """The tokenizer in a Hugging Face folder: SentencePiece, or ByT5's bytes.
+
+  Attributes:
+    folder: of the checkpoint.
+    source_prefix: as of `GivenTokenizer`.
+  """
+
+  folder: str
+  source_prefix: str = ''
+
+  def make(
+    self, folder: epath.Path, texts: Iterable[str]
+  ) -> tokenizer_lib.Tokenizer:
+    """Copies it into a folder."""
+    del texts
+    given = origin_tokenizer.read(self.folder, self.source_prefix)
     given.save(folder)
     return given
 
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """UTF-8 bytes, as ByT5 has them."""
+  """UTF-8 bytes, as ByT5 has them.
+
+  Attributes:
+    extra_ids: sentinels after them, 125 for ByT5.
+    source_prefix: as of `GivenTokenizer`.
+  """
+
+  extra_ids: int = 0
+  source_prefix: str = ''
 
   def make(
     self, folder: epath.Path, texts: Iterable[str]
   ) -> tokenizer_lib.Tokenizer:
     """Writes a note of it into a folder."""
     del texts
-    made = tokenizer_lib.ByteTokenizer()
+    made = tokenizer_lib.ByteTokenizer(self.extra_ids, self.source_prefix)
     made.save(folder)
     return made
+
+
+Made = TrainedTokenizer | GivenTokenizer | CheckpointTokenizer | Bytes | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +168,7 @@ class Data:
   """
 
   task: tasks.Task
-  tokenizer: TrainedTokenizer | GivenTokenizer | Bytes | None = None
+  tokenizer: Made = None
   train: str = 'train'
   grow: str = ''
   dev: str = 'dev'
@@ -314,6 +354,8 @@ class _Run:
       self._data.part(expression),
       str(model_file) if model_file.exists() else None,
       counts,
+      extra_ids=self._tokenizer.extra_ids,
+      source_prefix=self._tokenizer.source_prefix,
     )
     first_id = self._data.first_id(expression)
     for number, row in enumerate(rows, 1):
@@ -345,7 +387,7 @@ class _Run:
     if self._data.over_long == 'skip':
       return None
     for key in over_long:
-      row[key] = [*row[key][: limits[key] - 1], tokenizer_lib.EOS_ID]
+      row[key] = [*row[key][: limits[key] - 1], self._tokenizer.eos_id]
     return row
 
   def _repeats(
@@ -365,7 +407,7 @@ class _Run:
     counts['source_tokens'] += len(row['source_tokens'])
     for key in ('source_tokens', 'target_tokens'):
       ids = row[key] or ()
-      counts['unknown_tokens'] += sum(i == tokenizer_lib.UNK_ID for i in ids)
+      counts['unknown_tokens'] += sum(i == self._tokenizer.unk_id for i in ids)
       if ids and max(ids) >= self._tokenizer.size:
         raise errors.DataError(
           f'row {row["source_id"]}: the id {max(ids)} is beyond the'
@@ -375,7 +417,12 @@ class _Run:
     if row['target'] is not None:
       counts['with_target'] += 1
       counts['target_tokens'] += len(row['target_tokens'])
-    return row
+    if self._tokenizer.unk_id != tokenizer_lib.PAD_ID:
+      return row
+    return dict(row) | {
+      key: row[key] and tokenizer_lib.without_padding(row[key])
+      for key in ('source_tokens', 'target_tokens')
+    }
 
   def _require_rows(self, purpose: str, expression: str) -> None:
     counts = self.report[purpose]

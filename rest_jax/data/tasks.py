@@ -8,6 +8,7 @@ and TensorFlow, and only inside functions: that takes 6–14 s.
 import collections
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
 import os
@@ -23,7 +24,6 @@ from rest_jax.data import splits
 from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.data.corpora import BitextTask, NumeralsTask, Row, TsvTask
 
-_EOS_ID = 1
 # Rows that pass into and out of TensorFlow at a time; one by one costs twice
 # the time.
 _CHUNK = 512
@@ -151,9 +151,9 @@ def seqio_tokenizer(task: SeqioTask) -> tokenizer_lib.Tokenizer:
   vocabulary = found.output_features['targets'].vocabulary
   path = getattr(vocabulary, 'sentencepiece_model_file', None)
   if path is not None:
-    return tokenizer_lib.SentencePieceTokenizer(path)
+    return tokenizer_lib.SentencePieceTokenizer(path, vocabulary.extra_ids)
   if type(vocabulary).__name__ == 'ByteVocabulary':
-    return tokenizer_lib.ByteTokenizer()
+    return tokenizer_lib.ByteTokenizer(vocabulary.extra_ids)
   raise errors.ConfigurationError(
     f'seqio task {task.mixture_or_task_name!r} has a'
     f' {type(vocabulary).__name__}: use a SentencePieceVocabulary or a'
@@ -166,6 +166,9 @@ def tokenized(
   part: splits.Slice,
   model_file: str | None = None,
   counts: collections.Counter | None = None,
+  *,
+  extra_ids: int = 0,
+  source_prefix: str = '',
 ) -> Iterator[Row]:
   """Tokenised rows of a slice of a split, through seqio.
 
@@ -175,6 +178,8 @@ def tokenized(
     model_file: the SentencePiece model, or None for bytes; a `SeqioTask` brings
       its own vocabulary.
     counts: 'empty' counts rows that were left out for an empty side.
+    extra_ids: sentinels that the SentencePiece model gets in addition.
+    source_prefix: what is tokenised before every source, and not returned.
 
   Yields:
     {'source_id': number of the row in its split, 'doc_id', 'domain',
@@ -189,20 +194,26 @@ def tokenized(
     return
   seqio = import_seqio()
   failures: list[Exception] = []
-  name = _register(seqio, task, part, model_file, counts, failures)
+  vocabulary = (
+    seqio.ByteVocabulary()
+    if model_file is None
+    else seqio.SentencePieceVocabulary(model_file, extra_ids)
+  )
+  columns = functools.partial(_chunks, task, part, counts, source_prefix)
+  name = _register(seqio, task.name, part.split, vocabulary, columns, failures)
   try:
     dataset = seqio.get_mixture_or_task(name).get_dataset(
       sequence_length=None, split=part.split, shuffle=False
     )
     for chunk in dataset.ragged_batch(_CHUNK):
-      yield from _unpacked(chunk)
+      yield from _unpacked(chunk, source_prefix)
     if failures:
       raise failures[0]
   finally:
     seqio.TaskRegistry.remove(name)
 
 
-def _unpacked(chunk) -> Iterator[Row]:
+def _unpacked(chunk, source_prefix: str) -> Iterator[Row]:
   """Rows of a ragged batch of TensorFlow's."""
   texts = {
     key: [value.decode() for value in chunk[key].numpy()]
@@ -227,30 +238,37 @@ def _unpacked(chunk) -> Iterator[Row]:
       'source_id': id_,
       'doc_id': document,
       'domain': domain,
-      'source': source,
+      'source': source.removeprefix(source_prefix),
       'target': target or None,
       'source_tokens': inputs,
       'target_tokens': targets if target else None,
     }
 
 
-def _chunks(task, part, counts) -> Iterator[dict[str, np.ndarray]]:
+def _chunks(
+  task, part, counts, source_prefix
+) -> Iterator[dict[str, np.ndarray]]:
   """Raw rows of a slice in columns, for TensorFlow."""
   rows = (row for row in task.rows(part.split, counts) if row['id'] in part)
   while chunk := list(itertools.islice(rows, _CHUNK)):
     columns = {
       name: np.array([(row[key] or '').encode() for row in chunk], object)
       for name, key in (
-        ('inputs', 'source'),
         ('targets', 'target'),
         ('document', 'document'),
         ('domain', 'domain'),
       )
     }
+    # A blank source stays one, to be left out.
+    sources = [row['source'] or '' for row in chunk]
+    columns['inputs'] = np.array(
+      [((source_prefix if s.strip() else '') + s).encode() for s in sources],
+      object,
+    )
     yield {'id': np.array([row['id'] for row in chunk], np.int64), **columns}
 
 
-def _register(seqio, task, part, model_file, counts, failures) -> str:
+def _register(seqio, name, split, vocabulary, columns, failures) -> str:
   """Makes a seqio task of ours: rows → tokenise → append EOS."""
   import tensorflow as tf
 
@@ -261,7 +279,7 @@ def _register(seqio, task, part, model_file, counts, failures) -> str:
 
   def chunks() -> Iterator[dict[str, np.ndarray]]:
     try:
-      yield from _chunks(task, part, counts)
+      yield from columns()
     except Exception as error:
       # TensorFlow would wrap it, and log a traceback besides.
       failures.append(error)
@@ -272,18 +290,13 @@ def _register(seqio, task, part, model_file, counts, failures) -> str:
       chunks, output_signature=signature
     ).unbatch()
 
-  vocabulary = (
-    seqio.ByteVocabulary()
-    if model_file is None
-    else seqio.SentencePieceVocabulary(model_file)
-  )
   feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
-  name = f'rest_jax_{task.name}'
+  name = f'rest_jax_{name}'
   if name in seqio.TaskRegistry.names():  # A reader that was not used up.
     seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(
     name,
-    source=seqio.FunctionDataSource(dataset, splits=[part.split]),
+    source=seqio.FunctionDataSource(dataset, splits=[split]),
     preprocessors=[
       seqio.preprocessors.tokenize,
       seqio.preprocessors.append_eos,
@@ -304,7 +317,9 @@ def _registered_rows(task: SeqioTask, part: splits.Slice) -> Iterator[Row]:
       continue
     sides = {}
     for side, feature in (('source', 'inputs'), ('target', 'targets')):
-      tokens = _with_eos(row.get(feature, np.zeros(0, np.int32)))
+      tokens = _with_eos(
+        row.get(feature, np.zeros(0, np.int32)), vocabulary.eos_id
+      )
       written = row.get(f'{feature}_pretokenized')
       if isinstance(written, bytes):
         written = written.decode()
@@ -332,12 +347,12 @@ def _registered_dataset(task: SeqioTask, found, split: str) -> Iterable[Row]:
   return dataset.as_numpy_iterator()
 
 
-def _with_eos(tokens: np.ndarray) -> list[int]:
+def _with_eos(tokens: np.ndarray, eos_id: int) -> list[int]:
   """Tokens without padding, ended by exactly one EOS."""
   tokens = [int(t) for t in tokens if t != 0]
-  while tokens and tokens[-1] == _EOS_ID:
+  while tokens and tokens[-1] == eos_id:
     tokens.pop()
-  return [*tokens, _EOS_ID]
+  return [*tokens, eos_id]
 
 
 def read_tfds(

@@ -37,6 +37,7 @@ class T5Config:
     relpos_max_distance: distance from which all positions share a bucket.
     relpos_per_layer: whether every layer has relative position biases of its
       own (UMT5, and T5X's scalable_t5), not one set for all of a side.
+    eos_id: the id that ends a text: 1, and 2 for MADLAD-400.
     remat: 'full' computes a layer's activations again in the backward pass
       instead of keeping them; 'minimal' keeps the products with parameters and
       computes the rest again; 'none' keeps all.
@@ -57,6 +58,7 @@ class T5Config:
   relpos_num_buckets: int = 32
   relpos_max_distance: int = 128
   relpos_per_layer: bool = False
+  eos_id: int = 1
   remat: str = 'none'
 
   def __post_init__(self):
@@ -69,6 +71,7 @@ class T5Config:
       'num_decoder_layers',
       'head_dim',
       'mlp_dim',
+      'eos_id',
     ):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -183,7 +184,19 @@ def _score_chunk(
 def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
   """The workers, kept alive; jax has threads, so they are never forked."""
   pool = concurrent.futures.ProcessPoolExecutor(
-    workers, mp_context=multiprocessing.get_context('forkserver')
+    workers,
+    mp_context=multiprocessing.get_context('forkserver'),
+    initializer=_end_with_the_run,
   )
   atexit.register(pool.shutdown, cancel_futures=True)
   return pool
+
+
+def _end_with_the_run() -> None:
+  """Lets a worker end where a run is killed and cannot tell it to."""
+
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()

@@ -24,8 +24,8 @@ class Optimizer:
     rsqrt:    sqrt(warmup_steps / k), T5's;
     linear:   from 1 to 0 at update `decay_steps`;
     cosine:   from 1 to 0 at update `decay_steps`, half a cosine.
-  The train step multiplies it by a scale that is not compiled in, so that each
-  Improve step can lower it at no cost.
+  None of these four is compiled into the train step, nor is the scale by which
+  each Improve step lowers the rate.
 
   Attributes:
     name: 'adafactor' (Shazeer and Stern, 2018, arXiv:1804.04235) or 'adamw'
@@ -110,6 +110,16 @@ class Optimizer:
     """The learning rate of the update made after `step` updates, float32 []."""
     count = jnp.asarray(step, jnp.int32) + 1
     return jnp.asarray(self._schedule(count), jnp.float32)
+
+  def without_schedule(self) -> 'Optimizer':
+    """The same directions, at a constant learning rate of 1."""
+    return dataclasses.replace(
+      self,
+      learning_rate=1.0,
+      schedule='constant',
+      warmup_steps=0,
+      decay_steps=0,
+    )
 
   @functools.cached_property
   def _schedule(self) -> optax.Schedule:

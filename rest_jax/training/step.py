@@ -27,7 +27,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-  """Makes one update; compiled once a batch shape.
+  """Makes one update; compiled once a batch shape, whatever the schedule.
 
   Attributes:
     policy: the policy that is trained.
@@ -77,7 +77,8 @@ class TrainStep:
     batch = put_batch(self.policy, batch)
     self.check_rows(batch.encoder_input_tokens.shape[0])
     scale = jnp.asarray(learning_rate_scale, jnp.float32)
-    return self.jitted(state, batch, dropout_key, scale)
+    rate = self._learning_rate(state.step, scale)
+    return self.jitted(state, batch, dropout_key, rate)
 
   def check_rows(self, rows: int) -> None:
     """Raises a ConfigurationError where a batch of `rows` does not divide."""
@@ -89,19 +90,23 @@ class TrainStep:
         'rows_per_batch to a multiple of their product.'
       )
 
-  @functools.cached_property
+  @property
   def jitted(self):
-    """`(state, batch, dropout_key, scale) -> (state, metrics)`, donated."""
-    state = state_lib.state_shardings(self.policy, self.optimizer)
-    replicated = state.step
-    return jax.jit(
-      self._update,
-      in_shardings=(state, batch_sharding(self.policy), replicated, replicated),
-      out_shardings=(state, replicated),
-      donate_argnums=0,
+    """`(state, batch, dropout_key, rate) -> (state, metrics)`, donated."""
+    # No learning rate is compiled in: BC and each Improve step share a program.
+    return _jitted_update(
+      dataclasses.replace(self, optimizer=self.optimizer.without_schedule())
     )
 
-  def _update(self, state, batch, dropout_key, scale):
+  @functools.cached_property
+  def _learning_rate(self):
+    def learning_rate(step, scale):
+      return self.optimizer.learning_rate_at(step) * scale
+
+    state = state_lib.state_shardings(self.policy, self.optimizer)
+    return jax.jit(learning_rate, out_shardings=state.step)
+
+  def _update(self, state, batch, dropout_key, rate):
     if dropout_key is not None:
       dropout_key = jax.random.fold_in(dropout_key, state.step)
     grads, sums = self.gradient(state.params, batch, dropout_key)
@@ -111,7 +116,6 @@ class TrainStep:
     directions, opt_state = self.optimizer.direction.update(
       grads, state.opt_state, state.params
     )
-    rate = self.optimizer.learning_rate_at(state.step) * scale
     params = jax.tree.map(
       lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions
     )
@@ -152,6 +156,18 @@ class TrainStep:
 
     total, _ = jax.lax.scan(add_part, zeros, (jnp.arange(count), parts))
     return total
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted_update(step: TrainStep):
+  state = state_lib.state_shardings(step.policy, step.optimizer)
+  replicated = state.step
+  return jax.jit(
+    step._update,
+    in_shardings=(state, batch_sharding(step.policy), replicated, replicated),
+    out_shardings=(state, replicated),
+    donate_argnums=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

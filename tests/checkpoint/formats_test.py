@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from foreign import (
-  abstract_of,
   flat,
   hugging_face_config,
   hugging_face_tensors,
@@ -88,7 +87,7 @@ def test_each_is_found_and_read(tmp_path, policy, params, kind, format_):
   found = formats.find(given)
   assert (found.format, str(found.path)) == (format_, str(meant))
   assert (meant.name in found.note) == ('steps' in kind)
-  restored = formats.restore(found, abstract_of(policy))
+  restored = formats.restore(found, policy.placed_params())
   jax.tree.map(np.testing.assert_array_equal, restored, params)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import struct
 
@@ -14,6 +15,8 @@ from rest_jax.checkpoint import (
   huggingface,
   huggingface_export,
   names,
+  t5x,
+  t5x_export,
 )
 from rest_jax.models.config import T5Config
 
@@ -139,6 +142,14 @@ def test_feed_forward_layers_keep_their_function(
   assert written['is_gated_act'] == (len(activations) == 2)
 
 
+def test_what_ends_a_text_goes_along(tmp_path):
+  source = huggingface.Source(GOLDENS / 'hf_mt5')
+  config = dataclasses.replace(source.config, eos_id=2)  # As MADLAD-400's.
+  huggingface_export.write(tmp_path, config, source)
+  assert huggingface.read_config(tmp_path) == config
+  assert read_json(tmp_path / 'generation_config.json')['eos_token_id'] == 2
+
+
 def test_a_layer_that_transformers_lacks_is_refused(tmp_path):
   config = T5Config(vocab_size=128, mlp_activations=('gelu', 'relu'))
   with pytest.raises(errors.ConfigurationError, match='format=t5x or native'):
@@ -190,3 +201,39 @@ def test_a_tied_model_gets_an_output_of_its_own_for_a_reward():
 )
 def test_the_reward_answers_at_a_sentinel(vocab_size, score_id):
   assert exports.score_id_of(vocab_size) == score_id
+
+
+class Watched:
+  """A source that keeps the bytes of the largest part it was asked for."""
+
+  def __init__(self, inner):
+    self.where, self.shapes, self._inner = inner.where, inner.shapes, inner
+    self.largest = 0
+
+  def read(self, name, index=()):
+    value = self._inner.read(name, index)
+    self.largest = max(self.largest, value.nbytes)
+    return value
+
+
+@pytest.mark.parametrize('name', ['hf_mt5', 'hf_umt5'])
+def test_large_arrays_are_passed_on_in_parts(tmp_path, monkeypatch, name):
+  source = huggingface.Source(GOLDENS / name)
+  whole = max(4 * math.prod(shape) for shape in source.shapes.values())
+  limit = 4096
+  monkeypatch.setattr(exports, 'PART_BYTES', limit)
+  watched = Watched(source)
+  huggingface_export.write(tmp_path / 'hf', source.config, watched)
+  assert whole > 4 * limit >= 4 * watched.largest
+  assert stored(tmp_path / 'hf/model.safetensors') == stored(
+    GOLDENS / name / 'model.safetensors'
+  )
+  t5x_export.write(tmp_path / 'checkpoint_0', source.config, watched)
+  written = Watched(t5x.Source(tmp_path / 'checkpoint_0'))
+  proof.compare_tensors(watched, written)
+  assert max(watched.largest, written.largest) <= limit
+  huggingface_export.write(tmp_path / 'back', source.config, written)
+  assert written.largest <= limit
+  assert stored(tmp_path / 'back/model.safetensors') == stored(
+    GOLDENS / name / 'model.safetensors'
+  )

@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from foreign import (
-  abstract_of,
   flat,
   hugging_face_config,
   hugging_face_tensors,
@@ -102,20 +101,24 @@ def random_names(config):
 
 def test_a_folder_comes_back_bit_for_bit(folder, policy, params):
   assert huggingface.read_config(folder) == TINY
-  assert_same(huggingface.restore_params(folder, abstract_of(policy)), params)
+  assert_same(
+    huggingface.restore_params(folder, policy.placed_params()), params
+  )
 
 
 def test_so_do_several_files(folder, policy, params):
   write_in_two(folder, hugging_face_tensors(params))
   assert huggingface.read_config(folder) == TINY
-  assert_same(huggingface.restore_params(folder, abstract_of(policy)), params)
+  assert_same(
+    huggingface.restore_params(folder, policy.placed_params()), params
+  )
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_becomes_float32(folder, policy, params, dtype):
   tensors = hugging_face_tensors(params)
   write(folder, {k: v.astype(dtype) for k, v in tensors.items()})
-  restored = huggingface.restore_params(folder, abstract_of(policy))
+  restored = huggingface.restore_params(folder, policy.placed_params())
   expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params)
   assert_same(restored, expected)
 
@@ -123,7 +126,7 @@ def test_half_precision_becomes_float32(folder, policy, params, dtype):
 def test_shards_are_read_where_they_lie(folder, params):
   rules = AxisRules(embed='data')
   sharded = Policy(TINY, Layout(data=2, model=2, rules=rules))
-  restored = huggingface.restore_params(folder, abstract_of(sharded))
+  restored = huggingface.restore_params(folder, sharded.placed_params())
   assert_same(restored, params)
   shardings = jax.tree.map(lambda x: x.sharding, restored)
   assert shardings == sharded.param_shardings()
@@ -139,11 +142,15 @@ def test_a_tied_model_of_old_has_copies_of_its_embedding(tmp_path):
   ) | dict.fromkeys(names.IGNORED, np.zeros((32, 2), np.float32))
   write(tmp_path, tensors | copies, T5_1_0)
   assert huggingface.read_config(tmp_path) == T5_1_0
-  assert_same(huggingface.restore_params(tmp_path, abstract_of(policy)), params)
+  assert_same(
+    huggingface.restore_params(tmp_path, policy.placed_params()), params
+  )
   # Without `shared.weight` the copy is the embedding.
   del tensors['shared.weight']
   write(tmp_path, tensors | {names.EMBEDDING_COPIES[0]: shared}, T5_1_0)
-  assert_same(huggingface.restore_params(tmp_path, abstract_of(policy)), params)
+  assert_same(
+    huggingface.restore_params(tmp_path, policy.placed_params()), params
+  )
 
 
 def test_a_copy_that_differs_is_refused(folder, params):
@@ -164,7 +171,7 @@ def test_the_file_tells_untied_whatever_the_config_says(folder, params):
 
 
 def test_a_rewards_read_out_is_a_row_of_the_output(folder, policy, params):
-  score, abstract = jax.tree.map(lambda x: x, (params, abstract_of(policy)))
+  score, abstract = jax.tree.map(lambda x: x, (params, policy.placed_params()))
   logits = score['decoder'].pop('logits_dense')['kernel']
   score['decoder']['score_dense'] = {'kernel': logits[:, 7:8]}
   kernel = abstract['decoder'].pop('logits_dense')['kernel']
@@ -187,7 +194,9 @@ def test_all_that_does_not_fit_is_listed(folder, policy, params):
   tensors['shared.weight'] = tensors['shared.weight'][:20]
   write(folder, tensors)
   with pytest.raises(errors.ConfigurationError) as caught:
-    huggingface.restore_params(folder, abstract_of(policy), tokenizer_size=22)
+    huggingface.restore_params(
+      folder, policy.placed_params(), tokenizer_size=22
+    )
   for phrase in (
     str(folder),
     'encoder/encoder_norm/scale is missing',

@@ -15,7 +15,14 @@ import tensorstore
 from flax import serialization, traverse_util
 
 from rest_jax import proof
-from rest_jax.checkpoint import huggingface, native, restoring, t5x, t5x_export
+from rest_jax.checkpoint import (
+  exports,
+  huggingface,
+  native,
+  restoring,
+  t5x,
+  t5x_export,
+)
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 
@@ -75,7 +82,7 @@ def test_the_layout_is_t5xs(fixture, tmp_path):
 
 def test_large_arrays_are_cut_evenly():
   for shape in ((250112, 4096), (4096, 10240), (512,), (65536, 7)):
-    chunks = t5x_export._chunks(shape)
+    chunks = exports.part_shape(shape)
     assert 4 * np.prod(chunks) <= 64 << 20
     assert not any(np.remainder(shape, chunks))
     # Not smaller than need be.

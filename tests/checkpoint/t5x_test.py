@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import serialization, traverse_util
-from foreign import abstract_of, flat, random_params, stacked, t5x, zarr
+from foreign import flat, random_params, stacked, t5x, zarr
 
 from rest_jax import errors
 from rest_jax.checkpoint import t5x as reader
@@ -53,14 +53,14 @@ def assert_same(one, other):
 
 def test_a_directory_comes_back_bit_for_bit(folder, policy, params):
   assert reader.is_checkpoint(folder)
-  assert_same(reader.restore_params(folder, abstract_of(policy)), params)
+  assert_same(reader.restore_params(folder, policy.placed_params()), params)
 
 
 def test_bfloat16_without_optimizer_state(tmp_path, policy, params):
   arrays = {k: v.astype(ml_dtypes.bfloat16) for k, v in flat(params).items()}
   t5x(tmp_path / 'checkpoint_0', arrays, state=False)
   restored = reader.restore_params(
-    tmp_path / 'checkpoint_0', abstract_of(policy)
+    tmp_path / 'checkpoint_0', policy.placed_params()
   )
   expected = jax.tree.map(
     lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params
@@ -71,7 +71,7 @@ def test_bfloat16_without_optimizer_state(tmp_path, policy, params):
 def test_shards_are_read_where_they_lie(folder, params):
   layout = Layout(data=2, model=2, rules=AxisRules(embed='data'))
   sharded = Policy(TINY, layout)
-  restored = reader.restore_params(folder, abstract_of(sharded))
+  restored = reader.restore_params(folder, sharded.placed_params())
   assert_same(restored, params)
   shardings = jax.tree.map(lambda x: x.sharding, restored)
   assert shardings == sharded.param_shardings()
@@ -82,7 +82,7 @@ def test_a_legacy_file_comes_back(tmp_path, policy, params):
   tree = {'version': 3, 'optimizer': {'target': params, 'state': {'step': 0}}}
   path.write_bytes(serialization.msgpack_serialize(tree))
   assert reader.is_checkpoint(path)
-  assert_same(reader.restore_params(path, abstract_of(policy)), params)
+  assert_same(reader.restore_params(path, policy.placed_params()), params)
 
 
 @pytest.mark.parametrize('axis', [0, 1])
@@ -91,7 +91,7 @@ def test_stacked_layers_are_unstacked(tmp_path, axis):
   params = random_params(policy)
   t5x(tmp_path / 'checkpoint_0', stacked(params, axis))
   assert_same(
-    reader.restore_params(tmp_path / 'checkpoint_0', abstract_of(policy)),
+    reader.restore_params(tmp_path / 'checkpoint_0', policy.placed_params()),
     params,
   )
 
@@ -104,7 +104,7 @@ def test_orbax_folders_come_back(tmp_path, policy, params, ocdbt):
     orbax.save(tmp_path / 'checkpoint_3/state', args=ocp.args.PyTreeSave(tree))
   for folder in (tmp_path / 'checkpoint_3', tmp_path / 'checkpoint_3/state'):
     assert reader.is_checkpoint(folder)
-    assert_same(reader.restore_params(folder, abstract_of(policy)), params)
+    assert_same(reader.restore_params(folder, policy.placed_params()), params)
 
 
 @pytest.mark.parametrize('above', [('target',), ('_optimizer', 'target')])
@@ -121,7 +121,7 @@ def test_orbax_folders_of_old_have_placeholders(
     {above: traverse_util.unflatten_dict(target, sep='/')}
   )
   (tmp_path / 'checkpoint').write_bytes(serialization.msgpack_serialize(tree))
-  assert_same(reader.restore_params(tmp_path, abstract_of(policy)), params)
+  assert_same(reader.restore_params(tmp_path, policy.placed_params()), params)
 
 
 def test_all_that_does_not_fit_is_listed(folder):
@@ -130,7 +130,7 @@ def test_all_that_does_not_fit_is_listed(folder):
     Layout(data=1),
   )
   with pytest.raises(errors.ConfigurationError) as caught:
-    reader.restore_params(folder, abstract_of(other), tokenizer_size=30)
+    reader.restore_params(folder, other.placed_params(), tokenizer_size=30)
   for phrase in (
     'token_embedder/embedding has shape (24, 8), not (32, 8)',
     'encoder/layers_3/mlp/wo/kernel is missing',
@@ -147,14 +147,14 @@ def test_a_chunk_that_is_lost_or_truncated_is_named(folder, policy, harm):
   else:
     chunk.write_bytes(chunk.read_bytes()[:9])
   with pytest.raises(errors.DataError, match=r'logits_dense\.kernel/1\.0'):
-    reader.restore_params(folder, abstract_of(policy))
+    reader.restore_params(folder, policy.placed_params())
 
 
 def test_a_truncated_index_is_named(folder, policy):
   index = folder / 'checkpoint'
   index.write_bytes(index.read_bytes()[:200])
   with pytest.raises(errors.DataError, match='checkpoint_3/checkpoint is'):
-    reader.restore_params(folder, abstract_of(policy))
+    reader.restore_params(folder, policy.placed_params())
 
 
 @pytest.mark.parametrize('path', ['../other/', '/etc/', 'a/../../b', '..'])
@@ -164,7 +164,7 @@ def test_an_index_that_leaves_its_folder_is_refused(folder, policy, path):
   norm['scale']['kvstore']['path'] = path
   (folder / 'checkpoint').write_bytes(msgpack.packb(index))
   with pytest.raises(errors.DataError, match='not in its folder'):
-    reader.restore_params(folder, abstract_of(policy))
+    reader.restore_params(folder, policy.placed_params())
 
 
 def test_an_index_with_other_drivers_is_read_as_plain_arrays(
@@ -175,7 +175,7 @@ def test_an_index_with_other_drivers_is_read_as_plain_arrays(
   norm['scale'] |= {'driver': 'json', 'context': {'cache_pool': {}}}
   norm['scale']['kvstore']['driver'] = 'http'
   (folder / 'checkpoint').write_bytes(msgpack.packb(index))
-  assert_same(reader.restore_params(folder, abstract_of(policy)), params)
+  assert_same(reader.restore_params(folder, policy.placed_params()), params)
 
 
 def test_t5xs_own_test_checkpoints():
@@ -199,7 +199,7 @@ def test_t5xs_own_test_checkpoints():
     mlp_dim=source.shapes['encoder/layers_0/mlp/wo/kernel'][0],
   )
   policy = Policy(config, Layout(data=1))
-  params = reader.restore_params(legacy, abstract_of(policy))
+  params = reader.restore_params(legacy, policy.placed_params())
   tree = serialization.msgpack_restore(legacy.read_bytes())
   assert_same(params, tree['optimizer']['target'])
   # These two, as T5X has them, are states of an optimizer without parameters.

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rest_jax import errors
-from rest_jax.data import mqm
+from rest_jax.data import mqm, mqm_prepare
 
 TED = (pathlib.Path(__file__).parents[2] / '../shared/data/mqm_ted').resolve()
 HEADER = '\t'.join((*mqm.COLUMNS, 'comment'))
@@ -143,8 +143,9 @@ def test_scores_are_held_against_the_shipped_ones(tmp_path):
     'A\tNone 8',
     'A\t-2.0 9',
   )
-  shipped = mqm.read_shipped_scores(tmp_path / 'mqm_x_ende.avg_seg_scores.tsv')
-  found = mqm.compare(mqm.read_translations(path), shipped)
+  scores = tmp_path / 'mqm_x_ende.avg_seg_scores.tsv'
+  shipped = mqm_prepare.read_shipped_scores(scores)
+  found = mqm_prepare.compare(mqm.read_translations(path), shipped)
   assert (found.systems, found.references, found.not_annotated) == (0, 2, 1)
   assert found.disagreements == (
     'A, segment 7: shipped -1.0, computed -5 of rater1: 5 (Major Style)',
@@ -165,7 +166,7 @@ def test_scores_are_held_against_the_shipped_ones(tmp_path):
 def test_bad_shipped_scores_name_file_and_line(tmp_path, rows, message):
   write_scores(tmp_path, *rows)
   with pytest.raises(errors.DataError, match=message):
-    mqm.read_shipped_scores(tmp_path / 'mqm_x_ende.avg_seg_scores.tsv')
+    mqm_prepare.read_shipped_scores(tmp_path / 'mqm_x_ende.avg_seg_scores.tsv')
 
 
 def talks(tmp_path):
@@ -208,7 +209,7 @@ def test_the_same_talk_has_one_name_in_both_directions(tmp_path):
 @pytest.mark.parametrize('ending', ['tsv', 'parquet'])
 def test_prepare_writes_rows_that_a_reward_can_be_trained_on(tmp_path, ending):
   out = tmp_path / f'rows.{ending}'
-  counts = mqm.prepare(str(talks(tmp_path)), str(out))
+  counts = mqm_prepare.prepare(str(talks(tmp_path)), str(out))
   assert counts == {'rows': 16, 'documents': 2, 'unchecked_scores': 16}
   if ending == 'parquet':
     rows = pq.read_table(out).to_pylist()
@@ -233,24 +234,24 @@ def test_prepare_refuses_scores_that_disagree(tmp_path):
   path = write(tmp_path, line('x', 'Style', 'Major'))
   write_scores(tmp_path, 'A -1 7')
   with pytest.raises(errors.DataError, match='1 scores disagree, first A, seg'):
-    mqm.prepare(str(path), str(tmp_path / 'out.tsv'))
+    mqm_prepare.prepare(str(path), str(tmp_path / 'out.tsv'))
   assert not (tmp_path / 'out.tsv').exists()
 
 
 def test_prepare_refuses_what_it_cannot_name(tmp_path):
   out = str(tmp_path / 'out.tsv')
   with pytest.raises(errors.ConfigurationError, match='needs --input'):
-    mqm.prepare('-', out)
+    mqm_prepare.prepare('-', out)
   with pytest.raises(errors.ConfigurationError, match='must end in'):
-    mqm.prepare(str(tmp_path), str(tmp_path / 'out.csv'))
+    mqm_prepare.prepare(str(tmp_path), str(tmp_path / 'out.csv'))
   with pytest.raises(errors.DataError, match='no annotations whose name'):
-    mqm.prepare(str(tmp_path), out)
+    mqm_prepare.prepare(str(tmp_path), out)
   with pytest.raises(errors.DataError, match='no such file'):
-    mqm.prepare(str(tmp_path / 'mqm_gone_ende.tsv'), out)
+    mqm_prepare.prepare(str(tmp_path / 'mqm_gone_ende.tsv'), out)
   for name in ('mqm_x_ende.tsv', 'mqm_y_ende.tsv'):
     write(tmp_path, line('x'), name=name)
   with pytest.raises(errors.DataError, match='a second file of en-de'):
-    mqm.prepare(str(tmp_path), out)
+    mqm_prepare.prepare(str(tmp_path), out)
 
 
 def test_the_command_line_prepares_and_says_what_it_did(tmp_path):
@@ -273,7 +274,7 @@ def test_the_command_line_prepares_and_says_what_it_did(tmp_path):
 @pytest.mark.skipif(not TED.exists(), reason='the MQM files are not here')
 def test_every_published_score_of_the_ted_talks_comes_out(tmp_path):
   out = tmp_path / 'ted.parquet'
-  counts = mqm.prepare(str(TED), str(out))
+  counts = mqm_prepare.prepare(str(TED), str(out))
   assert counts == {
     'rows': 15_341,
     'documents': 5,

@@ -144,6 +144,38 @@ def test_a_given_tokenizer_is_copied(prepared, tmp_path):
   assert again == written
 
 
+def test_a_checkpoints_tokenizer_has_sentinels_and_a_prefix(tmp_path):
+  goldens = pathlib.Path(__file__).parents[1] / 'goldens'
+  write_bitext(
+    tmp_path,
+    train_de=['das Haus', '<extra_id_0> am Fluss', '北 Haus'],
+    train_en=['the house', 'by the river', 'the 京'],
+    dev_de=['drei Flüsse', 'zwei Häuser'],
+    dev_en=['a', 'b'],
+  )
+  for name, prefix in (('t5', 'zu: '), ('madlad', '<2de> '), ('byt5', 'x ')):
+    given = prepare.CheckpointTokenizer(
+      str(goldens / f'tokenizer_{name}'), source_prefix=prefix
+    )
+    data = prepare.Data(task=bitext(tmp_path), tokenizer=given)
+    written, report = run(data, tmp_path / name)
+    made = tokenizer.load_tokenizer(tmp_path / name)
+    assert report['tokenizer']['size'] == made.size
+    for row in written['train']:
+      assert not row['source'].startswith(prefix)
+      # MADLAD-400's unknown is 0, padding, and so is left out.
+      for side, text in (
+        ('source', prefix + row['source']),
+        ('target', row['target']),
+      ):
+        ids = [i for i in made.encode(text) if i != 0]
+        assert row[f'{side}_tokens'] == [*ids, made.eos_id]
+      encoded = made.encode_sources([row['source']])
+      assert row['source_tokens'] == [*encoded[0], made.eos_id]
+    unknown = report['splits']['train'].get('unknown_tokens', 0)
+    assert (unknown > 0) == (name != 'byt5')
+
+
 def test_grow_as_train_is_written_once(tmp_path):
   for same in ('', 'train'):
     written, _ = run(dataclasses.replace(DATA, grow=same, test=''), tmp_path)
@@ -267,7 +299,8 @@ def add(name, vocabulary, **features):
           'targets': seqio.Feature(vocabulary)}})
 
 add('my_task', VOCABULARY)
-add('my_bytes', seqio.ByteVocabulary())
+add('my_bytes', seqio.ByteVocabulary(extra_ids=125))
+add('my_sentinels', seqio.SentencePieceVocabulary({str(model)!r}, 7))
 add('my_two', VOCABULARY, inputs=seqio.ByteVocabulary())
 add('my_odd', seqio.PassThroughVocabulary(10))
 seqio.MixtureRegistry.add('my_mixture', [('my_task', 1)])
@@ -303,11 +336,22 @@ def test_a_task_of_the_users(registered, prepared, tmp_path):
     (3, 'eight'),
   ]
   written, report = run(own_task('my_bytes'), tmp_path / 'bytes')
-  assert report['tokenizer']['size'] == 259
+  assert report['tokenizer']['size'] == 384  # As ByT5's.
   assert written['train'][0]['source_tokens'] == [
     *tokenizer.ByteTokenizer().encode('drei'),
     1,
   ]
+
+
+def test_a_task_of_the_users_keeps_its_sentinels(registered, prepared, seqio):
+  made = tasks.seqio_tokenizer(own_task('my_sentinels').task)
+  theirs = seqio.SentencePieceVocabulary(
+    str(prepared[0] / 'tokenizer.model'), 7
+  )
+  assert made.size == theirs.vocab_size
+  text = '<extra_id_0> ein Haus <extra_id_6>'
+  assert made.encode(text) == list(theirs.encode(text))
+  assert made.encode(text)[0] == made.size - 1
 
 
 def test_a_mixture_of_the_users(registered, tmp_path):

@@ -117,12 +117,17 @@ def test_models_of_other_makes_are_refused(tmp_path):
   (tmp_path / 'junk.model').write_bytes(b'junk')
   with pytest.raises(errors.DataError, match='SentencePiece model'):
     tokenizer.SentencePieceTokenizer(tmp_path / 'junk.model')
-  with (tmp_path / 'llama.model').open('wb') as file:
+  with (tmp_path / 'other.model').open('wb') as file:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(TEXTS), model_writer=file, vocab_size=100
+      sentence_iterator=iter(TEXTS),
+      model_writer=file,
+      vocab_size=100,
+      bos_id=0,
+      eos_id=1,
+      unk_id=2,
     )
-  with pytest.raises(errors.ConfigurationError, match=r'\(-1, 2, 0\)'):
-    tokenizer.SentencePieceTokenizer(tmp_path / 'llama.model')
+  with pytest.raises(errors.ConfigurationError, match=r'\(-1, 1, 2\)'):
+    tokenizer.SentencePieceTokenizer(tmp_path / 'other.model')
 
 
 def test_encoding_needs_neither_tensorflow_nor_jax():

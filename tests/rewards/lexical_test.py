@@ -1,3 +1,8 @@
+import pathlib
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import sacrebleu
@@ -111,3 +116,29 @@ def test_missing_references_unequal_counts_and_missing_packages_are_errors(
   monkeypatch.setattr(sacrebleu, 'BLEU', refuse)
   with pytest.raises(errors.RewardError, match=r'sacrebleu\[ja\]'):
     score(lexical.SentenceBleu('ja', num_workers=1))
+
+
+_SLEEPS = """
+import sys, time
+from rest_jax.rewards import lexical
+if __name__ == '__main__':
+  rows = ['a'] * 4096
+  lexical.SentenceChrf(num_workers=2).score(rows, rows, rows)
+  print(*lexical._pool(2)._processes, flush=True)
+  time.sleep(60)
+"""
+
+
+def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
+  program = tmp_path / 'run.py'
+  program.write_text(_SLEEPS)
+  with subprocess.Popen(
+    [sys.executable, str(program)], stdout=subprocess.PIPE, text=True
+  ) as run:
+    workers = [int(pid) for pid in run.stdout.readline().split()]
+    run.kill()
+  assert workers
+  deadline = time.monotonic() + 20
+  while any(pathlib.Path(f'/proc/{pid}').exists() for pid in workers):
+    assert time.monotonic() < deadline, 'they are still there'
+    time.sleep(0.1)

@@ -115,17 +115,6 @@ def stacked(params, axis=1):
   return arrays
 
 
-def abstract_of(policy):
-  """What a run restores into."""
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    policy.abstract_params(),
-    policy.param_shardings(),
-  )
-
-
 def random_params(policy, seed=0):
   """Parameters of which no two values are alike."""
   rng = np.random.default_rng(seed)

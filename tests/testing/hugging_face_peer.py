@@ -1,9 +1,11 @@
-"""Opens exported folders with transformers itself, and translates with it.
+"""Opens exported folders with transformers itself, and runs them.
 
-  python hugging_face_peer.py < {"folder": …, "lines": […]}
+  python hugging_face_peer.py < [{"folder": …, "lines": […]}, …]
 
-Prints JSON: `warnings`, what transformers or Python said while the folder was
-opened; `ids` and `translations` of the lines, by greedy search.
+Prints JSON, for each folder: `warnings`, what transformers or Python said while
+the folder was opened; `architecture`, the class that opened it; of `lines`,
+where they are given, `ids` and `translations` by greedy search; of `sources`
+and `inputs`, lists of ids, the `logits`.
 """
 
 import json
@@ -29,32 +31,45 @@ class _Said(logging.Handler):
     self.lines.append(record.getMessage())
 
 
-def main(folder: str, lines: list[str]) -> dict[str, object]:
+def main(folder, lines=(), sources=None, inputs=None) -> dict[str, object]:
   """Does what the module says."""
   said = _Said()
   transformers.utils.logging.disable_default_handler()
-  transformers.utils.logging.add_handler(said)
+  logging.getLogger('transformers').addHandler(said)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    model = transformers.T5ForConditionalGeneration.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      folder, use_fast=False
-    )
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind = getattr(transformers, config.architectures[0])
+    model = kind.from_pretrained(folder).eval()
+    out = {'architecture': kind.__name__}
+    if lines:
+      tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, use_fast=False
+      )
   said.lines += [str(warning.message) for warning in caught]
-  ids = [tokenizer(line)['input_ids'] for line in lines]
-  translations = []
-  for row in ids:
-    out = model.eval().generate(
-      torch.tensor([row]), num_beams=1, do_sample=False
-    )
-    translations.append(tokenizer.decode(out[0], skip_special_tokens=True))
-  return {
-    'warnings': said.lines,
-    'ids': ids,
-    'translations': translations,
-    'architectures': model.config.architectures,
-  }
+  # transformers' own function for this refuses the handlers that there are.
+  logging.getLogger('transformers').removeHandler(said)
+  out['warnings'] = said.lines
+  if lines:
+    out['ids'] = [tokenizer(line)['input_ids'] for line in lines]
+    out['translations'] = []
+    for row in out['ids']:
+      found = model.generate(torch.tensor([row]), num_beams=1, do_sample=False)
+      text = tokenizer.decode(found[0], skip_special_tokens=True)
+      out['translations'].append(text)
+  if sources is not None:
+    ids = torch.tensor(sources)
+    with torch.no_grad():
+      logits = model(
+        input_ids=ids,
+        attention_mask=(ids > 0).long(),
+        decoder_input_ids=torch.tensor(inputs),
+        # Its cache takes the decoder to be as deep as the encoder.
+        use_cache=False,
+      ).logits
+    out['logits'] = logits.tolist()
+  return out
 
 
 if __name__ == '__main__':
-  print(json.dumps(main(**json.load(sys.stdin))))
+  print(json.dumps([main(**job) for job in json.load(sys.stdin)]))

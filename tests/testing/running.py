@@ -201,6 +201,15 @@ def in_another(commands: Sequence[Sequence[str]]) -> list[Ended]:
   return [Ended(**ended) for ended in json.loads(done.stdout)]
 
 
+def in_transformers(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """What transformers says of folders; see hugging_face_peer.py."""
+  done = start(
+    [sys.executable, str(TESTING / 'hugging_face_peer.py')],
+    stdin=json.dumps(list(jobs)),
+  )
+  return json.loads(done.stdout.splitlines()[-1])
+
+
 def copy_of(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
   """A copy of a run directory, for a test that changes it."""
   shutil.copytree(run, to)

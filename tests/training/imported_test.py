@@ -61,19 +61,16 @@ def train(opened, optimizer):
 
 
 ADAFACTOR = Optimizer(learning_rate=0.02, min_dim_size_to_factor=8)
-ADAMW = Optimizer(name='adamw', learning_rate=3e-3, weight_decay=0.1)
 
 
-@pytest.mark.parametrize('optimizer', [ADAFACTOR, ADAMW])
-def test_all_parameters_train_in_bfloat16(opened, optimizer):
-  losses, same = train(opened, optimizer)
+def test_all_parameters_train_in_bfloat16(opened):
+  losses, same = train(opened, ADAFACTOR)
   assert losses[-1] < losses[0]
   assert not same
 
 
-@pytest.mark.parametrize('optimizer', [ADAFACTOR, ADAMW])
-def test_frozen_parameters_keep_every_bit(opened, optimizer):
-  losses, same = train(opened, dataclasses.replace(optimizer, frozen=FROZEN))
+def test_frozen_parameters_keep_every_bit(opened):
+  losses, same = train(opened, dataclasses.replace(ADAFACTOR, frozen=FROZEN))
   assert losses[-1] < losses[0]
   assert same == {
     'token_embedder/embedding',

@@ -149,3 +149,20 @@ def test_settings_out_of_range_name_the_binding(setting):
 def test_schedules_ask_for_what_they_need(setting, missing):
   with pytest.raises(errors.ConfigurationError, match=f'Optimizer.{missing}'):
     Optimizer(**setting)
+
+
+@pytest.mark.parametrize('name', ['adafactor', 'adamw'])
+def test_what_is_frozen_gets_no_update_and_counts_in_no_norm(name):
+  made = Optimizer(name=name, frozen='a/*', weight_decay=0.1)
+  params = {'a': {'b': jnp.ones((2, 2))}, 'c': jnp.ones((2, 2))}
+  grads = {'a': {'b': jnp.full((2, 2), 1e6)}, 'c': jnp.full((2, 2), 0.1)}
+  directions, _ = made.direction.update(
+    grads, made.direction.init(params), params
+  )
+  alone = Optimizer(name=name, weight_decay=0.1)
+  rest = {'c': params['c']}
+  expected, _ = alone.direction.update(
+    {'c': grads['c']}, alone.direction.init(rest), rest
+  )
+  np.testing.assert_array_equal(directions['a']['b'], 0.0)
+  np.testing.assert_allclose(directions['c'], expected['c'], rtol=1e-6)

@@ -142,12 +142,37 @@ def test_a_batch_without_weight_changes_nothing_but_the_step():
 
 def test_learning_rate_scale_is_not_compiled_in():
   step, state = unigram_step()
-  rates = []
+  rates, compiled = [], []
   for scale in (1.0, 0.5, 0.1):
     state, metrics = step(state, HAND, None, scale)
     rates.append(float(metrics['learning_rate']))
+    compiled.append(step.jitted._cache_size())
   np.testing.assert_allclose(rates, [1e-2, 5e-3, 1e-3], rtol=1e-6)
-  assert step.jitted._cache_size() == 1
+  assert len(set(compiled)) == 1
+
+
+def test_schedules_share_one_program():
+  policy = UnigramPolicy()
+  programs, compiled = [], []
+  for optimizer in (
+    Optimizer(
+      name='adamw', learning_rate=0.1, schedule='rsqrt', warmup_steps=2
+    ),
+    Optimizer(name='adamw', learning_rate=0.01),
+  ):
+    step = step_lib.make_train_step(policy, optimizer, BehavioralCloning())
+    params = {'logits': jnp.arange(4.0)}
+    rates = []
+    state = state_lib.init_state(policy, optimizer, params)
+    for _ in range(3):
+      state, metrics = step(state, HAND)
+      rates.append(float(metrics['learning_rate']))
+    expected = [float(optimizer.learning_rate_at(k)) for k in range(3)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    programs.append(step.jitted)
+    compiled.append(step.jitted._cache_size())
+  assert programs[0] is programs[1]
+  assert compiled[0] == compiled[1]
 
 
 def test_a_lower_learning_rate_moves_proportionally_less():
