@@ -116,9 +116,16 @@ def learned(
       )
       for row in table.to_pylist()
     }
+    unread = 0
     for i, row in enumerate(judged):
       if row['document'] == document:
-        out[i] = found[row['source'], row['candidate']]
+        pair = row['source'], row['candidate']
+        unread += pair not in found
+        # What is too long to be read gets the worst, as in a run.
+        out[i] = found.get(pair, 0.0)
+    stage = storage.read_json(imported / 'samples/stage.json')
+    if unread != stage['counts']['too_long']:
+      raise ValueError(f'{imported} has no score for {unread} of {document}')
   return out
 
 

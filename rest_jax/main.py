@@ -309,6 +309,8 @@ def _main(argv: Sequence[str]) -> None:
     raise ConfigurationError(
       f'unknown argument {argv[1]!r}; all settings are --flags.'
     )
+  # Before JAX is imported. A conversion shall need no more than it holds.
+  allocator.keep_freed_memory(_RUN_MODE.value != 'convert')
   if _RUN_MODE.value == 'fetch':
     from rest_jax.data import download
 
@@ -379,9 +381,6 @@ def main() -> None:
   """Entry point of `python -m rest_jax.main`."""
   # gin logs every folder that it looks for a file in as an error.
   logging.set_verbosity(logging.FATAL)
-  # A conversion gives back what it frees: it shall need no more than it holds.
-  if not any(argument.endswith('convert') for argument in sys.argv):
-    allocator.keep_freed_memory()
   app.run(_with_exit_code, flags_parser=_parse_flags)
 
 

@@ -34,6 +34,7 @@ def heard() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+    _heard = False
 
 
 def _hear(number, frame) -> None:

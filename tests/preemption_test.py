@@ -83,7 +83,12 @@ def policy():
 def train(policy, tmp_path_factory):
   rng = np.random.default_rng(0)
   rows = [
-    ([*rng.integers(2, 16, 3), 1], [*rng.integers(2, 16, 2), 1], 1.0, True)
+    (
+      [*rng.integers(2, 16, 3).tolist(), 1],
+      [*rng.integers(2, 16, 2).tolist(), 1],
+      1.0,
+      True,
+    )
     for _ in range(24)
   ]
   packing = loader.Packing(8, 8, 4)

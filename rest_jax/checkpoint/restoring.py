@@ -1,10 +1,12 @@
 """From any checkpoint's tensors to parameters on their devices, one by one."""
 
+import re
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 
 from rest_jax import errors
@@ -56,7 +58,10 @@ def restore(
   """
   leaves = traverse_util.flatten_dict(abstract, sep='/')
   check(source, {k: v.shape for k, v in leaves.items()}, tokenizer_size)
-  params = {name: _restore(source, name, leaf) for name, leaf in leaves.items()}
+  # The largest first, while little else is held.
+  by_size = sorted(leaves, key=lambda name: leaves[name].size, reverse=True)
+  read = {name: _restore(source, name, leaves[name]) for name in by_size}
+  params = {name: read[name] for name in leaves}
   return traverse_util.unflatten_dict(params, sep='/')
 
 
@@ -102,3 +107,12 @@ def _restore(
     return shards[key]
 
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+def kvstore(folder: epath.Path) -> dict[str, str]:
+  """A folder as tensorstore's key-value stores name it."""
+  match = re.fullmatch(r'gs://([^/]+)/?(.*)', str(folder))
+  if match:
+    bucket, path = match.groups()
+    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{path}/'}
+  return {'driver': 'file', 'path': f'{folder.resolve()}/'}

@@ -15,7 +15,6 @@ reader of zarr would take it for zeros.
 
 import math
 import posixpath
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -206,16 +205,7 @@ def _spec(path: epath.Path, folder: epath.Path, relative: str) -> dict:
       f'{path} names {relative!r}, which is not in its folder: do not trust'
       ' this checkpoint'
     )
-  return {'driver': 'zarr', 'kvstore': _store(folder / inner)}
-
-
-def _store(folder: epath.Path) -> dict[str, str]:
-  """A folder as tensorstore's key-value stores name it."""
-  match = re.fullmatch(r'gs://([^/]+)/?(.*)', str(folder))
-  if match:
-    bucket, path = match.groups()
-    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{path}/'}
-  return {'driver': 'file', 'path': f'{folder.resolve()}/'}
+  return {'driver': 'zarr', 'kvstore': restoring.kvstore(folder / inner)}
 
 
 def _opened(
@@ -248,7 +238,7 @@ def _orbax_folder(path: epath.Path) -> epath.Path | None:
 
 def _orbax_arrays(folder: epath.Path) -> dict[str, Array]:
   """The arrays below `target` of a folder that orbax wrote."""
-  store: dict[str, Any] = _store(folder)
+  store: dict[str, Any] = restoring.kvstore(folder)
   if (folder / _OCDBT).is_file():
     store = {'driver': 'ocdbt', 'base': store}
   try:

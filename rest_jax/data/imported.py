@@ -26,7 +26,6 @@ from rest_jax.data import store
 from rest_jax.data import text as text_lib
 from rest_jax.data import tokenizer as tokenizer_lib
 
-EOS_ID = 1
 _FIELDS = {
   'source': str,
   'target': str,
@@ -79,7 +78,7 @@ def import_samples(
   max_target_length: int | None = None,
   encode_sources: Callable[[Sequence[str]], Sequence[Sequence[int]]]
   | None = None,
-  eos_id: int = EOS_ID,
+  eos_id: int = tokenizer_lib.EOS_ID,
 ) -> Imported:
   """Reads outputs of another system as sample rows.
 

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float32
 
-from rest_jax import storage
+from rest_jax import hosts, storage
 from rest_jax.checkpoint import huggingface, names, tokenizer_export
 from rest_jax.data.tokenizer import Tokenizer
 from rest_jax.errors import ConfigurationError, CorruptStateError, DataError
@@ -144,7 +144,8 @@ class Exported:
   def _ensemble(self) -> Ensemble:
     form = self._forms[0]
     config = dataclasses.replace(self._sources[0].config, dtype=self.dtype)
-    regressor = Regressor(config, self.layout)
+    # Processes score rows of their own, each with its own devices.
+    regressor = Regressor(config, self.layout, local=hosts.count() > 1)
     members = tuple(
       huggingface.restore_params(
         path,

@@ -258,3 +258,26 @@ def test_a_start_of_another_shape_or_none_is_an_error(tmp_path):
   with pytest.raises(errors.ConfigurationError, match='not of this model'):
     native.restore_initial(tmp_path / 'run/1', other)
   assert not native.is_checkpoint(tmp_path / 'nowhere')
+
+
+def test_arrays_of_several_chunks_come_back_whole_and_in_parts(tmp_path):
+  rng = np.random.default_rng(0)
+  params = {
+    'a': {'kernel': jnp.asarray(rng.random((4096, 1536), np.float32))},
+    'b': {'kernel': jnp.asarray(rng.random((4096, 1536), np.float32))},
+    'c': {'scale': jnp.asarray(rng.random(8, np.float32))},
+  }
+  native.save_params(tmp_path / 'params', params)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    params,
+  )
+  restored = native.restore_params(tmp_path / 'params', abstract)
+  jax.tree.map(np.testing.assert_array_equal, restored, params)
+  source = native.Source(tmp_path / 'params')
+  kernel = np.asarray(params['b']['kernel'])
+  np.testing.assert_array_equal(source.read('b/kernel'), kernel)
+  part = (slice(1000, 3000), slice(7, 9))
+  np.testing.assert_array_equal(source.read('b/kernel', part), kernel[part])
+  rows = (slice(0, 5),)
+  np.testing.assert_array_equal(source.read('b/kernel', rows), kernel[rows])

@@ -272,7 +272,7 @@ model.score(['a'], ['x'])
 def _gone(pid):
   try:
     state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
-  except FileNotFoundError:
+  except (FileNotFoundError, ProcessLookupError):  # It may go as it is read.
     return True
   return state.split()[0] == 'Z'  # Dead; nobody here reaps it.
 

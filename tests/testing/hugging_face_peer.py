@@ -54,7 +54,10 @@ def main(folder, lines=(), sources=None, inputs=None) -> dict[str, object]:
     out['ids'] = [tokenizer(line)['input_ids'] for line in lines]
     out['translations'] = []
     for row in out['ids']:
-      found = model.generate(torch.tensor([row]), num_beams=1, do_sample=False)
+      # transformers' cache fails where encoder and decoder differ in depth.
+      found = model.generate(
+        torch.tensor([row]), num_beams=1, do_sample=False, use_cache=False
+      )
       text = tokenizer.decode(found[0], skip_special_tokens=True)
       out['translations'].append(text)
   if sources is not None:
