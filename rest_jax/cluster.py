@@ -10,7 +10,7 @@ import time
 from rest_jax import errors, hosts
 
 HEARTBEAT_SECONDS = 100
-BARRIER_SECONDS = 7200
+BARRIER_SECONDS = 7200.0
 _START_SECONDS = 300  # For all processes to be there.
 
 

@@ -88,7 +88,7 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
   'Silence after which a process is dead, and the others are aborted.',
   lower_bound=1,
 )  # fmt: skip
-_BARRIER_SECONDS = flags.DEFINE_integer(
+_BARRIER_SECONDS = flags.DEFINE_float(
   'barrier_seconds', cluster.BARRIER_SECONDS,
   'How long processes wait for one that lives, but does not come.',
   lower_bound=1,

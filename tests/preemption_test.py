@@ -107,7 +107,7 @@ def train(policy, tmp_path_factory):
       policy,
       policy.init(0),
       early_stopping.Training(Optimizer(learning_rate=0.05), packing),
-      early_stopping.Stopping(max_steps=6, eval_every=2, patience=9),
+      early_stopping.Stopping(max_steps=6, eval_every=3, patience=9),
       batches,
       evaluate,
       folder=folder,
@@ -133,9 +133,9 @@ def _when(wanted):
 @pytest.mark.parametrize(
   'hooks, saved',
   [
-    ({'on_step': _when(2)}, 3),  # Told of an update when the next is made.
-    ({'on_step': _when(3)}, 4),  # Where an evaluation is due, but not made.
-    ({'on_value': _when(2)}, 2),  # In the midst of an evaluation.
+    ({'on_step': _when(1)}, 2),  # Told of an update when the next is made.
+    ({'on_step': _when(2)}, 3),  # Where an evaluation is due, but not made.
+    ({'on_value': _when(2)}, 3),  # In the midst of an evaluation.
     ({'on_value': _when(1)}, 0),
     ({'on_step': _when(6)}, 6),
   ],

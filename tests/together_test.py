@@ -211,7 +211,7 @@ def test_a_job_that_is_preempted_saves_and_goes_on(
 def test_a_process_that_does_not_come_is_named(
   four_devices, compiled, tmp_path
 ):
-  run = _with_data(whole_run, tmp_path / 'run')
+  run = _with_data(four_devices, tmp_path / 'run')
   line = running.command(run, _PARTS, '--barrier_seconds=4')
 
   def signalled(started) -> None:
@@ -220,7 +220,7 @@ def test_a_process_that_does_not_come_is_named(
     started[1].kill()
 
   ended = running.together(
-    [line] * 2, cache=compiled, heartbeat=60, signalled=signalled
+    [line] * 2, cache=compiled, devices=2, heartbeat=60, signalled=signalled
   )
   assert _statuses(ended) == [9, -signal.SIGKILL], _said(ended)
   host = os.uname().nodename

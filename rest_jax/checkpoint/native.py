@@ -184,12 +184,20 @@ def save_params(
 
 def _digest(folder: epath.Path, tree: Tree) -> str:
   digest = hashlib.sha256(json.dumps(_describe(tree)).encode())
+  source = None
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    if not _all_here(leaf):
       # Other processes hold parts of it; all of it is on disk now.
-      leaf = Source(folder).read(_name(path))
+      source = source or Source(folder)
+      leaf = source.read(_name(path))
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
+
+
+def _all_here(leaf: jax.Array | np.ndarray) -> bool:
+  return isinstance(leaf, np.ndarray) or (
+    leaf.is_fully_addressable or leaf.is_fully_replicated
+  )
 
 
 def restore_params(folder: PathLike, abstract: Tree) -> Tree:
