@@ -198,5 +198,5 @@ def _group_size(line: str) -> int:
 
 def _array_bytes(dtype: str, shape: str) -> float:
   bits = re.search(r'\d+', dtype)
-  size = 1 if dtype == 'pred' or bits is None else int(bits[0]) / 8
+  size = 1.0 if dtype == 'pred' or bits is None else int(bits[0]) / 8
   return size * math.prod(int(n) for n in shape.split(',') if n)
