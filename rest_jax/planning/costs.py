@@ -24,6 +24,8 @@ _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.-]+) .*\{$')
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _GROUPS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _IOTA_GROUPS = re.compile(r'replica_groups=\[([\d,]+)\]<=')
+_MESH_GROUPS = re.compile(r'replica_groups=mesh\[([^]]*)\] \{([^}]*)\}')
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +191,19 @@ def collectives_in(text: str) -> list[Collective]:
 
 
 def _group_size(line: str) -> int:
+  """How many chips take part together; three ways to write it are in use."""
   if groups := _IOTA_GROUPS.search(line):
     return int(groups[1].split(',')[-1])
   if groups := _GROUPS.search(line):
     return groups[1].count(',') + 1
-  return 2  # A permutation names pairs.
+  if groups := _MESH_GROUPS.search(line):
+    sizes = {name: int(size) for name, size in _AXIS.findall(groups[1])}
+    return math.prod(
+      sizes[name] for name in groups[2].replace("'", '').split(',')
+    )
+  if 'source_target_pairs=' in line:
+    return 2
+  raise ValueError(f'cannot tell which chips take part: {line.strip()}')
 
 
 def _array_bytes(dtype: str, shape: str) -> float:

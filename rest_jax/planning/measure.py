@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from rest_jax import errors
 from rest_jax.models.config import T5Config
 from rest_jax.planning import costs as costs_lib
 from rest_jax.planning import programs
@@ -25,7 +26,10 @@ from rest_jax.types import DecodeCache
 
 Lower = Callable[[T5Config, Layout], Any]
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm')
+# What is needed, in either of two messages for a program that does not fit.
+_TOO_LARGE = re.compile(
+  r'(?:Used |for HLO temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+\w? hbm|\))'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,7 @@ def update(
   """
   policy = Policy(config, layout)
   state = state_lib.abstract_state(policy, program.training.optimizer)
-  whole = _compile_whole(program.lower(config, layout))
+  whole = compile_whole(program.lower(config, layout))
   count = program.num_microbatches
   part = dataclasses.replace(
     program, rows=program.rows // count, num_microbatches=1
@@ -108,7 +112,7 @@ def sample(
 ) -> SamplePlan:
   """Compiles a batch of Grow: whole, and by layers."""
   policy = Policy(config, layout)
-  whole = _compile_whole(program.lower(config, layout))
+  whole = compile_whole(program.lower(config, layout))
   start = _by_layers(program.lower_start, config, layout)
   # The loop over tokens is counted once, and encoding comes before it.
   both = _by_layers(program.lower, config, layout)
@@ -161,7 +165,15 @@ def _by_layers(lower: Lower, config: T5Config, layout: Layout) -> Costs:
     small = dataclasses.replace(
       config, num_encoder_layers=encoder, num_decoder_layers=decoder
     )
-    return costs_lib.costs_of(lower(small, layout).compile())
+    try:
+      compiled = lower(small, layout).compile()
+    except jax.errors.JaxRuntimeError as error:
+      raise errors.ConfigurationError(
+        f'even {max(encoder, decoder)} of the layers need'
+        f' {_needed(error) / 1e9:,.1f} GB of a chip: set BATCH_ROWS or'
+        ' generation.Batching.rows smaller, or name a larger --topology.'
+      ) from error
+    return costs_lib.costs_of(compiled)
 
   encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
   one = with_layers(1, 1)
@@ -172,15 +184,20 @@ def _by_layers(lower: Lower, config: T5Config, layout: Layout) -> Costs:
   return of_encoder + of_decoder - one
 
 
-def _compile_whole(lowered: Any) -> Whole:
+def compile_whole(lowered: Any) -> Whole:
+  """Compiles a whole program, for its memory."""
   began = time.monotonic()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    found = _TOO_LARGE.search(str(error))
-    if found is None:
-      raise
-    needed = float(found[1]) * _UNITS[found[2]]
-    return Whole(None, needed, time.monotonic() - began)
+    return Whole(None, _needed(error), time.monotonic() - began)
   memory = costs_lib.memory_of(compiled)
   return Whole(memory, memory.total, time.monotonic() - began)
+
+
+def _needed(error: jax.errors.JaxRuntimeError) -> float:
+  """Bytes that a program needs that does not fit; raises any other error."""
+  found = _TOO_LARGE.search(str(error))
+  if found is None:
+    raise error
+  return float(found[1]) * _UNITS[found[2]]

@@ -12,11 +12,16 @@ from rest_jax.errors import ConfigurationError
 from rest_jax.planning import chips
 from rest_jax.sharding import Layout
 
-# Without these libtpu asks the machine's cloud what it is part of.
+# Without these libtpu asks the machine's cloud what it is part of. The type is
+# this machine's, which has none, and not that of the slice.
 _ALONE = {
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
 }
+
+# A chip of v4 has two cores, which are one device on the VMs.
+_CHIPS = {'v4': {'chip_config_name': 'megacore'}}
 
 
 def devices(wanted: chips.Slice) -> tuple[jax.Device, ...]:
@@ -37,9 +42,12 @@ def devices(wanted: chips.Slice) -> tuple[jax.Device, ...]:
   for name, value in _ALONE.items():
     os.environ.setdefault(name, value)
   jax.config.update('jax_platforms', 'cpu')
+  options = dict(_CHIPS.get(wanted.chip.name, {}))
+  if wanted.host_chips != 4:  # What libtpu takes a host to have.
+    options['chips_per_host_bounds'] = [*wanted.shape, 1]
   try:
     description = topologies.get_topology_desc(
-      platform='tpu', topology_name=wanted.name
+      platform='tpu', topology_name=wanted.name, **options
     )
   except Exception as error:  # libtpu has no type of its own for it.
     said = ' '.join(str(error).split())

@@ -16,6 +16,7 @@ import pytest
 from rest_jax import losses
 from rest_jax.data.packing import Packing
 from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
 from rest_jax.planning import chips, costs, counts, measure, programs, topology
 from rest_jax.policy import Policy
@@ -169,7 +170,8 @@ def test_an_update_is_what_it_is_by_hand(devices):
   # Gradients of all parameters are summed over 4 chips.
   (count, size, sent) = plan.costs.collectives['all-reduce']
   assert count >= 1 and sent == pytest.approx(1.5 * size)
-  assert size == pytest.approx(4 * counts.num_params(config), rel=0.05)
+  # Those of layers in bfloat16, as they are made; of the tables in float32.
+  assert 2 * counts.num_params(config) < size < 4 * counts.num_params(config)
   # Worked out from shapes, as the compiler says but for padding.
   memory = plan.whole.memory
   batch = 16 * 128 * 4 * 6
@@ -208,12 +210,13 @@ def test_fsdp_gathers_weights_and_keeps_a_part(devices, fsdp):
 
 def test_a_batch_of_grow_is_what_it_is_by_hand(devices):
   layout = topology.OnSlice.of(Layout(), devices)
-  program = programs.Sample(32, 8, 128, 32, Sampling())
+  # Caches larger than what a chip holds beside its main memory.
+  program = programs.Sample(1024, 8, 128, 32, Sampling())
   plan = measure.sample(program, SMALL, layout)
-  step = counts.decode_step(SMALL, 8, 8, 128, 32)
+  step = counts.decode_step(SMALL, 256, 8, 128, 32)
   assert plan.step.flops == pytest.approx(step.flops, rel=0.15)
-  start = counts.encode_flops(SMALL, 8, 128)
-  cross = 2 * 8 * 128 * counts.weights(SMALL).cross * 3
+  start = counts.encode_flops(SMALL, 256, 128)
+  cross = 2 * 256 * 128 * counts.weights(SMALL).cross * 3
   assert plan.start.flops == pytest.approx(start + cross, rel=0.1)
   assert plan.cache == pytest.approx(step.self_bytes + step.cross_bytes)
   assert plan.whole.memory.temporaries >= plan.cache
@@ -222,6 +225,8 @@ def test_a_batch_of_grow_is_what_it_is_by_hand(devices):
 def test_what_does_not_fit_is_said_and_not_raised(devices):
   layout = topology.OnSlice.of(Layout(), devices)
   update, config = small_update(4096, 1, vocab_size=32768)
-  plan = measure.update(update, config, layout)
-  assert plan.whole.memory is None
-  assert plan.whole.needed > chips.CHIPS['v5e'].memory
+  whole = measure.compile_whole(update.lower(config, layout))
+  assert whole.memory is None
+  assert whole.needed > chips.CHIPS['v5e'].memory
+  with pytest.raises(ConfigurationError, match='even 1 of the layers need 2'):
+    measure.update(update, config, layout)

@@ -24,6 +24,8 @@ channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
 replica_groups={{0,1}}, to_apply=%add
   %cp = (f32[5]{0}, f32[5]{0}, u32[]{:S(2)}, u32[]{:S(2)}) \
 collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
+  %of_mesh = f32[6]{0} all-reduce(%a), channel_id=3, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_0','axis_1'}
   %alone = f32[5]{0} all-reduce(%a), replica_groups={{0},{1}}, to_apply=%add
   ROOT %done = bf16[8,128]{1,0} copy(%all-reduce.1)
 }
@@ -37,7 +39,10 @@ def test_collectives_are_read_from_the_compiled_text():
     Collective('all-gather', 8 * 10 * 4, 4),
     Collective('reduce-scatter', 2 * (6 * 4 + 4 * 2), 2),
     Collective('collective-permute', 20, 2),
+    Collective('all-reduce', 24, 8),
   ]
+  with pytest.raises(ValueError, match='which chips take part: %a ='):
+    costs.collectives_in('%a = f32[5]{0} all-reduce(%b), replica_groups=new[]')
 
 
 @pytest.mark.parametrize(
