@@ -38,17 +38,19 @@ def run(run: rest.ReST, topology_name: str | None, command: str) -> None:
     print(comparison.text(_compare(run), command))
     return
   wanted = chips.parse(topology_name or '')
-  devices = topology.devices(wanted)
-  layout = topology.OnSlice.of(run.layout, devices)
-  hosts = topology.hosts(devices)
-  grow_layout = topology.OnSlice.of(run.decoding_layout, hosts[0])
+  layout = topology.OnSlice.of(run.layout, topology.devices(wanted))
+  # Each host decodes by itself.
+  num_hosts = wanted.num_chips // wanted.host.num_chips
+  grow_layout = topology.OnSlice.of(
+    run.decoding_layout, topology.devices(wanted.host)
+  )
   update = _update(run)
   sample = programs.Sample.of(
     Policy(run.model, grow_layout),
     run.grow.batching,
     run.grow.num_samples,
     run.grow.sampling,
-    len(hosts),
+    num_hosts,
   )
   print(
     page.text(
@@ -61,7 +63,7 @@ def run(run: rest.ReST, topology_name: str | None, command: str) -> None:
         sample=sample,
         layout=layout,
         grow_layout=grow_layout,
-        num_hosts=len(hosts),
+        num_hosts=num_hosts,
         improved=measure.update(update, run.model, layout),
         grown=measure.sample(sample, run.model, grow_layout),
         work=work_of(run),

@@ -83,6 +83,13 @@ class Slice:
     alone = self.chip.dimensions == 2 and self.num_chips == 8
     return 8 if alone else min(4, self.num_chips)
 
+  @property
+  def host(self) -> 'Slice':
+    """The part of it that one host has."""
+    if self.num_chips <= self.host_chips:
+      return self
+    return Slice(self.chip, (2, 2, 1)[: self.chip.dimensions])
+
 
 def parse(topology: str) -> Slice:
   """Reads 'v5e:4x4' or 'v5p:4x4x8'.

@@ -59,14 +59,6 @@ def devices(wanted: chips.Slice) -> tuple[jax.Device, ...]:
   return tuple(description.devices)
 
 
-def hosts(devices: tuple[jax.Device, ...]) -> list[tuple[jax.Device, ...]]:
-  """The devices of each host."""
-  of: dict[int, list[jax.Device]] = {}
-  for device in devices:
-    of.setdefault(device.process_index, []).append(device)
-  return [tuple(of[index]) for index in sorted(of)]
-
-
 @dataclasses.dataclass(frozen=True)
 class OnSlice(Layout):
   """A layout over given devices instead of this machine's.

@@ -34,3 +34,17 @@ def test_what_is_no_slice_is_one_line(topology, message):
 def test_common_slices_are_those_of_every_chip():
   names = {slice_.name for slice_ in chips.common_slices()}
   assert {'v5e:2x2', 'v5e:16x16', 'v6e:4x4', 'v4:2x2x1', 'v5p:4x4x8'} <= names
+
+
+@pytest.mark.parametrize(
+  ('topology', 'host'),
+  [
+    ('v5e:1x1', 'v5e:1x1'),
+    ('v5e:2x4', 'v5e:2x4'),
+    ('v5e:4x4', 'v5e:2x2'),
+    ('v5p:2x2x1', 'v5p:2x2x1'),
+    ('v4:2x2x2', 'v4:2x2x1'),
+  ],
+)
+def test_a_host_has_four_chips_or_the_whole_of_a_slice(topology, host):
+  assert chips.parse(topology).host.name == host
