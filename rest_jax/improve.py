@@ -288,7 +288,13 @@ def run(
     f' {batches.steps_per_epoch:,} updates an epoch,'
     f' {100 * batches.padding_share:.1f} % padding'
   )
-  reporter = supervised.Reporter(context, stage, stopping.max_steps, 'reward')
+  reporter = supervised.Reporter(
+    context,
+    stage,
+    stopping.max_steps,
+    'reward',
+    flops=supervised.update_flops(context.model, settings.training),
+  )
   outcome = early_stopping.train(
     context.policy,
     context.params(step.start),

@@ -47,6 +47,9 @@ _STAGE = flags.DEFINE_string(
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'TPU slice for --run_mode=plan, e.g. v5e:16x16, or all.'
 )
+_PROFILE = flags.DEFINE_string(
+  'profile', None, 'START:STOP: updates or batches to trace, for xprof.'
+)
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print the stages and an estimate of disk; run nothing.'
 )
@@ -282,7 +285,9 @@ def _dispatch(run: Any) -> None:
   read_only = showing or mode in ('translate', 'preview')
   with (
     preemption.heard(),
-    session.open_run(run, texts, read_only=read_only) as opened,
+    session.open_run(
+      run, texts, read_only=read_only, profile=_PROFILE.value
+    ) as opened,
   ):
     if showing:
       opened.status(dry_run=_DRY_RUN.value)

@@ -27,6 +27,7 @@ from rest_jax import (
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.policy import Policy
+from rest_jax.profiling import Profile
 from rest_jax.progress import Progress
 from rest_jax.rewards import cache, learned
 from rest_jax.run_directory import RunDirectory, Stage
@@ -49,12 +50,18 @@ class Texts:
 
 @contextlib.contextmanager
 def open_run(
-  run: rest.ReST, texts: Texts, *, read_only: bool
+  run: rest.ReST, texts: Texts, *, read_only: bool, profile: str | None = None
 ) -> Iterator['Session']:
   """Opens a run directory, alone unless only to read.
 
+  Args:
+    run: what is run.
+    texts: its configuration.
+    read_only: whether nothing is to be written.
+    profile: steps to trace, see `profiling.Profile`.
+
   Raises:
-    ConfigurationError: the folder is in an object store.
+    ConfigurationError: the folder is in an object store, or no such steps.
     LockedError: another job is working there.
     StorageError: the folder cannot be written.
     HostsError: another process of this job failed.
@@ -72,9 +79,11 @@ def open_run(
       stack.enter_context(directory.lock())
     fingerprints.check_alike(directory.path, texts.config)
     tensorboard = None if read_only else f'{directory.path}/tensorboard'
-    progress = Progress(tensorboard=tensorboard)
+    stream = None
     if not hosts.is_first():
-      progress = Progress(stack.enter_context(open(os.devnull, 'w')))
+      stream, tensorboard = stack.enter_context(open(os.devnull, 'w')), None
+    tracer = profile and Profile(profile, f'{directory.path}/profile')
+    progress = Progress(stream, tensorboard, tracer)
     stack.callback(progress.close)
     scores = None
     if run.annotate.cache_scores and not read_only:

@@ -10,6 +10,8 @@ arXiv:2304.01433, table 4.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from rest_jax.errors import ConfigurationError
 
@@ -28,6 +30,7 @@ class Chip:
     links: bytes a second that leave a chip over all of its links to others.
     dimensions: of the slices' shapes.
     pod: chips of a whole pod, the largest slice.
+    kind: as JAX names its devices.
   """
 
   name: str
@@ -37,17 +40,27 @@ class Chip:
   links: float
   dimensions: int
   pod: int
+  kind: str
 
 
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v4', 275e12, 32.0 * GIB, 1200e9, 300e9, 3, 4096),
-    Chip('v5e', 197e12, 16e9, 819e9, 200e9, 2, 256),
-    Chip('v5p', 459e12, 95.0 * GIB, 2765e9, 600e9, 3, 8960),
-    Chip('v6e', 918e12, 32e9, 1638e9, 400e9, 2, 256),
+    Chip('v4', 275e12, 32.0 * GIB, 1200e9, 300e9, 3, 4096, 'TPU v4'),
+    Chip('v5e', 197e12, 16e9, 819e9, 200e9, 2, 256, 'TPU v5 lite'),
+    Chip('v5p', 459e12, 95.0 * GIB, 2765e9, 600e9, 3, 8960, 'TPU v5'),
+    Chip('v6e', 918e12, 32e9, 1638e9, 400e9, 2, 256, 'TPU v6 lite'),
   )
 }
+
+
+def peak_of(devices: Sequence[Any]) -> float | None:
+  """Operations a second of some `jax.Device`s; None if one is no TPU here."""
+  peaks = {chip.kind: chip.flops for chip in CHIPS.values()}
+  found = [peaks.get(device.device_kind) for device in devices]
+  return None if None in found else sum(found)
+
+
 # The slices that `--topology=all` looks at, small ones first.
 _SHAPES = {
   2: ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),

@@ -1,3 +1,5 @@
+import types
+
 import pytest
 
 from rest_jax.errors import ConfigurationError
@@ -48,3 +50,10 @@ def test_common_slices_are_those_of_every_chip():
 )
 def test_a_host_has_four_chips_or_the_whole_of_a_slice(topology, host):
   assert chips.parse(topology).host.name == host
+
+
+def test_a_peak_is_known_of_tpus_alone():
+  tpu = types.SimpleNamespace(device_kind='TPU v5 lite')
+  other = types.SimpleNamespace(device_kind='cpu')
+  assert chips.peak_of([tpu] * 4) == 4 * 197e12
+  assert chips.peak_of([tpu, other]) is None
