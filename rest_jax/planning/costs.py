@@ -24,7 +24,7 @@ _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.-]+) .*\{$')
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 _GROUPS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _IOTA_GROUPS = re.compile(r'replica_groups=\[([\d,]+)\]<=')
-_MESH_GROUPS = re.compile(r'replica_groups=mesh\[([^]]*)\] \{([^}]*)\}')
+_MESH_GROUPS = re.compile(r'replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}')
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 
 

@@ -22,7 +22,6 @@ from rest_jax.planning.costs import Costs, Memory
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 from rest_jax.training import state as state_lib
-from rest_jax.types import DecodeCache
 
 Lower = Callable[[T5Config, Layout], Any]
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -112,16 +111,15 @@ def sample(
 ) -> SamplePlan:
   """Compiles a batch of Grow: whole, and by layers."""
   policy = Policy(config, layout)
-  whole = compile_whole(program.lower(config, layout))
-  start = _by_layers(program.lower_start, config, layout)
-  # The loop over tokens is counted once, and encoding comes before it.
-  both = _by_layers(program.lower, config, layout)
+  cache = program.placed_cache(policy)
+  keys = (cache.self_keys, cache.cross_keys)
+  values = (cache.self_values, cache.cross_values)
   return SamplePlan(
-    whole,
+    compile_whole(program.lower(config, layout)),
     shard_bytes(policy.placed_decode_params()),
-    cache_bytes(program, policy),
-    start,
-    both - start,
+    shard_bytes((keys, values)),
+    _by_layers(program.lower_start, config, layout),
+    _by_layers(program.lower_step, config, layout),
   )
 
 
@@ -133,29 +131,6 @@ def shard_bytes(tree: Any) -> float:
       for leaf in jax.tree.leaves(tree)
     )
   )
-
-
-def cache_bytes(program: programs.Sample, policy: Policy) -> float:
-  """Bytes of a batch's keys and values on one chip."""
-  cache: DecodeCache = jax.eval_shape(
-    lambda params, tokens: policy.start_cache(
-      params,
-      tokens,
-      num_samples=program.num_samples,
-      max_decode_len=program.max_decode_len,
-    ),
-    policy.placed_decode_params(),
-    jax.ShapeDtypeStruct(
-      (program.sources, program.source_length), jax.numpy.int32
-    ),
-  )
-  arrays = jax.tree.leaves(
-    (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values)
-  )
-  shards = policy.placement.num_shards('batch') * policy.placement.num_shards(
-    'heads'
-  )
-  return float(sum(a.size * a.dtype.itemsize for a in arrays)) / shards
 
 
 def _by_layers(lower: Lower, config: T5Config, layout: Layout) -> Costs:

@@ -10,6 +10,7 @@ from rest_jax.planning.costs import Costs
 from rest_jax.planning.estimate import Floor
 from rest_jax.sharding import Layout
 
+_LITTLE = 0.25  # Of a chip's memory: so much more could be decoded at once.
 _TIMES = ('compute ms', 'memory ms', 'links ms', 'floor ms')
 
 
@@ -91,13 +92,18 @@ def text(content: Content) -> str:
 
 def _head(content: Content) -> list[str]:
   chip, model, where = content.where.chip, content.model, content.where
-  billions = counts.num_params(model) / 1e9
+  params = counts.num_params(model)
+  size = (
+    f'{params / 1e9:.1f} billion'
+    if params >= 1e9
+    else f'{params / 1e6:.0f} million'
+  )
   return [
     f'# Plan for {where.name}',
     '',
     f'    {content.command}',
     '',
-    f'A policy of {billions:.2f} billion parameters'
+    f'A policy of {size} parameters'
     f' ({model.num_encoder_layers} + {model.num_decoder_layers} layers,'
     f' {model.emb_dim} features, {model.num_heads} heads,'
     f' {model.vocab_size:,} ids, {model.dtype} activations, remat'
@@ -109,14 +115,18 @@ def _head(content: Content) -> list[str]:
     f'- Training: {_layout(content.layout)}; {content.update.rows} packed rows'
     f' of {content.update.training.packing.source_length} +'
     f' {content.update.training.packing.target_length} tokens in'
-    f' {content.update.num_microbatches} microbatches, '
-    f'{content.update.training.optimizer.name}.',
+    f' {_count(content.update.num_microbatches, "microbatch", "es")},'
+    f' {content.update.training.optimizer.name}.',
     f'- Grow, each of {content.num_hosts} hosts by itself:'
     f' {_layout(content.grow_layout)}; {content.sample.sources} sources'
     f' × {content.sample.num_samples} samples at once, sources of'
     f' {content.sample.source_length} tokens, {content.sample.max_decode_len}'
     ' steps.',
   ]
+
+
+def _count(number: int, what: str, plural: str) -> str:
+  return f'{number:,} {what}{plural if number > 1 else ""}'
 
 
 def _layout(layout: Layout) -> str:
@@ -141,6 +151,11 @@ def _answer(content: Content) -> list[str]:
       f' {_gb(memory)} GB, {share:.0%}.'
     )
   changes = [*_improve_changes(content), *_grow_changes(content)]
+  if sample.needed < _LITTLE * memory:
+    changes.append(
+      'Grow: more samples at once would read the weights less often a sample:'
+      ' raise generation.Batching.rows.'
+    )
   return ['## Does it fit?', '', *verdicts, *_bullets(changes)]
 
 

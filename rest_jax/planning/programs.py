@@ -1,6 +1,8 @@
 """The programs of a run, lowered for devices that need not be there."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
 from rest_jax.training import state as state_lib
 from rest_jax.training import step as step_lib
-from rest_jax.types import Batch
+from rest_jax.types import Batch, DecodeCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,18 +148,67 @@ class Sample:
   def lower_start(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
     """What of it comes before the loop."""
     policy = Policy(config, layout)
-    tokens = jax.ShapeDtypeStruct(
-      (self.sources, self.source_length),
-      jnp.int32,
-      sharding=policy.placement.sharding('batch', None),
+    return jax.jit(self._start(policy)).lower(
+      policy.placed_decode_params(), self._tokens(policy, self.source_length)
     )
 
-    def start(params, tokens):
-      return policy.start_cache(
-        params,
-        tokens,
-        num_samples=self.num_samples,
-        max_decode_len=self.max_decode_len,
+  def lower_step(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
+    """One turn of the loop: a token of every sample."""
+    policy = Policy(config, layout)
+    params = policy.placed_decode_params()
+    cache = self.placed_cache(policy)
+
+    def step(params, tokens, uniform, cache):
+      logits, cache = policy.decode_step(params, tokens, cache)
+      return self.sampling(logits, uniform, config.vocab_size).tokens, cache
+
+    return jax.jit(step, donate_argnums=3).lower(
+      params,
+      self._tokens(policy, self.num_samples),
+      self._tokens(policy, self.num_samples, jnp.float32),
+      cache,
+    )
+
+  def placed_cache(self, policy: Policy) -> DecodeCache:
+    """Shapes and shardings of the keys and values of a batch."""
+    cache = jax.eval_shape(
+      self._start(policy),
+      policy.placed_decode_params(),
+      self._tokens(policy, self.source_length),
+    )
+
+    def place(leaves, *axes):
+      sharding = policy.placement.sharding(*axes)
+      return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        leaves,
       )
 
-    return jax.jit(start).lower(policy.placed_decode_params(), tokens)
+    own = ('batch', 'length', 'kv', 'heads')
+    shared = ('batch', 'heads', 'length', 'kv')
+    return DecodeCache(
+      self_keys=place(cache.self_keys, *own),
+      self_values=place(cache.self_values, *own),
+      cross_keys=place(cache.cross_keys, *shared),
+      cross_values=place(cache.cross_values, *shared),
+      source_mask=place(cache.source_mask, 'batch', None),
+      step=place(cache.step),
+    )
+
+  def _start(self, policy: Policy) -> Callable[..., DecodeCache]:
+    return functools.partial(
+      policy.start_cache,
+      num_samples=self.num_samples,
+      max_decode_len=self.max_decode_len,
+    )
+
+  def _tokens(
+    self, policy: Policy, length: int, dtype=jnp.int32
+  ) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+      (self.sources, length),
+      dtype,
+      sharding=policy.placement.sharding('batch', None),
+    )

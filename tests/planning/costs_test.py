@@ -26,6 +26,9 @@ replica_groups={{0,1}}, to_apply=%add
 collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
   %of_mesh = f32[6]{0} all-reduce(%a), channel_id=3, \
 replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_0','axis_1'}
+  %of_axis = f32[6]{0} all-reduce(%a), channel_id=3, \
+replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], \
+device_ids=([2,4]T(1,0)) {'axis_0'}, use_global_device_ids=true
   %alone = f32[5]{0} all-reduce(%a), replica_groups={{0},{1}}, to_apply=%add
   ROOT %done = bf16[8,128]{1,0} copy(%all-reduce.1)
 }
@@ -40,6 +43,7 @@ def test_collectives_are_read_from_the_compiled_text():
     Collective('reduce-scatter', 2 * (6 * 4 + 4 * 2), 2),
     Collective('collective-permute', 20, 2),
     Collective('all-reduce', 24, 8),
+    Collective('all-reduce', 24, 4),
   ]
   with pytest.raises(ValueError, match='which chips take part: %a ='):
     costs.collectives_in('%a = f32[5]{0} all-reduce(%b), replica_groups=new[]')
