@@ -60,6 +60,7 @@ _LAYERS = (
   (3, 'training.*'),
   (3, 'checkpoint.*'),
   (4, 'supervised'),
+  (4, 'judging'),
   (4, 'train_reward'),
   (4, 'grow'),
   (4, 'annotate'),
