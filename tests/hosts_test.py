@@ -14,6 +14,7 @@ from rest_jax import (
   cluster,
   evaluate,
   fingerprints,
+  grow,
   hosts,
   job,
   parts,
@@ -24,6 +25,7 @@ from rest_jax import (
 from rest_jax.context import Context
 from rest_jax.errors import (
   ConfigurationError,
+  DataError,
   HostsError,
   PreemptionError,
   RewardError,
@@ -479,3 +481,16 @@ def test_an_evaluation_while_training_ends_in_all_or_in_none(
     mean({})
   said = json.loads(service.values['rest_jax/turn/0/1'])
   assert said == ['whether to stop', here]
+
+
+def test_too_few_or_too_long_sources_are_found_beforehand(service):
+  become(service, 0)
+  settings = grow.Grow(num_samples=2, samples_per_part=8)
+  assert grow.check_size(settings, 9, 'grow_1/samples') == 3
+  with pytest.raises(
+    ConfigurationError, match=r'8 sources make 2 parts of 4, too few for 3'
+  ):
+    grow.check_size(settings, 8, 'grow_1/samples')
+  settings.batching.check_fits(128)
+  with pytest.raises(DataError, match=r'a source of 129 tokens does not fit'):
+    settings.batching.check_fits(129)
