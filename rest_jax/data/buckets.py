@@ -52,7 +52,7 @@ def batches(
     DataError: a sequence is longer than the last bucket.
   """
   lengths = np.array([len(sequence) for sequence in sequences])
-  check_fits(max(lengths, default=0), buckets, mend)
+  check_fits(int(max(lengths, default=0)), buckets, mend)
   bucket_of = np.searchsorted(buckets, lengths)
   for b, (bucket, size) in enumerate(zip(buckets, rows, strict=True)):
     members = np.flatnonzero(bucket_of == b)
