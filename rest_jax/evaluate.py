@@ -11,11 +11,12 @@ import pyarrow as pa
 import sacrebleu
 from jaxtyping import Float
 
-from rest_jax import generation, grow, hosts, results
+from rest_jax import generation, grow, hosts, preemption, results
+from rest_jax import rewarded as rewarded_lib
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, PreemptionError
 from rest_jax.rewards import base, scoring
 from rest_jax.run_directory import Stage
 from rest_jax.types import Params
@@ -70,86 +71,30 @@ class Evaluate:
       ) from error
 
 
-class Split:
-  """The sources of D_select, D_report or the test data, in memory."""
-
-  def __init__(self, context: Context, split: str, limit: int | None = None):
-    """Reads the first `limit` sources of a split."""
-    table = pa.concat_tables(context.sources(split)).slice(0, limit)
-    self.table = table
-    self.source_ids = table['source_id'].to_numpy()
-    self.sources = table['source'].to_pylist()
-    self.source_tokens = table['source_tokens'].to_pylist()
-    targets = table['target'].to_pylist()
-    self.references = None if None in targets else targets
-
-
-class Rewarded:
-  """Draws outputs for a split and gives them their rewards."""
-
-  def __init__(
-    self,
-    context: Context,
-    settings: Evaluate,
-    reward: base.RewardModel,
-    split: Split,
-  ):
-    """Samples are the same for equal parameters, whenever they are drawn."""
-    self._context, self._settings = context, settings
-    self._reward, self._split = reward, split
-
-  def __call__(
-    self, params: Params, sampling: Sampling, num_samples: int
-  ) -> tuple[Float[np.ndarray, 'k n'], list[str], generation.Generated]:
-    """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs.
-
-    Each process draws and scores its share; what is returned is everybody's,
-    but for the rest.
-    """
-    split = self._split
-    share = hosts.share(len(split.sources))
-    generated = generation.generate(
-      self._context.decoder,
-      params,
-      split.source_tokens[share],
-      split.source_ids[share],
-      seed=self._context.seed,
-      purpose='evaluate',
-      step=0,  # The same draws for every policy: differences are sharper.
-      num_samples=num_samples,
-      sampling=sampling,
-      batching=self._settings.batching,
-      num_tokens=self._context.tokenizer.size,
-    )
-    texts = grow.decode(self._context, generated)
-    references = split.references and _repeat(
-      split.references[share], num_samples
-    )
-    rewards = scoring.rewards(
-      self._reward,
-      _repeat(split.sources[share], num_samples),
-      texts,
-      references,
-      cache=self._context.scores,
-    ).reshape(-1, num_samples)
-    return hosts.gather_rows(rewards, len(split.sources)), texts, generated
-
-
-def _repeat(values: Sequence[str], count: int) -> list[str]:
-  return [value for value in values for _ in range(count)]
-
-
 def select_reward(
   context: Context, settings: Evaluate, reward: base.RewardModel
 ):
-  """A function from parameters to their mean reward on D_select."""
-  split = Split(context, 'select', settings.select_sources)
-  rewarded = Rewarded(context, settings, reward, split)
+  """A function from parameters to their mean reward on D_select.
+
+  It raises PreemptionError, in all processes, when SIGTERM came to one.
+  """
+  split = rewarded_lib.Split(context, 'select', settings.select_sources)
+  rewarded = rewarded_lib.Rewarded(context, settings.batching, reward, split)
 
   def evaluate(params: Params) -> float:
     decoder = context.decoder
     params = decoder.adopt(decoder.decode_params(params))
-    rewards, _, _ = rewarded(params, settings.sampling, settings.select_samples)
+    stopped = None
+    try:
+      rewards, _, _ = rewarded.of_share(
+        params, settings.sampling, settings.select_samples
+      )
+    except PreemptionError as error:
+      stopped, rewards = error, None
+    # To save what was trained, all have to stop where one does.
+    if any(hosts.gather('whether to stop', stopped is not None)):
+      raise stopped or preemption.preempted()
+    rewards = hosts.gather_rows(rewards, len(split.sources))
     return float(rewards.mean(dtype=np.float64))
 
   return evaluate
@@ -213,12 +158,11 @@ def run(
   """
   began = time.monotonic()
   params = context.decoding_params(policy_name)
-  data = Split(context, split)
-  rewarded = Rewarded(context, settings, reward, data)
+  data = rewarded_lib.Split(context, split)
+  rewarded = rewarded_lib.Rewarded(context, settings.batching, reward, data)
+  num_samples = settings.num_samples
   progress = functools.partial(context.progress.update, total=4)
-  sampled, texts, generated = rewarded(
-    params, settings.sampling, settings.num_samples
-  )
+  sampled, texts, generated = rewarded(params, settings.sampling, num_samples)
   progress(1)
   greedy, greedy_texts, greedily = rewarded(
     params, Sampling(temperature=0.0), 1
@@ -228,19 +172,19 @@ def run(
   at_best, _, _ = rewarded(
     params,
     dataclasses.replace(settings.sampling, temperature=best_t),
-    settings.num_samples,
+    num_samples,
   )
   progress(3)
   beams = _beam_texts(context, settings, params, data)
   progress(4)
-  further: dict[str, float | None] = {}
-  for metric in further_metrics:
+  further = {
+    f'{metric.info.name}_{name}': _further(context, metric, data, some, each)
+    for metric in further_metrics
     for name, some, each in (
-      ('mean', texts, settings.num_samples),
+      ('mean', texts, num_samples),
       ('greedy', greedy_texts, 1),
-    ):
-      key = f'{metric.info.name}_{name}'
-      further[key] = _further(context, metric, data, some, each)
+    )
+  }
   texts, generated = _everybodys(context, data, texts, generated)
   greedy_texts, _ = _everybodys(context, data, greedy_texts, greedily)
   figures = _figures(sampled, greedy) | {
@@ -254,7 +198,7 @@ def run(
     figures.update(
       corpus_scores(beams, data.references, settings.target_language)
     )
-    _write_samples(stage, data, settings.num_samples, sampled, texts, generated)
+    _write_samples(stage, data, sampled, texts, generated)
     _write_beams(stage, data, beams, greedy_texts, greedy)
     numbers = {k: v for k, v in figures.items() if isinstance(v, float)}
     numbers |= {k: v for k, v in further.items() if v is not None}
@@ -283,7 +227,7 @@ def _figures(
 
 def _everybodys(
   context: Context,
-  data: Split,
+  data: rewarded_lib.Split,
   texts: list[str],
   generated: generation.Generated,
 ) -> tuple[list[str], generation.Generated]:
@@ -297,7 +241,7 @@ def _everybodys(
 def _further(
   context: Context,
   metric: base.RewardModel,
-  data: Split,
+  data: rewarded_lib.Split,
   texts: Sequence[str],
   each: int,
 ) -> float | None:
@@ -309,10 +253,12 @@ def _further(
   if data.references is None and metric.info.needs_reference:
     return None
   share, size = hosts.share(len(data.sources)), len(data.sources)
-  references = data.references and _repeat(data.references[share], each)
+  references = data.references and rewarded_lib.repeat(
+    data.references[share], each
+  )
   scores = scoring.raw_scores(
     metric,
-    _repeat(data.sources[share], each),
+    rewarded_lib.repeat(data.sources[share], each),
     texts,
     references,
     cache=context.scores,
@@ -330,8 +276,8 @@ def _best_temperature(
   """The temperature with the highest mean reward on D_select."""
   if len(settings.temperatures) == 1:
     return settings.temperatures[0]
-  split = Split(context, 'select', settings.select_sources)
-  rewarded = Rewarded(context, settings, reward, split)
+  split = rewarded_lib.Split(context, 'select', settings.select_sources)
+  rewarded = rewarded_lib.Rewarded(context, settings.batching, reward, split)
 
   def mean_at(temperature: float) -> float:
     sampling = dataclasses.replace(settings.sampling, temperature=temperature)
@@ -342,7 +288,7 @@ def _best_temperature(
 
 
 def _beam_texts(
-  context: Context, settings: Evaluate, params: Params, data: Split
+  context: Context, settings: Evaluate, params: Params, data: rewarded_lib.Split
 ) -> list[str]:
   beams = generation.generate_beam(
     context.decoder,
@@ -352,6 +298,7 @@ def _beam_texts(
     alpha=settings.alpha,
     batching=settings.batching,
     num_tokens=context.tokenizer.size,
+    advance=rewarded_lib.check,
   )
   if hosts.count() > 1:
     rows = np.zeros((len(beams), settings.batching.max_decode_len), np.int32)
@@ -364,8 +311,7 @@ def _beam_texts(
 
 def _write_samples(
   stage: Stage,
-  data: Split,
-  num_samples: int,
+  data: rewarded_lib.Split,
   rewards: np.ndarray,
   texts: Sequence[str],
   generated: generation.Generated,
@@ -377,7 +323,7 @@ def _write_samples(
 
 def _write_beams(
   stage: Stage,
-  data: Split,
+  data: rewarded_lib.Split,
   beams: Sequence[str],
   greedy: Sequence[str],
   greedy_rewards: np.ndarray,

@@ -57,10 +57,22 @@ class Batching:
     """
     buckets = self.source_buckets
     return buckets_lib.batches(
-      sources,
-      buckets,
-      [rows] * len(buckets),
-      f'raise Batching.source_buckets = {buckets} or lower MAX_SOURCE_LENGTH',
+      sources, buckets, [rows] * len(buckets), self._mend
+    )
+
+  def check_fits(self, longest: int) -> None:
+    """Checks that sources of up to so many tokens fit the buckets.
+
+    Raises:
+      DataError: they do not.
+    """
+    buckets_lib.check_fits(longest, self.source_buckets, self._mend)
+
+  @property
+  def _mend(self) -> str:
+    return (
+      f'raise Batching.source_buckets = {self.source_buckets} or lower'
+      ' MAX_SOURCE_LENGTH'
     )
 
 

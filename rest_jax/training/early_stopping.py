@@ -262,6 +262,11 @@ def _save(
   step = int(state.step)
   records = [dataclasses.asdict(evaluation) for evaluation in history]
   extra = {'history': records, 'train_tokens': tokens}
-  checkpoints.save(step, state, extra)
+  # What is there is this state, saved before it was evaluated: to write it
+  # again is to be without it for a while.
+  if hosts.on_first(lambda: step in checkpoints.steps()):
+    hosts.on_first(lambda: checkpoints.amend(step, extra))
+  else:
+    checkpoints.save(step, state, extra)
   kept = {step, *(best_of(history).step for _ in history[:1])}
   hosts.on_first(lambda: checkpoints.keep(kept))
