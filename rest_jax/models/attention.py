@@ -123,11 +123,11 @@ class Attention(nn.Module):
     keys = self._write(keys, project(self.key), step)
     values = self._write(values, project(self.value), step)
     # Summed in float32, as a matrix unit does.
-    logits = jnp.sum(_wide(keys) * _wide(query)[:, None], axis=2)
+    logits = lanes.dot_keys(_wide(keys), _wide(query))
     logits = logits.astype(self._logit_dtype(query).dtype)
     seen = (jnp.arange(length) <= step)[None, :, None]
     weights = self._softmax(logits + lanes.over_lanes(bias, width), seen, 1)
-    output = jnp.sum(_wide(values) * _wide(weights)[:, :, None], axis=1)
+    output = lanes.mix_values(_wide(values), _wide(weights))
     output = lanes.from_lanes(
       output.astype(self.config.dtype), len(inputs), self.config.num_heads
     )
