@@ -66,6 +66,8 @@ setuptools.setup(
   ],
   extras_require={
     'test': _TEST,
+    # libtpu, of the version that belongs to this JAX; for Linux alone.
+    'plan': ["jax[tpu]>=0.10,<0.11; sys_platform == 'linux'"],
     'tpu': ['jax[tpu]>=0.10,<0.11'],
     'cuda': ['jax[cuda13]>=0.10,<0.11'],
   },

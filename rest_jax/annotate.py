@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rest_jax import config, grow, hosts, preemption
+from rest_jax import config, hosts, preemption
+from rest_jax import parts as parts_lib
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.data import scored, store
 from rest_jax.data.lookup import Lookup
@@ -97,33 +98,37 @@ def run_scores(
   """
   began = time.monotonic()
   samples.verify()
-  paths = list(hosts.mine(store.part_paths(samples.folder)))
+  # As committed: a listing of the folder may differ from host to host (NFS).
+  names = [
+    name for name in sorted(samples.manifest['files']) if store.is_part(name)
+  ]
+  left, infos = parts_lib.deal(stage, names)
   references = _ReferenceColumn(context, model, samples)
-  infos: dict[str, dict[str, Any]] = {}
-  done, total = 0, store.count_rows(samples.folder) // hosts.count()
-  for path in paths:
-    info = stage.part(path.name)
-    if info is None:
-      table = store.read_part(
-        path, ('source_id', 'sample_index', 'source', 'target')
-      )
-      scores = scoring.raw_scores(
-        model,
-        table['source'].to_pylist(),
-        table['target'].to_pylist(),
-        references(table),
-        batch_size=batch_size,
-        cache=context.scores,
-      )
-      info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
-      stage.write_part(path.name, store.scores_part(path, scores), info)
-    infos[path.name] = info
+  done = sum(info['rows'] for info in infos.values())
+  total = store.count_rows(samples.folder) // hosts.count()
+  for name in left:
+    path = samples.folder / name
+    hosts.see(path)
+    table = store.read_part(
+      path, ('source_id', 'sample_index', 'source', 'target')
+    )
+    scores = scoring.raw_scores(
+      model,
+      table['source'].to_pylist(),
+      table['target'].to_pylist(),
+      references(table),
+      batch_size=batch_size,
+      cache=context.scores,
+      advance=lambda rows: preemption.check(),
+    )
+    info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
+    stage.write_part(name, store.scores_part(path, scores), info)
+    infos[name] = info
     done += info['rows']
     context.progress.update(
       done, total, **{'rows/s': done / (time.monotonic() - began)}
     )
-    preemption.check()
-  grow.commit_parts(
+  parts_lib.commit(
     stage, infos, ('rows',), began, {'info': dataclasses.asdict(model.info)}
   )
 

@@ -3,6 +3,7 @@
 import ast
 import io
 import pathlib
+import re
 import tokenize
 from collections.abc import Sequence
 
@@ -80,3 +81,21 @@ def bare_word(value: str) -> str:
   except (SyntaxError, ValueError):
     return value
   return word if isinstance(word, str) and literal(word) == value else value
+
+
+def names(config_text: str) -> set[str]:
+  """The names bound in gin's own printed form of a configuration."""
+  return set(re.findall(r'^([\w./]+) =', config_text, re.MULTILINE))
+
+
+def shipped_names(folder: pathlib.Path) -> set[str]:
+  """The names that the gin files in a folder bind, in either form."""
+  found: set[str] = set()
+  for path in folder.rglob('*.gin'):
+    block = ''
+    for line in path.read_text().splitlines():
+      if header := re.fullmatch(r'([\w./]+):', line):
+        block = header[1] + '.'
+      elif binding := re.match(r'(\s*)([\w./]+) =', line):
+        found.add(block + binding[2] if binding[1] else binding[2])
+  return found

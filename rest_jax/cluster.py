@@ -8,10 +8,12 @@ import sys
 import time
 
 from rest_jax import errors, hosts
+from rest_jax import job as job_lib
 
 HEARTBEAT_SECONDS = 100
 BARRIER_SECONDS = 7200.0
 _START_SECONDS = 300  # For all processes to be there.
+_NOBODY = 'coordinator_address should be defined'  # JAX found no others.
 
 
 def join(
@@ -40,6 +42,45 @@ def join(
     ConfigurationError: arguments are missing or wrong, or the others are not
       there.
   """
+  _check_flags(coordinator_address, num_processes, process_id)
+  found = num_processes is None
+  if num_processes == 1 or (found and not (_launched() or _on_tpu())):
+    return
+  import jax
+
+  # Across processes the CPU has no collectives of its own.
+  alone = jax.config.jax_cpu_collectives_implementation
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(
+      coordinator_address,
+      num_processes,
+      process_id,
+      cluster_detection_method=None if found else 'deactivate',
+      initialization_timeout=_START_SECONDS,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+      shutdown_timeout_seconds=heartbeat_seconds,
+    )
+  except (RuntimeError, ValueError, OSError) as error:
+    reason = ' '.join(str(error).split())
+    if found and not _launched() and _NOBODY in reason:
+      # A machine with a TPU, and no other.
+      jax.config.update('jax_cpu_collectives_implementation', alone)
+      return
+    raise errors.ConfigurationError(
+      f'the processes of the job did not find each other ({reason}): start the'
+      ' same command on all hosts, and give --coordinator_address,'
+      ' --num_processes and --process_id; for a TPU of one host set'
+      ' TPU_SKIP_MDS_QUERY=1.'
+    ) from error
+  _meet(heartbeat_seconds, barrier_seconds)
+
+
+def _check_flags(
+  coordinator_address: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
   given = {
     '--coordinator_address': coordinator_address,
     '--num_processes': num_processes,
@@ -52,44 +93,21 @@ def join(
       f' {", ".join(name for name in given if name not in missing)}; on Cloud'
       ' TPU, under srun and mpirun none of the three is needed.'
     )
-  if missing and not _found_cluster():
-    return
   if not missing and not 0 <= process_id < num_processes:
     raise errors.ConfigurationError(
       f'--process_id={process_id} must be in 0 … {num_processes - 1}, with'
       f' --num_processes={num_processes}.'
     )
-  if num_processes == 1:
-    return
-  import jax
-
-  # Across processes the CPU has no collectives of its own.
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  try:
-    jax.distributed.initialize(
-      coordinator_address,
-      num_processes,
-      process_id,
-      cluster_detection_method=None if missing else 'deactivate',
-      initialization_timeout=_START_SECONDS,
-      heartbeat_timeout_seconds=heartbeat_seconds,
-      shutdown_timeout_seconds=heartbeat_seconds,
-    )
-  except (RuntimeError, ValueError) as error:
-    reason = ' '.join(str(error).split())
-    raise errors.ConfigurationError(
-      f'the processes of the job did not find each other ({reason}): start the'
-      ' same command on all hosts, and give --coordinator_address,'
-      ' --num_processes and --process_id.'
-    ) from error
-  _meet(heartbeat_seconds, barrier_seconds)
 
 
-def _found_cluster() -> bool:
-  """Whether this process is one of several, as far as can be seen here."""
-  for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
-    if os.environ.get(name, '1') != '1':
-      return True
+def _launched() -> bool:
+  """Whether srun or mpirun has started several processes."""
+  names = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+  return any(os.environ.get(name, '1') != '1' for name in names)
+
+
+def _on_tpu() -> bool:
+  """Whether this machine may be one of several with a TPU."""
   if importlib.util.find_spec('libtpu') is None:
     return False
   if os.environ.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu':
@@ -106,7 +124,7 @@ def _meet(heartbeat_seconds: int, barrier_seconds: float) -> None:
 
   if jax.process_count() == 1:
     return
-  job = hosts.Job(
+  job = job_lib.Job(
     distributed.global_state.client,
     jax.process_index(),
     ['an unknown host'] * jax.process_count(),
@@ -129,28 +147,24 @@ def leave(exit_code: int) -> None:
   try:
     if not exit_code:
       hosts.gather('end', None)
-      import jax
-
-      jax.distributed.shutdown()
   except errors.HostsError as error:
     print(f'HostsError: {error}', file=sys.stderr)
     exit_code = error.exit_code
+  except RuntimeError as error:  # The service is gone, with its process.
+    reason = ' '.join(str(error).split())
+    print(f'HostsError: {job.describe(0)} is gone: {reason}', file=sys.stderr)
+    exit_code = errors.HostsError.exit_code
+  if not exit_code:
+    import jax
+
+    with contextlib.suppress(RuntimeError):  # All is done, in all of them.
+      jax.distributed.shutdown()
   if exit_code:
     with contextlib.suppress(RuntimeError):
-      _await_others(job)
+      job.say_that_it_leaves()
+      if job.index == 0:  # It carries the news, so it goes last.
+        hosts.await_others()
+        time.sleep(2 * job_lib.POLL_SECONDS)  # They are still on their way.
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(exit_code)  # What waits for dead peers must not hold us up.
-
-
-def _await_others(job: hosts.Job) -> None:
-  """Lets the first process, which carries the news, go last."""
-  job.client.key_value_set(f'{hosts.KEY}/left/{job.index}', '')
-  deadline = time.monotonic() + job.heartbeat_seconds
-  while job.index == 0 and time.monotonic() < deadline:
-    left = job.client.key_value_dir_get(f'{hosts.KEY}/left/')
-    if len(left) == len(job.names):
-      # The last one is still on its way out.
-      time.sleep(2 * hosts.POLL_SECONDS)
-      return
-    time.sleep(0.1)

@@ -51,7 +51,7 @@ class Context:
   progress: Progress
   scores: cache.ScoreCache | None = None
   decoding_layout: Layout | None = None
-  _params: tuple[str, Policy, Params] | None = None
+  _params: tuple[str, Params, Params] | None = None
 
   def prepare_data(self, stage: Stage, data: prepare.Data) -> None:
     """Reads, numbers and tokenises the run's data into `stage`."""
@@ -128,32 +128,34 @@ class Context:
 
   def params(self, policy_name: str) -> Params:
     """The parameters of a committed policy stage, to train from."""
-    return self._restored(policy_name, self.policy)
+    return self._restored(policy_name, self.policy.placed_params())
 
   def decoding_params(self, policy_name: str) -> Params:
-    """The parameters of a committed policy stage, for `decoder`."""
-    return self._restored(policy_name, self.decoder)
+    """The parameters of a committed policy stage, as `decoder` reads them."""
+    return self._restored(policy_name, self.decoder.placed_decode_params())
 
-  def _restored(self, policy_name: str, policy: Policy) -> Params:
+  def _restored(self, policy_name: str, abstract: Params) -> Params:
     """Parameters from disk; the last are kept."""
-    if self._params is None or self._params[:2] != (policy_name, policy):
+    if self._params is None or self._params[:2] != (policy_name, abstract):
       self._params = None  # Let go of the old before the new are read.
-      params = self.read_params(policy_name, policy)
-      self._params = (policy_name, policy, params)
+      params = self.read_params(policy_name, abstract)
+      self._params = (policy_name, abstract, params)
     return self._params[2]
 
   def read_params(
-    self, policy_name: str, policy: Policy | None = None
+    self, policy_name: str, abstract: Params | None = None
   ) -> Params:
     """The parameters of a committed policy stage, which are not kept.
 
     Args:
       policy_name: the stage.
-      policy: where they are to lie; as those to train from by default.
+      abstract: their shapes and places; as those to train from by default.
     """
-    folder = self.read(policy_name).folder / PARAMS
-    placed = (policy or self.policy).placed_params()
-    return native.restore_params(folder, placed)
+    if abstract is None:
+      abstract = self.policy.placed_params()
+    return native.restore_params(
+      self.read(policy_name).folder / PARAMS, abstract
+    )
 
   def split_folder(self, split: str) -> epath.Path:
     """Folder of a data split; `grow` is `train` where they are the same."""

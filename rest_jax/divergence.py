@@ -104,7 +104,7 @@ def figures(
   )
   behaviour = params
   if policy_name != BC:
-    behaviour = context.read_params(BC, context.decoder)
+    behaviour = context.read_params(BC, context.decoder.placed_decode_params())
   found = measure(
     context.decoder,
     params,

@@ -18,13 +18,14 @@ from rest_jax import (
   generation,
   grow,
   hosts,
+  preemption,
   results,
 )
 from rest_jax import rewarded as rewarded_lib
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, PreemptionError
 from rest_jax.rewards import base, scoring
 from rest_jax.run_directory import Stage
 from rest_jax.types import Params
@@ -105,19 +106,32 @@ class SelectReward:
       context, settings.batching, reward, split
     )
     self._context, self._settings = context, settings
-    self.num_samples = len(split.sources) * settings.select_samples
+    self._num_sources = len(split.sources)
+    self.num_samples = self._num_sources * settings.select_samples
     self.decoded_tokens = 0
 
   def __call__(self, params: Params) -> float:
-    """The mean reward, in [0, 1]."""
-    settings = self._settings
-    rewards, _, generated = self._rewarded(
-      self._context.decoder.adopt(params),
-      settings.sampling,
-      settings.select_samples,
-    )
-    tokens = hosts.gather('decoded tokens', int(generated.lengths.sum()))
-    self.decoded_tokens += sum(tokens)
+    """The mean reward, in [0, 1].
+
+    Raises:
+      PreemptionError: in all processes, SIGTERM came to one.
+    """
+    decoder, settings = self._context.decoder, self._settings
+    params = decoder.adopt(decoder.decode_params(params))
+    stopped, rewards, tokens = None, None, 0
+    try:
+      rewards, _, generated = self._rewarded.of_share(
+        params, settings.sampling, settings.select_samples
+      )
+      tokens = int(generated.lengths.sum())
+    except PreemptionError as error:
+      stopped = error
+    told = hosts.gather('whether to stop', (stopped is not None, tokens))
+    # To save what was trained, all have to stop where one does.
+    if any(ended for ended, _ in told):
+      raise stopped or preemption.preempted()
+    self.decoded_tokens += sum(tokens for _, tokens in told)
+    rewards = hosts.gather_rows(rewards, self._num_sources)
     return float(rewards.mean(dtype=np.float64))
 
 
@@ -338,6 +352,7 @@ def _beam_texts(
     alpha=settings.alpha,
     batching=settings.batching,
     num_tokens=context.tokenizer.size,
+    advance=rewarded_lib.check,
   )
   if hosts.count() > 1:
     rows = np.zeros((len(beams), settings.batching.max_decode_len), np.int32)

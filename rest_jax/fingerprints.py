@@ -19,12 +19,16 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def check_alike(model_dir: epath.Path, config: str) -> None:
+def check_alike(
+  model_dir: epath.Path, config: str, command: str, *, read_only: bool
+) -> None:
   """Makes sure that all processes run the same, on the same files.
 
   Args:
     model_dir: the run directory.
     config: the configuration of this process, as text.
+    command: what it is to do with it, as text.
+    read_only: whether the run directory must stay as it is.
 
   Raises:
     ConfigurationError: they do not; says which, and where they differ.
@@ -46,15 +50,15 @@ def check_alike(model_dir: epath.Path, config: str) -> None:
         f'{name} {metadata.version(name)}' for name in PACKAGES
       ),
       'configuration': config,
+      'command': command,
     },
   )
+  if read_only:
+    return
   path = model_dir / '.hosts'
   mark = hosts.on_first(lambda: _mark(path))
-  seen = [mark]
-  if not hosts.is_first():
-    hosts.see(path)
-    seen = [path.read_text()]
-  hosts.check_same('MODEL_DIR', {'content of MODEL_DIR': seen[0]})
+  hosts.see(path, mark)
+  hosts.gather('MODEL_DIR is seen by all', None)
 
 
 def _mark(path: epath.Path) -> str:
@@ -62,6 +66,35 @@ def _mark(path: epath.Path) -> str:
   mark = uuid.uuid4().hex
   storage.write_atomic(path, mark.encode())
   return mark
+
+
+def check_inputs(plan: StagePlan, stage: Stage) -> None:
+  """Makes sure that all processes make a stage from the same.
+
+  Each reads for itself what lies outside the run: checkpoints, and the folders
+  of rewards, whose hashes are among their settings.
+
+  Raises:
+    ConfigurationError: they do not; says which, and where they differ.
+    DataError: what it is made from cannot be read.
+  """
+  if hosts.count() == 1 or not plan.together:
+    return
+  if hosts.on_first(lambda: stage.committed):
+    return
+  settings = storage.canonical(dict(plan.config))
+  hosts.check_same(
+    f'what {plan.name} is made from',
+    {
+      f'content of {binding}': sha256
+      for binding, sha256 in outside(plan, stage).items()
+    }
+    | {
+      f'setting of {plan.name}': '\n'.join(
+        f'{name} = {value!r}' for name, value in sorted(settings.items())
+      )
+    },
+  )
 
 
 def outside(plan: StagePlan, stage: Stage) -> dict[str, str]:

@@ -41,6 +41,13 @@ class Batching:
       )
     buckets_lib.check_rising(self.source_buckets, 'Batching.source_buckets')
 
+  def group(self, num_samples: int) -> int:
+    """Samples of a source that are drawn at once.
+
+    As few groups as fit into `rows`, all of one size if possible.
+    """
+    return -(-num_samples // -(-num_samples // self.rows))
+
   def batches(
     self, sources: Sequence[Sequence[int]], rows: int
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -51,10 +58,22 @@ class Batching:
     """
     buckets = self.source_buckets
     return buckets_lib.batches(
-      sources,
-      buckets,
-      [rows] * len(buckets),
-      f'raise Batching.source_buckets = {buckets} or lower MAX_SOURCE_LENGTH',
+      sources, buckets, [rows] * len(buckets), self._mend
+    )
+
+  def check_fits(self, longest: int) -> None:
+    """Checks that sources of up to so many tokens fit the buckets.
+
+    Raises:
+      DataError: they do not.
+    """
+    buckets_lib.check_fits(longest, self.source_buckets, self._mend)
+
+  @property
+  def _mend(self) -> str:
+    return (
+      f'raise Batching.source_buckets = {self.source_buckets} or lower'
+      ' MAX_SOURCE_LENGTH'
     )
 
 
@@ -168,8 +187,7 @@ def generate(
     The samples, in the order of `sources`.
   """
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
-  # As few groups of a source's samples as fit, all of one size if possible.
-  group = -(-num_samples // -(-num_samples // batching.rows))
+  group = batching.group(num_samples)
   batch_size = policy.whole_batches(batching.rows // group)
   for indices, tokens in batching.batches(sources, batch_size):
     ids = buckets_lib.filled(np.asarray(source_ids)[indices], batch_size)

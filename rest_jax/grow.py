@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from etils import epath
 
-from rest_jax import generation, hosts, preemption
+from rest_jax import generation, hosts, parts, preemption
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
@@ -163,19 +164,21 @@ def run(
   began = time.monotonic()
   folder = context.split_folder(split)
   total, size = store.count_rows(folder), settings.sources_per_part
-  parts = -(-total // size)
-  if parts < hosts.count():
-    raise ConfigurationError(
-      f'{stage.name}: {total:,} sources make {parts} parts of {size:,}, too few'
-      f' for {hosts.count()} processes; lower grow.Grow.samples_per_part, or'
-      ' start fewer.'
-    )
+  count = check_size(settings, total, stage.name)
+  # Found out by one process in the midst of its work, it would be too late.
+  hosts.on_first(lambda: settings.batching.check_fits(_longest(folder)))
   params = context.decoding_params(policy_name)
   same_split = references and folder == context.split_folder('train')
-  infos: dict[str, dict[str, Any]] = {}
-  mine = list(hosts.mine(range(parts)))
-  of_mine = sum(min(size, total - number * size) for number in mine)
-  tokens = done = 0
+  names = list(map(store.part_name, range(count)))
+  if references and not same_split:
+    names += _reference_names(context, settings, count)
+  numbers = {name: number for number, name in enumerate(names)}
+  left, infos = parts.deal(stage, names)
+  done = sum(info.get('sources', 0) for info in infos.values())
+  of_mine = done + sum(
+    max(0, min(size, total - numbers[name] * size)) for name in left
+  )
+  tokens = 0
 
   def advance(decoded: int) -> None:
     nonlocal tokens
@@ -184,58 +187,54 @@ def run(
     context.progress.update(done, of_mine, **{'tokens/s': rate})
     preemption.check()
 
-  for number in mine:
-    name = store.part_name(number)
-    info = stage.part(name)
-    if info is None:
+  for name in left:
+    number = numbers[name]
+    if number >= count:
+      table = _references_of(context, settings, number - count, grow_step)
+      info = {'references': table.num_rows}
+    else:
       sources = store.read_rows(folder, number * size, (number + 1) * size)
       table = _grown(context, settings, params, sources, grow_step, advance)
       info = _describe(table)
       if same_split:
         table = _by_source([table, reference_rows(sources, grow_step)])
         info['references'] = table.num_rows - info['samples']
-      stage.write_part(name, store.samples_part(table), info)
+    stage.write_part(name, store.samples_part(table), info)
     infos[name] = info
-    done += info['sources']
+    done += info.get('sources', 0)
     context.progress.update(done, of_mine)
-  if references and not same_split:
-    infos |= _write_references(context, stage, settings, grow_step, parts)
-  commit_parts(stage, infos, _COUNTS, began)
+    preemption.check()
+  parts.commit(stage, infos, _COUNTS, began)
 
 
-def commit_parts(
-  stage: Stage,
-  infos: dict[str, dict[str, Any]],
-  counted: Sequence[str],
-  began: float,
-  extra: dict[str, Any] | None = None,
-) -> None:
-  """Commits a stage whose parts all processes have written.
+def check_size(settings: Grow, sources: int, name: str) -> int:
+  """Into how many parts Grow's sources are cut.
 
   Args:
-    stage: begun; has all parts when every process has called this.
-    infos: part → counts, of the parts of this process.
-    counted: names of the counts to sum.
-    began: when the stage began, by `time.monotonic`.
-    extra: see `Stage.commit`.
+    settings: how they are.
+    sources: their number.
+    name: of the stage, for the error.
 
   Raises:
-    HostsError: a process failed, or did not come.
+    ConfigurationError: there are fewer than processes.
   """
-  everything: dict[str, dict[str, Any]] = {}
-  for of_one in hosts.gather(f'the parts of {stage.name}', infos):
-    everything |= of_one
+  size = settings.sources_per_part
+  count = -(-sources // size)
+  if count < hosts.count():
+    raise ConfigurationError(
+      f'{name}: {sources:,} sources make {count} parts of {size:,}, too few'
+      f' for {hosts.count()} processes; lower grow.Grow.samples_per_part, or'
+      ' start fewer.'
+    )
+  return count
 
-  def commit() -> None:
-    for name in everything:
-      hosts.see(stage.folder / name)
-    counts = {
-      key: sum(info.get(key, 0) for info in everything.values())
-      for key in counted
-    }
-    stage.commit(counts, time.monotonic() - began, extra)
 
-  hosts.on_first(commit)
+def _longest(folder: epath.Path) -> int:
+  """The tokens of the longest source."""
+  return max(
+    pa.compute.max(pa.compute.list_value_length(table['source_tokens'])).as_py()
+    for table in store.read_sources(folder, ('source_tokens',))
+  )
 
 
 def _grown(
@@ -284,30 +283,24 @@ def _describe(table: pa.Table) -> dict[str, int]:
   }
 
 
-def _write_references(
-  context: Context,
-  stage: Stage,
-  settings: Grow,
-  grow_step: int,
-  first: int,
-) -> dict[str, dict[str, Any]]:
+def _reference_names(context: Context, settings: Grow, first: int) -> list[str]:
   """Parts with the references of D where Grow has sources of its own."""
-  folder = context.split_folder('train')
+  rows = store.count_rows(context.split_folder('train'))
   # A reference is a row as a sample is.
-  size = settings.samples_per_part
-  infos: dict[str, dict[str, Any]] = {}
-  for number in hosts.mine(range(-(-store.count_rows(folder) // size))):
-    name = store.part_name(first + number)
-    info = stage.part(name)
-    if info is None:
-      sources = store.read_rows(folder, number * size, (number + 1) * size)
-      table = reference_rows(sources, grow_step)
-      if not table.num_rows:
-        raise CorruptStateError(
-          f'{folder} holds no target at all; delete the data stage and prepare'
-          ' it again.'
-        )
-      info = {'references': table.num_rows}
-      stage.write_part(name, store.samples_part(table), info)
-    infos[name] = info
-  return infos
+  count = -(-rows // settings.samples_per_part)
+  return list(map(store.part_name, range(first, first + count)))
+
+
+def _references_of(
+  context: Context, settings: Grow, number: int, grow_step: int
+) -> pa.Table:
+  """The rows of one of these parts."""
+  folder, size = context.split_folder('train'), settings.samples_per_part
+  sources = store.read_rows(folder, number * size, (number + 1) * size)
+  table = reference_rows(sources, grow_step)
+  if not table.num_rows:
+    raise CorruptStateError(
+      f'{folder} holds no target at all; delete the data stage and prepare'
+      ' it again.'
+    )
+  return table

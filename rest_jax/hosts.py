@@ -10,7 +10,6 @@ not even imported.
 """
 
 import contextlib
-import dataclasses
 import difflib
 import json
 import socket
@@ -21,101 +20,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rest_jax import errors
+from rest_jax import job as job_lib
+from rest_jax.job import Job
 
 T = TypeVar('T')
 
-POLL_SECONDS = 1.0  # Between two looks whether another process has failed.
 _SEEN_SECONDS = 120.0  # Until a network file system shows a file to all.
-KEY = 'rest_jax'
-_FAILED = f'{KEY}/failed'
 _NUM_DIFFERENCES = 3  # Shown of two configurations.
-
-
-@dataclasses.dataclass
-class Job:
-  """More than one process, seen from this one.
-
-  Attributes:
-    client: of JAX's coordination service.
-    index: number of this process.
-    names: the host of every process.
-    heartbeat_seconds: after which JAX takes a silent process for dead.
-    barrier_seconds: after which a process that does not come is missing.
-    turn: how often the processes have come together.
-    alone: whether the first process works while the others wait for it.
-    told: keys that the others may still have to read.
-  """
-
-  client: Any
-  index: int
-  names: list[str]
-  heartbeat_seconds: int
-  barrier_seconds: float
-  turn: int = 0
-  alone: bool = False
-  told: list[str] = dataclasses.field(default_factory=list)
-
-  def describe(self, index: int) -> str:
-    return f'process {index} on {self.names[index]}'
-
-  def set(self, key: str, value: Any) -> None:
-    self.client.key_value_set(key, json.dumps(value))
-
-  def raise_if_failed(self) -> None:
-    """Raises what another process has told before it ended."""
-    try:
-      told = self.client.key_value_try_get(_FAILED)
-    except RuntimeError:  # Not found, JAX says.
-      return
-    index, exit_code, text = json.loads(told)
-    raise errors.HostsError(f'{self.describe(index)}: {text}', exit_code)
-
-  def collect(self, folder: str, what: str) -> list[Any]:
-    """What every process has set in a folder, for the first process."""
-    deadline, pause = time.monotonic() + self.barrier_seconds, 0.002
-    while True:
-      found = {
-        int(key.rpartition('/')[2]): json.loads(value)
-        for key, value in self.client.key_value_dir_get(folder)
-      }
-      missing = [i for i in range(len(self.names)) if i not in found]
-      if not missing:
-        break
-      self.raise_if_failed()
-      if time.monotonic() > deadline:
-        raise errors.HostsError(
-          f'{", ".join(map(self.describe, missing))} did not come to {what!r}'
-          f' within {self.barrier_seconds:g} s: look at its log, and start the'
-          ' same command again on all hosts; --barrier_seconds sets the limit.'
-        )
-      time.sleep(pause)
-      pause = min(1.5 * pause, 0.25)
-    for index, (other, _) in found.items():
-      if other != what:
-        raise errors.HostsError(
-          f'{self.describe(index)} is at {other!r}, and the first process at'
-          f' {what!r}: start the same command on all hosts.'
-        )
-    return [found[i][1] for i in range(len(self.names))]
-
-  def wait_for(self, key: str, seconds: float | None) -> Any:
-    """What the first process tells; None waits as long as it lives."""
-    deadline = time.monotonic() + (seconds or np.inf)
-    while True:
-      try:
-        value = self.client.blocking_key_value_get(
-          key, int(1000 * POLL_SECONDS)
-        )
-        return json.loads(value)
-      except RuntimeError as error:
-        if 'DEADLINE_EXCEEDED' not in str(error):
-          raise
-      self.raise_if_failed()
-      if time.monotonic() > deadline:
-        raise errors.HostsError(
-          f'{self.describe(0)} told nothing for {seconds:g} s: look at its log,'
-          ' and start the same command again on all hosts.'
-        )
+INTERRUPTED = 130  # As a shell reports SIGINT.
 
 
 _job: Job | None = None
@@ -161,10 +73,10 @@ def on_first(work: Callable[[], T]) -> T:
   job = _job
   if job is None or job.alone:
     return work()
-  key = f'{KEY}/result/{job.turn}'
+  key = f'{job_lib.KEY}/result/{job.turn}'
   job.turn += 1
   if job.index:
-    return job.wait_for(key, None)
+    return job.wait_for(key)
   job.alone = True
   try:
     value = json.loads(json.dumps(work()))
@@ -188,12 +100,15 @@ def gather(what: str, value: Any) -> list[Any]:
   job = _job
   if job is None or job.alone:
     return [value]
-  folder, key = f'{KEY}/turn/{job.turn}/', f'{KEY}/result/{job.turn}'
+  folder, key = (
+    f'{job_lib.KEY}/turn/{job.turn}/',
+    f'{job_lib.KEY}/result/{job.turn}',
+  )
   job.turn += 1
   job.set(f'{folder}{job.index}', [what, value])
   if job.index:
     # The first process finds out who is missing, and tells.
-    return job.wait_for(key, job.barrier_seconds + 10 * POLL_SECONDS)
+    return job.wait_for(key, folder, what)
   try:
     values = job.collect(folder, what)
   except errors.HostsError as error:
@@ -201,10 +116,37 @@ def gather(what: str, value: Any) -> list[Any]:
     raise
   for old in job.told:  # All are here, so all have read it.
     job.client.key_value_delete(old)
-  job.client.key_value_delete(folder)
   job.set(key, values)
+  job.client.key_value_delete(folder)  # Last: one of the two always tells.
   job.told = [key]
   return values
+
+
+def get_on(sign: str, *, at_once: bool = False) -> bool:
+  """Says that this process gets on with its work, and looks at the others.
+
+  To be called often: it does so once in `job.POLL_SECONDS`.
+
+  Args:
+    sign: a key of the coordination service.
+    at_once: whether to do so now, however short ago it last did.
+
+  Returns:
+    Whether anything is set there.
+
+  Raises:
+    HostsError: another process failed.
+  """
+  job = _job
+  if job is None or (not at_once and time.monotonic() < job.next_look):
+    return False
+  job.next_look = time.monotonic() + job_lib.POLL_SECONDS
+  job.steps += 1
+  job.client.key_value_set(
+    f'{job_lib.PROGRESS}{job.index}', f'{job.steps}', True
+  )
+  job.raise_if_failed()
+  return job.has(sign) is not None
 
 
 def fail(error: BaseException) -> None:
@@ -219,8 +161,18 @@ def fail(error: BaseException) -> None:
   if isinstance(error, RuntimeError) and 'jax' in type(error).__module__:
     time.sleep(job.heartbeat_seconds + 10)
   text = ' '.join(f'{type(error).__name__}: {error}'.split())
+  exit_code = getattr(error, 'exit_code', 1)
+  if isinstance(error, KeyboardInterrupt):
+    exit_code = INTERRUPTED
   with contextlib.suppress(RuntimeError):  # Another process was faster.
-    job.set(_FAILED, [job.index, getattr(error, 'exit_code', 1), text])
+    job.set(job_lib.FAILED, [job.index, exit_code, text])
+
+
+def await_others() -> None:
+  """Waits until those that have heard of an error from this one are gone."""
+  if _job is not None:
+    with contextlib.suppress(RuntimeError):  # The service may be gone too.
+      _job.await_others()
 
 
 def share(size: int) -> slice:
@@ -288,14 +240,18 @@ def _differences(first: str, other: str) -> str:
   return f'{shown}{f"; and {more} more lines" if more > 0 else ""}'
 
 
-def see(path: Any) -> None:
+def see(path: Any, text: str | None = None) -> None:
   """Waits until a file that another process has written is seen here.
+
+  Args:
+    path: the file.
+    text: what is in it; None: whatever it is.
 
   Raises:
     StorageError: it is not; hosts need a file system in common.
   """
   deadline = time.monotonic() + _SEEN_SECONDS
-  while _job is not None and not path.exists():
+  while _job is not None and not _seen(path, text):
     if time.monotonic() > deadline:
       raise errors.StorageError(
         f'{path}, which another process has written, is not to be seen on'
@@ -303,6 +259,15 @@ def see(path: Any) -> None:
         ' share'
       )
     time.sleep(0.1)
+
+
+def _seen(path: Any, text: str | None) -> bool:
+  if text is None:
+    return path.exists()
+  try:
+    return path.read_text() == text
+  except OSError:
+    return False
 
 
 def mine(items: Any) -> Iterator[Any]:

@@ -193,7 +193,13 @@ def run(
     f' {batches.steps_per_epoch:,} updates an epoch,'
     f' {100 * batches.padding_share:.1f} % padding'
   )
-  reporter = supervised.Reporter(context, stage, stopping.max_steps, 'reward')
+  reporter = supervised.Reporter(
+    context,
+    stage,
+    stopping.max_steps,
+    'reward',
+    flops=supervised.update_flops(context.model, settings.training),
+  )
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)
   outcome = early_stopping.train(
     network,

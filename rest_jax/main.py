@@ -26,23 +26,10 @@ from rest_jax import bindings as bindings_lib
 from rest_jax.errors import ConfigurationError, RestJaxError
 
 RUN_MODES = (
-  'rest',
-  'supervised',
-  'train_reward',
-  'check_reward',
-  'grow',
-  'annotate',
-  'improve',
-  'evaluate',
-  'translate',
-  'preview',
-  'best_of_n',
-  'status',
-  'import_samples',
-  'fetch',
-  'convert',
-  'prepare_mqm',
-)
+    'rest', 'supervised', 'train_reward', 'check_reward', 'grow', 'annotate',
+    'improve', 'evaluate', 'translate', 'preview', 'best_of_n', 'status',
+    'plan', 'import_samples', 'fetch', 'convert', 'prepare_mqm',
+)  # fmt: skip
 
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file', [], 'A gin file, of the package or of yours; repeatable.'
@@ -56,6 +43,12 @@ _GIN_SEARCH_PATHS = flags.DEFINE_list(
 _RUN_MODE = flags.DEFINE_enum('run_mode', 'rest', RUN_MODES, 'What to do.')
 _STAGE = flags.DEFINE_string(
   'stage', None, 'Run only this stage, e.g. grow_1/improve_2.'
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'TPU slice for --run_mode=plan, e.g. v5e:16x16, or all.'
+)
+_PROFILE = flags.DEFINE_string(
+  'profile', None, 'START:STOP: updates or batches to trace, for xprof.'
 )
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Print the stages and an estimate of disk; run nothing.'
@@ -117,24 +110,6 @@ def gin_folder() -> pathlib.Path:
   package = pathlib.Path(__file__).parent
   installed = package / 'gin'
   return installed if installed.is_dir() else package.parent / 'gin'
-
-
-def _names(config_text: str) -> set[str]:
-  """The names bound in gin's own printed form of a configuration."""
-  return set(re.findall(r'^([\w./]+) =', config_text, re.MULTILINE))
-
-
-def _shipped_names() -> set[str]:
-  """The names that the gin files of the package bind, in either form."""
-  names: set[str] = set()
-  for path in gin_folder().rglob('*.gin'):
-    block = ''
-    for line in path.read_text().splitlines():
-      if header := re.fullmatch(r'([\w./]+):', line):
-        block = header[1] + '.'
-      elif binding := re.match(r'(\s*)([\w./]+) =', line):
-        names.add(block + binding[2] if binding[1] else binding[2])
-  return names
 
 
 def _parse_gin(
@@ -242,12 +217,12 @@ def _check_types_at(error: BaseException) -> None:
 
 def _check_all_used() -> None:
   """Raises when a binding changes nothing: most often it is misspelt."""
-  used = _names(gin.operative_config_str())
+  used = bindings_lib.names(gin.operative_config_str())
   used |= {name.rpartition('/')[2] for name in used}  # Used inside a scope.
-  unused = _names(gin.config_str()) - used
+  unused = bindings_lib.names(gin.config_str()) - used
   # A file of ours may replace what another one binds; a user's must not miss.
   given = {b.partition('=')[0].strip() for b in _GIN_BINDINGS.value}
-  unused -= _shipped_names() - given
+  unused -= bindings_lib.shipped_names(gin_folder()) - given
   if unused:
     name = sorted(unused)[0]
     near = difflib.get_close_matches(name, sorted(used), n=1)
@@ -275,6 +250,8 @@ def command_line(**changed: str | None) -> str:
   words += [f'--gin.{name}={value}' for name, value in bindings.items()]
   if _RUN_MODE.value not in ('rest', 'evaluate'):
     words.append(f'--run_mode={_RUN_MODE.value}')
+  if _TOPOLOGY.value:
+    words.append(f'--topology={_TOPOLOGY.value}')
   return shlex.join(['python', '-m', 'rest_jax.main', *words])
 
 
@@ -283,15 +260,20 @@ def _dispatch(run: Any) -> None:
 
   mode = _RUN_MODE.value
   texts = session.Texts(
+    command='\n'.join(
+      f'--{flag.name}={flag.value}'
+      for flag in (_RUN_MODE, _STAGE, _DRY_RUN, _POLICY, _SPLIT)
+    ),
     config=gin.config_str(),
     operative_config=gin.operative_config_str(),
     branch_command=command_line,
   )
   showing = mode == 'status' or _DRY_RUN.value
-  read_only = showing or mode in ('translate', 'preview')
   with (
     preemption.heard(),
-    session.open_run(run, texts, read_only=read_only) as opened,
+    session.open_run(
+      run, texts, read_only=_reads_only(), profile=_PROFILE.value
+    ) as opened,
   ):
     if showing:
       opened.status(dry_run=_DRY_RUN.value)
@@ -305,6 +287,14 @@ def _dispatch(run: Any) -> None:
       opened.evaluate(_POLICY.value, _SPLIT.value)
     else:
       opened.run(mode, only=_STAGE.value)
+
+
+def _plan() -> None:
+  """Plans for a TPU that need not be there; this machine joins no others."""
+  from rest_jax import plan
+
+  _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+  plan.run(_build(), _TOPOLOGY.value, command_line())
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -325,16 +315,36 @@ def _main(argv: Sequence[str]) -> None:
     print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
   elif _RUN_MODE.value == 'convert':
     _convert()
+  elif _RUN_MODE.value == 'plan':
+    _plan()
   else:
-    cluster.join(
-      _COORDINATOR_ADDRESS.value,
-      _NUM_PROCESSES.value,
-      _PROCESS_ID.value,
-      heartbeat_seconds=_HEARTBEAT_SECONDS.value,
-      barrier_seconds=_BARRIER_SECONDS.value,
-    )
+    _join()
     _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
     _dispatch(_build())
+
+
+def _reads_only() -> bool:
+  """Whether the command leaves the run directory as it is."""
+  modes = ('status', 'preview', 'translate')
+  return _RUN_MODE.value in modes or _DRY_RUN.value
+
+
+def _join() -> None:
+  """Joins the other processes of a run.
+
+  What only reads may be done beside a run, by one process that joins nobody,
+  unless flags say that it does.
+  """
+  given = [
+    flag.value for flag in (_COORDINATOR_ADDRESS, _NUM_PROCESSES, _PROCESS_ID)
+  ]
+  if _reads_only() and given == [None] * 3:
+    return
+  cluster.join(
+    *given,
+    heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+    barrier_seconds=_BARRIER_SECONDS.value,
+  )
 
 
 def _with_exit_code(argv: Sequence[str]) -> int:
@@ -366,7 +376,7 @@ def _told(argv: Sequence[str]) -> int:
   except KeyboardInterrupt as error:
     print('interrupted; the same command goes on from here', file=sys.stderr)
     hosts.fail(error)
-    return 130  # As a shell reports SIGINT.
+    return hosts.INTERRUPTED
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

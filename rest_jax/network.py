@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
@@ -95,11 +95,7 @@ class Network:
 
   def init(self, seed: int) -> Params:
     """Returns new parameters, made where they are to live."""
-    init = jax.jit(
-      lambda key: jax.tree.map(_unbox, self._init(key), is_leaf=_is_box),
-      out_shardings=self.param_shardings(),
-    )
-    return init(jax.random.key(seed))
+    return self._jitted_init(jax.random.key(seed))
 
   def adopt(self, params: Params) -> Params:
     """Returns a network's parameters, placed as this one's.
@@ -118,15 +114,20 @@ class Network:
       return jax.device_put(params, wanted)
     # Every row of devices of `whole` holds all parameters, so what lies here of
     # them is what this process needs.
-    whole = dataclasses.replace(self, local=False)
-    moved = jax.device_put(params, whole.param_shardings())
-    return jax.tree.map(
-      lambda leaf, sharding: jax.make_array_from_single_device_arrays(
-        leaf.shape, sharding, [shard.data for shard in leaf.addressable_shards]
-      ),
-      moved,
-      wanted,
-    )
+    whole = Layout(model=self.layout.model).mesh()
+    here = Layout(model=self.layout.model).mesh(jax.local_devices())
+
+    def moved(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+      spec = _without_data(sharding.spec)
+      leaf = jax.device_put(leaf, NamedSharding(whole, spec))
+      leaf = jax.make_array_from_single_device_arrays(
+        leaf.shape,
+        NamedSharding(here, spec),
+        [shard.data for shard in leaf.addressable_shards],
+      )
+      return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(moved, params, wanted)
 
   def place(self, rows: jax.Array | np.ndarray) -> jax.Array:
     """Returns rows [b, …] split over the mesh's data devices.
@@ -152,6 +153,14 @@ class Network:
     shards = self.placement.num_shards('batch')
     return -(-max(1, rows) // shards) * shards
 
+  @functools.cached_property
+  def _jitted_init(self):
+    """Compiled once, which takes longer than all else of a small network."""
+    return jax.jit(
+      lambda key: jax.tree.map(_unbox, self._init(key), is_leaf=_is_box),
+      out_shardings=self.param_shardings(),
+    )
+
   def _init(self, key: jax.Array) -> Params:
     # The batch must divide over the mesh: one source a shard.
     tokens = jnp.ones((self.placement.num_shards('batch'), 1), jnp.int32)
@@ -160,6 +169,16 @@ class Network:
   @functools.cached_property
   def _boxed_params(self) -> Params:
     return jax.eval_shape(self._init, jax.random.key(0))
+
+
+def _without_data(spec: PartitionSpec) -> PartitionSpec:
+  """How a parameter is split over `model` alone."""
+
+  def left(axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return tuple(axis for axis in axes if axis != 'data') or None
+
+  return PartitionSpec(*map(left, spec))
 
 
 def _placed_as(params: Params, shardings: Params) -> bool:

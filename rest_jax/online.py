@@ -214,9 +214,11 @@ class Trainer:
     """
     settings, context = self._settings, self._context
     tokens = [self._sources.source_tokens[i] for i in chosen]
+    decoder = context.decoder
+    policy = decoder.decode_params(policy_of(self._network, params))
     generated = generation.generate(
-      context.decoder,
-      context.decoder.adopt(policy_of(self._network, params)),
+      decoder,
+      decoder.adopt(policy),
       tokens,
       self._sources.source_ids[chosen],
       seed=context.seed,

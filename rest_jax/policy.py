@@ -64,6 +64,33 @@ class Policy(Network):
       ),
     )
 
+  def decode_params(self, params: Params) -> Params:
+    """Returns parameters in the dtypes that decoding computes in. Traceable.
+
+    Every step reads all of the decoder, so it reads half as much where
+    activations are bfloat16. The cast is the one that each layer would make:
+    what is decoded stays the same to the bit. The output layer stays float32.
+    """
+    dtype = self.config.dtype
+
+    def cast(path, leaf):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      tied = self.config.logits_via_embedding and name.startswith('token_')
+      output = tied or name.startswith('decoder/logits_dense/')
+      return leaf if output else jnp.asarray(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+  def placed_decode_params(self) -> Params:
+    """Returns shapes with shardings of what `decode_params` returns."""
+    return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      jax.eval_shape(self.decode_params, self.abstract_params()),
+      self.param_shardings(),
+    )
+
   def start_cache(
     self,
     params: Params,
@@ -126,6 +153,48 @@ class Policy(Network):
       self.place(encoder_input_tokens),
       self.place(keys),
       temperature,
+      sampling,
+      max_decode_len,
+      num_tokens,
+    )
+
+  def lower_sample(
+    self,
+    params: Params,
+    num_sources: int,
+    source_length: int,
+    num_samples: int,
+    *,
+    sampling: Sampling,
+    max_decode_len: int,
+    num_tokens: int | None = None,
+  ) -> jax.stages.Lowered:
+    """Lowers what `sample` runs, to be compiled for devices of any kind.
+
+    Args:
+      params: shapes with shardings, as `placed_params` gives them.
+      num_sources: rows of a batch.
+      source_length: tokens of a source.
+      num_samples: samples a source.
+      sampling: as in `sample`.
+      max_decode_len: as in `sample`.
+      num_tokens: as in `sample`.
+    """
+    self._check_num_tokens(num_tokens)
+
+    def rows(shape, dtype):
+      sharding = self.placement.sharding('batch', None)
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if not sampling.is_greedy:
+      sampling = dataclasses.replace(sampling, temperature=1.0)
+    return _sample.lower(
+      self,
+      params,
+      rows((num_sources, source_length), jnp.int32),
+      rows((num_sources, num_samples), key.dtype),
+      jax.ShapeDtypeStruct((), jnp.float32),
       sampling,
       max_decode_len,
       num_tokens,
@@ -215,6 +284,7 @@ def _sample(
   max_decode_len,
   num_tokens,
 ):
+  params = policy.decode_params(params)
   cache = policy.start_cache(
     params,
     tokens,
@@ -237,6 +307,7 @@ def _sample(
 def _beam_search(
   policy, params, tokens, num_beams, alpha, max_decode_len, num_tokens
 ):
+  params = policy.decode_params(params)
   cache = policy.start_cache(
     params, tokens, num_samples=num_beams, max_decode_len=max_decode_len
   )

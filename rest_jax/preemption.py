@@ -3,7 +3,8 @@
 Every state of a run is written whole or not at all, so a run may be ended at
 any point; only training has something to save that is dear, and defers the end
 until it has saved. With several processes JAX hears the signal, whichever of
-them it is sent to, and lets all of them stop at the same update.
+them it is sent to. In training it lets all of them stop at the same update; in
+other work, where one is ahead of another, each stops as soon as it is told.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from rest_jax import errors, hosts
 _heard = False
 _deferred = False
 _calls = 0  # Of `due`, in step with the other processes.
+_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'  # Where JAX tells all of the signal.
 
 
 @contextlib.contextmanager
@@ -102,14 +104,27 @@ def due() -> bool:
 def check() -> None:
   """Ends the run here if the machine is about to be taken away.
 
+  Cheap, and meant for every batch of work that processes do by themselves; by
+  it they also learn that another process has failed, and tell that they get on.
+  What comes next must not be a collective: the others may be there already, and
+  wait for this one.
+
   Raises:
     PreemptionError: it is.
+    HostsError: another process failed.
   """
-  if due():
+  if _heard if hosts.count() == 1 else hosts.get_on(_NOTICE):
     raise preempted()
 
 
-def align() -> None:
-  """Brings processes that have asked unequally often into step."""
-  global _calls
-  _calls = max(hosts.gather('calls of preemption.due', _calls))
+def agree() -> None:
+  """Ends the run in all processes or in none, before work of them together.
+
+  Raises:
+    PreemptionError, HostsError: as `check`.
+  """
+  noticed = _heard
+  if hosts.count() > 1:
+    noticed = hosts.get_on(_NOTICE, at_once=True)
+  if any(hosts.gather('whether to stop', noticed)):
+    raise preempted()

@@ -15,6 +15,7 @@ import rich.console
 import rich.progress
 
 from rest_jax import storage
+from rest_jax.profiling import Profile
 
 _PLAIN_SECONDS = 15.0  # Seconds between two lines when not on a terminal.
 _FLUSH_SECONDS = 30.0  # Seconds after which TensorBoard sees what was written.
@@ -44,18 +45,23 @@ class Progress:
   """
 
   def __init__(
-    self, stream: io.TextIOBase | None = None, tensorboard: str | None = None
+    self,
+    stream: io.TextIOBase | None = None,
+    tensorboard: str | None = None,
+    profile: Profile | None = None,
   ):
     """Writes to `stream` (standard error by default).
 
     Args:
       stream: where text goes.
       tensorboard: folder of the TensorBoard files; None writes none.
+      profile: what traces some steps.
     """
     self._console = rich.console.Console(
       file=stream or sys.stderr, highlight=False, soft_wrap=True
     )
-    self._tensorboard = tensorboard
+    self._tensorboard, self._profile = tensorboard, profile
+    self._updates = 0
     self._files: dict[str, _EventFile] = {}
     self._bar = None
     self._stage = ''
@@ -67,6 +73,7 @@ class Progress:
     """Brackets one stage; says how long it took when it ends well."""
     self._stage, self._began = name, time.monotonic()
     self._last_line, self._first_done = self._began, None
+    self._updates = 0
     if self._console.is_terminal:
       self._bar = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}'),
@@ -83,6 +90,7 @@ class Progress:
       yield
       self.note(f'done in {clock(time.monotonic() - self._began)}')
     finally:
+      self._tell(self._profile and self._profile.close())
       if self._bar is not None:
         self._bar.stop()
       self._bar, self._stage = None, ''
@@ -95,6 +103,8 @@ class Progress:
       total: steps in all; 0 where nobody knows.
       **metrics: figures to show beside.
     """
+    self._updates += 1
+    self._tell(self._profile and self._profile.step(self._stage, self._updates))
     now = time.monotonic()
     if self._first_done is None:  # Resumed work is not counted as speed.
       self._first_done, self._first_time = done, now
@@ -111,6 +121,10 @@ class Progress:
     elif now - self._last_line >= _PLAIN_SECONDS:
       self._last_line = now
       self.note(text)
+
+  def _tell(self, trace: str | None) -> None:
+    if trace:
+      self.note(f'a trace for xprof lies in {trace}')
 
   def note(self, text: str) -> None:
     """Prints one line, headed by the name of the stage."""

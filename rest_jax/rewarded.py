@@ -1,4 +1,4 @@
-"""What a policy makes of a split's sources, and the reward of that."""
+"""A policy's outputs for some sources, and the rewards that they get."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from rest_jax import generation, grow, hosts
+from rest_jax import generation, grow, hosts, preemption
 from rest_jax.context import Context
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.rewards import base, scoring
@@ -49,6 +49,18 @@ class Rewarded:
     Each process draws and scores its share; what is returned is everybody's,
     but for the rest.
     """
+    rewards, texts, generated = self.of_share(params, sampling, num_samples)
+    size = len(self._split.sources)
+    return hosts.gather_rows(rewards, size), texts, generated
+
+  def of_share(
+    self, params: Params, sampling: Sampling, num_samples: int
+  ) -> tuple[Float[np.ndarray, 'm n'], list[str], generation.Generated]:
+    """The same of this process's share of the sources.
+
+    Raises:
+      PreemptionError: SIGTERM came, here or to another process.
+    """
     split = self._split
     share = hosts.share(len(split.sources))
     generated = generation.generate(
@@ -63,6 +75,7 @@ class Rewarded:
       sampling=sampling,
       batching=self._batching,
       num_tokens=self._context.tokenizer.size,
+      advance=check,
     )
     texts = grow.decode(self._context, generated)
     references = split.references and repeat(
@@ -75,9 +88,15 @@ class Rewarded:
       references,
       cache=self._context.scores,
     ).reshape(-1, num_samples)
-    return hosts.gather_rows(rewards, len(split.sources)), texts, generated
+    return rewards, texts, generated
+
+
+def check(decoded: int) -> None:
+  """Ends a batch of so many tokens, and with it the run if it is due."""
+  del decoded
+  preemption.check()
 
 
 def repeat(values: Sequence[str], count: int) -> list[str]:
-  """Each of some values `count` times, one after the other."""
+  """Each value so many times in a row."""
   return [value for value in values for _ in range(count)]

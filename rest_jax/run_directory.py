@@ -26,7 +26,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -95,6 +95,8 @@ class Stage:
   def __init__(self, root: epath.Path, name: str):
     self.name = name
     self.folder = root / name
+    # Whether other processes may be writing parts of it: see `parts`.
+    self.shared = False
     self._manifest: dict[str, Any] | None = None
 
   @property
@@ -236,6 +238,7 @@ class Stage:
     seconds: float | int,
     extra: Mapping[str, Any] | None = None,
     contents: Mapping[str, str] | None = None,
+    parts: Iterable[str] = (),
   ) -> None:
     """Commits the stage: lists and hashes its files, writes `stage.json`.
 
@@ -246,6 +249,8 @@ class Stage:
       contents: folder → SHA-256 of what its files mean. It stands for them in
         the fingerprint where the same content is never the same bytes twice,
         as in checkpoints: the stage made again is then still the same input.
+      parts: names of parts that it must have, also where a listing of the
+        folder does not show them yet (NFS).
 
     Raises:
       CorruptStateError: the stage was not begun, or a part's size changed.
@@ -261,7 +266,9 @@ class Stage:
       'schema': SCHEMA_VERSION,
       'config': begun['config'],
       'inputs': begun['inputs'],
-      'files': {name: self._measure(name) for name in self._files()},
+      'files': {
+        name: self._measure(name) for name in sorted({*self._files(), *parts})
+      },
       'contents': dict(contents or {}),
       'counts': dict(counts),
       'seconds': float(seconds),

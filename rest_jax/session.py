@@ -14,9 +14,11 @@ from etils import epath
 
 import rest_jax
 from rest_jax import (
+  branching,
   fingerprints,
   hosts,
   preemption,
+  prerequisites,
   reports,
   rest,
   stage_plan,
@@ -27,7 +29,7 @@ from rest_jax import (
 )
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError, DataError
-from rest_jax.policy import Policy
+from rest_jax.profiling import Profile
 from rest_jax.progress import Progress
 from rest_jax.rewards import cache, learned
 from rest_jax.run_directory import RunDirectory, Stage
@@ -38,11 +40,13 @@ class Texts:
   """What the command line knows and a run directory records.
 
   Attributes:
+    command: the flags that choose what to do.
     config: the gin configuration as given.
     operative_config: the gin configuration as used.
     branch_command: this process's command with some gin bindings replaced.
   """
 
+  command: str
   config: str
   operative_config: str
   branch_command: Callable[..., str]
@@ -50,12 +54,18 @@ class Texts:
 
 @contextlib.contextmanager
 def open_run(
-  run: rest.ReST, texts: Texts, *, read_only: bool
+  run: rest.ReST, texts: Texts, *, read_only: bool, profile: str | None = None
 ) -> Iterator['Session']:
   """Opens a run directory, alone unless only to read.
 
+  Args:
+    run: what is run.
+    texts: its configuration.
+    read_only: whether nothing is to be written.
+    profile: steps to trace, see `profiling.Profile`.
+
   Raises:
-    ConfigurationError: the folder is in an object store.
+    ConfigurationError: the folder is in an object store, or no such steps.
     LockedError: another job is working there.
     StorageError: the folder cannot be written.
     HostsError: another process of this job failed.
@@ -71,11 +81,15 @@ def open_run(
   with contextlib.ExitStack() as stack:
     if not read_only and hosts.is_first():
       stack.enter_context(directory.lock())
-    fingerprints.check_alike(directory.path, texts.config)
+    fingerprints.check_alike(
+      directory.path, texts.config, texts.command, read_only=read_only
+    )
     tensorboard = None if read_only else f'{directory.path}/tensorboard'
-    progress = Progress(tensorboard=tensorboard)
+    stream = None
     if not hosts.is_first():
-      progress = Progress(stack.enter_context(open(os.devnull, 'w')))
+      stream, tensorboard = stack.enter_context(open(os.devnull, 'w')), None
+    tracer = profile and Profile(profile, f'{directory.path}/profile')
+    progress = Progress(stream, tensorboard, tracer)
     stack.callback(progress.close)
     scores = None
     if run.annotate.cache_scores and not read_only:
@@ -110,7 +124,7 @@ class Session:
     self._stages = stages.plan(run)
     self._context = Context(
       directory=directory,
-      elsewhere=self._elsewhere(),
+      elsewhere=branching.elsewhere(run, self._stages),
       model=run.model,
       layout=run.layout,
       decoding_layout=run.decoding_layout,
@@ -124,39 +138,6 @@ class Session:
     for reward in learned.within(run.annotate):
       reward.open(read)
 
-  def _elsewhere(self) -> dict[str, Stage]:
-    """Stages that are taken from other runs."""
-    out = {}
-    reward = ('data', 'reward')
-    if self._run.data.reward:  # It learned from samples of BC.
-      reward = ('data', 'supervised', 'reward')
-    sources = (
-      (self._run.supervised_from, ('data', 'supervised')),
-      (self._run.reward_from, reward),
-      (self._run.grow_from, ('data', 'supervised', 'reward', 'grow_1/')),
-    )
-    for path, prefixes in sources:
-      for plan in self._stages if path else ():
-        if not plan.name.startswith(prefixes) or plan.kind not in (
-            'data', 'supervised', 'train_reward', 'grow', 'annotate'
-        ):  # fmt: skip
-          continue
-        stage = RunDirectory(epath.Path(path).resolve()).stage(plan.name)
-        if (
-          plan.kind in ('train_reward', 'annotate')
-          and path != self._run.reward_from
-          and not stage.made_with(plan.config)
-        ):
-          continue  # Made here: another reward may judge the same samples.
-        if stage.committed:
-          out[plan.name] = stage
-        elif plan.name not in out:
-          raise ConfigurationError(
-            f'{path} has no committed stage {plan.name} to branch from;'
-            ' finish it there, or train it here.'
-          )
-    return out
-
   def _record(self) -> None:
     """Writes the configuration and what it runs on, once something is made.
 
@@ -165,7 +146,7 @@ class Session:
     if self._recorded:
       return
     self._recorded = True
-    self._check_layouts()
+    prerequisites.check_layouts(self._run)
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
@@ -182,16 +163,6 @@ class Session:
       'processes': jax.process_count(),
     }
     storage.write_json_atomic(path / 'run.json', facts)
-
-  def _check_layouts(self) -> None:
-    """Finds now what would stop a later stage.
-
-    Raises:
-      ConfigurationError: a layout does not fit the devices or the network.
-    """
-    run, several = self._run, hosts.count() > 1
-    assert Policy(run.model, run.layout).placement.batch_share
-    assert Policy(run.model, run.decoding_layout, local=several).mesh
 
   # -- Running stages ---------------------------------------------------------
 
@@ -262,18 +233,21 @@ class Session:
     return mode in ('rest', plan.kind)
 
   def _run_stage(self, plan: stages.StagePlan) -> None:
-    resumed = self._context.stage(plan.name).begun
+    stage = self._context.stage(plan.name)
+    resumed = stage.begun
+    fingerprints.check_inputs(plan, stage)
     if hosts.on_first(lambda: self._begin(plan).committed):
       return
-    stage = self._context.stage(plan.name)
-    preemption.align()
     try:
       with self._progress.stage(plan.name):
         self._execute(plan, stage)
-    except (ConfigurationError, DataError):
+    except (ConfigurationError, DataError) as error:
       # Other settings or data are the mend, and nothing made here goes with
-      # them; but what an earlier process left is not ours to delete.
-      if not resumed and hosts.is_first():
+      # them; but what an earlier process left is not ours to delete, nor what
+      # another one still writes.
+      if not resumed and hosts.is_first() and not stage.shared:
+        hosts.fail(error)
+        hosts.await_others()  # They may be reading what is deleted now.
         stage.abandon()
       raise
     if not hosts.is_first():
@@ -283,7 +257,7 @@ class Session:
 
   def _execute(self, plan: stages.StagePlan, stage: Stage) -> None:
     """Makes a stage: all processes together, or the first one alone."""
-    preemption.check()
+    preemption.agree()
     hosts.on_first(self._record)
     if plan.together:
       plan.execute(self._context, stage)
@@ -304,35 +278,13 @@ class Session:
       self._context.read(name)
       (made_by,) = (other for other in self._stages if other.name == name)
       inputs[name] = self._begin(made_by).fingerprint
-    stage.begin(plan.config, inputs, self._branch_hint(plan))
+    hint = branching.hint(
+      self._run, self._context, plan, self._texts.branch_command
+    )
+    stage.begin(plan.config, inputs, hint)
     if stage.committed:
       self._valid[plan.name] = stage
     return stage
-
-  def _branch_hint(self, plan: stages.StagePlan) -> str:
-    """The command that keeps both: what a stage does not precede is taken."""
-    run, here = self._run, str(self._directory.path)
-    if plan.kind == 'evaluate':  # Cheap, and nothing is made from it.
-      return f'delete {here}/{plan.name} to evaluate again'
-    if plan.kind == 'check_reward':
-      return f'delete {here}/{plan.name} to check again'
-    grown = self._context.stage('grow_1/samples')
-    if plan.kind in ('data', 'supervised'):
-      supervised_from = grow_from = None
-    elif grown.committed and plan.name != grown.name:
-      supervised_from, grow_from = run.supervised_from, run.grow_from or here
-    elif self._context.stage('supervised').committed:
-      supervised_from = run.supervised_from or run.grow_from or here
-      grow_from = None
-    else:
-      supervised_from = grow_from = None
-    changed = {'MODEL_DIR': f'{run.model_dir}_branch'}
-    if supervised_from != run.supervised_from:
-      changed['SUPERVISED_FROM'] = supervised_from
-    if grow_from != run.grow_from:
-      changed['GROW_FROM'] = grow_from
-    command = self._texts.branch_command(**changed)
-    return f'branch into another run directory: {command}'
 
   # -- Other modes ------------------------------------------------------------
 

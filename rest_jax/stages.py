@@ -17,11 +17,11 @@ from rest_jax import (
   grow,
   import_samples,
   improve_stages,
+  prerequisites,
   supervised,
   train_reward,
 )
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
-from rest_jax.errors import RewardError
 from rest_jax.rest import ONLINE, PolicyPlan, ReST, policies
 from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
@@ -80,7 +80,8 @@ def _prepare(run: ReST) -> Callable[[Context, Stage], None]:
 
 def _train(run: ReST) -> Callable[[Context, Stage], None]:
   def execute(context: Context, stage: Stage) -> None:
-    check_references(run, context)
+    prerequisites.check_references(run, context)
+    prerequisites.check_size(run, context)
     supervised.run(context, stage, run.supervised)
 
   return execute
@@ -89,33 +90,6 @@ def _train(run: ReST) -> Callable[[Context, Stage], None]:
 def _initial_checkpoint(run: ReST) -> dict[str, str]:
   path = run.supervised.initial_checkpoint_path
   return {} if path is None else {'INITIAL_CHECKPOINT_PATH': path}
-
-
-def check_references(run: ReST, context: Context) -> None:
-  """Makes sure that metrics find their references, before a costly stage.
-
-  Raises:
-    RewardError: a metric needs references that sources lack.
-  """
-  splits = context.read('data').manifest['extra']['splits']
-  sampled = 'grow' if 'grow' in splits else 'train'
-  wanted = [(run.annotate.reward, 'select'), (run.annotate.reward, 'report')]
-  if run.data.reward:
-    wanted.append((run.train_reward.rows.metric, 'reward'))
-  if run.num_grow:
-    wanted += [(model, sampled) for model in run.annotate.metrics]
-  for model, split in wanted:
-    rows = splits[split]['rows']
-    lacking = rows - splits[split]['with_target']
-    if model.info.needs_reference and lacking:
-      binding = {sampled: 'GROW_SPLIT', 'reward': 'REWARD_SPLIT'}.get(
-        split, 'DEV_SPLIT'
-      )
-      raise RewardError(
-        f'reward {model.info.name!r} needs references, and {lacking:,} of'
-        f' {rows:,} sources of the {split} data have none: use a'
-        f' reference-free reward, or a {binding} with references.'
-      )
 
 
 def _reward_stages(run: ReST) -> Iterator[StagePlan]:
@@ -214,7 +188,7 @@ def _grow_stages(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
 
 
 def _grow(run, policy_name, grow_step, context: Context, stage: Stage) -> None:
-  check_references(run, context)
+  prerequisites.check_references(run, context)
   check_reward.judge(run.check_reward, context.stage(check_reward.REFERENCES))
   grow.run(
     context, stage, run.grow, policy_name=policy_name, grow_step=grow_step

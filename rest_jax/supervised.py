@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from rest_jax import hosts, losses
@@ -16,8 +17,10 @@ from rest_jax.checkpoint import formats, native
 from rest_jax.context import PARAMS, Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.models.config import T5Config
+from rest_jax.planning import chips, counts
 from rest_jax.run_directory import Stage
-from rest_jax.training import early_stopping, fit, step
+from rest_jax.training import early_stopping, fit, speed, step
 from rest_jax.types import Params
 
 TrainingRow = tuple[np.ndarray, np.ndarray, float, bool]
@@ -89,9 +92,20 @@ class Reporter:
     total: int,
     figure: str,
     unit: str = 'tokens',
+    flops: float | None = None,
   ):
-    """`figure` names what evaluations measure; a loss is stored negated."""
+    """Begins to count.
+
+    Args:
+      context: of the run.
+      stage: that trains.
+      total: updates at most.
+      figure: what evaluations measure; a loss is stored negated.
+      unit: what is counted as trained on.
+      flops: operations of an update, see `update_flops`.
+    """
     self._unit = unit
+    self._speed = speed.Speed(flops, chips.peak_of(jax.devices()))
     self._progress, self._name = context.progress, stage.name
     self._total, self._figure = total, figure
     self._tokens, self._began = 0.0, time.monotonic()
@@ -103,12 +117,11 @@ class Reporter:
     rate = self._tokens / (time.monotonic() - self._began)
     shown = {'loss': event.metrics['loss'], f'{self._unit}/s': rate}
     self._progress.update(event.step, self._total, **shown, **self._last)
+    self._speed.add(event.metrics['tokens'], event.input_seconds)
     if event.step % 10 == 0:
-      self._progress.scalars(
-        self._name,
-        event.step,
-        {f'train/{k}': v for k, v in event.metrics.items()},
-      )
+      curves = {f'train/{k}': v for k, v in event.metrics.items()}
+      curves |= {f'speed/{k}': v for k, v in self._speed.means().items()}
+      self._progress.scalars(self._name, event.step, curves)
 
   def on_evaluation(self, evaluation: early_stopping.Evaluation) -> None:
     """Shows an evaluation."""
@@ -120,6 +133,18 @@ class Reporter:
     self._progress.scalars(
       self._name, evaluation.step, {f'select/{self._figure}': value}
     )
+    self._speed.skip()
+
+
+def update_flops(config: T5Config, training: early_stopping.Training) -> float:
+  """Operations of an update of a policy, forward and backward once."""
+  packing = training.packing
+  return counts.train_flops(
+    dataclasses.replace(config, remat='none'),  # What it does twice is no use.
+    packing.rows_per_batch,
+    packing.source_length,
+    packing.target_length,
+  )
 
 
 def finish(
@@ -184,7 +209,13 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
       'the dev data have no targets, so BC cannot tell when to stop; give'
       ' DEV_SPLIT a split with references.'
     )
-  reporter = Reporter(context, stage, settings.stopping.max_steps, 'dev_nll')
+  reporter = Reporter(
+    context,
+    stage,
+    settings.stopping.max_steps,
+    'dev_nll',
+    flops=update_flops(context.model, settings.training),
+  )
   packing, share = (
     settings.training.packing,
     context.policy.placement.batch_share,

@@ -73,8 +73,10 @@ class DecodeCache:
   """What decoding keeps between steps; N samples of a source share its source.
 
   Attributes:
-    self_keys: one array a decoder layer, [b, n, heads, t_max, head_dim], keys
-      of the tokens decoded so far of every sample.
+    self_keys: one array a decoder layer, [groups, t_max, head_dim, lanes], keys
+      of the tokens decoded so far of every sample. A group is b / groups
+      sources, one after another, and its lanes are heads × sources × n, the
+      samples fastest; see `models.lanes`.
     self_values: likewise, values.
     cross_keys: one array a decoder layer, [b, heads, s, head_dim], computed
       once a source.

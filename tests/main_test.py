@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import running
 
-from rest_jax import alarm, run_lock
+from rest_jax import alarm, cluster, run_lock
 from rest_jax.data import store
 
 _POLICIES = {
@@ -381,6 +381,18 @@ def test_status_and_dry_run_of_one_not_begun_touch_nothing(tmp_path):
       assert re.search(rf'^ *{stage} +waits', shown.stdout, re.MULTILINE)
   assert 'parameters; policies' in planned.stdout
   assert not run.exists()
+
+
+def test_what_only_reads_joins_no_other_process(tmp_path, monkeypatch):
+  joined = []
+  monkeypatch.setattr(cluster, 'join', lambda *given, **_: joined.append(given))
+  line = [running.TINY, f'--gin.MODEL_DIR={tmp_path / "run"}']
+  for only in ('--run_mode=status', '--dry_run', '--run_mode=preview'):
+    running.within(*line, only)
+  assert not joined
+  others = ['--coordinator_address=a:1', '--num_processes=2', '--process_id=1']
+  assert running.within(*line, '--run_mode=status', *others).code == 0
+  assert joined == [('a:1', 2, 1)]
 
 
 def test_preview_prints_what_each_step_would_keep(whole_run):

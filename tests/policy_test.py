@@ -347,6 +347,30 @@ def test_trained_in_one_layout_and_sampled_from_in_another(
   assert jax.tree.leaves(again)[0] is jax.tree.leaves(adopted)[0]
 
 
+@pytest.mark.parametrize(
+  'decoded',
+  [
+    Layout(fsdp=True),
+    Layout(data=4, model=2),
+    Layout(model=2, rules=AxisRules(embed='data')),
+  ],
+)
+def test_parameters_that_processes_share_are_split_within_each(
+  decoded, params, monkeypatch
+):
+  """On the way every process is given all that `model` leaves it."""
+  placed = Policy(CONFIG, Layout(model=4, fsdp=True)).adopt(params)
+  decoder = Policy(CONFIG, decoded, local=True)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  adopted = decoder.adopt(placed)
+  jax.tree.map(np.testing.assert_array_equal, adopted, placed)
+  jax.tree.map(
+    lambda x, sharding: None if x.sharding == sharding else pytest.fail(),
+    adopted,
+    decoder.param_shardings(),
+  )
+
+
 def test_parameters_are_born_where_they_live(initial):
   policy = Policy(CONFIG, LAYOUTS['model 2, parameters over data too'])
   made = policy.init(0)

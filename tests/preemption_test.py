@@ -141,13 +141,21 @@ def _when(wanted):
   ],
 )
 def test_training_saves_and_goes_on_as_if_nothing_had_been(
-  hooks, saved, train, whole, tmp_path
+  hooks, saved, train, whole, tmp_path, monkeypatch
 ):
   with pytest.raises(PreemptionError), preemption.heard():
     train(tmp_path, **hooks)
   assert native.Checkpoints(tmp_path).latest() == saved
-  steps = []
+  steps, rewritten = [], []
+  save = native.Checkpoints.save
+  monkeypatch.setattr(
+    native.Checkpoints,
+    'save',
+    lambda self, step, *rest: (rewritten.append(step), save(self, step, *rest)),
+  )
   resumed = train(tmp_path, on_step=steps.append)
+  # A process killed meanwhile would find what was saved, evaluated or not.
+  assert saved not in rewritten
   assert steps == list(range(saved + 1, 7))
   assert resumed.history == whole.history
   jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)

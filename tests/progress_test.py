@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rest_jax import errors, progress
+from rest_jax import errors, profiling, progress
 
 
 def test_clock():
@@ -54,3 +54,33 @@ def test_a_full_disk_stops_a_run_instead_of_hanging_it(tmp_path, monkeypatch):
     shown.scalars('supervised', 1, {'train/loss': 2.5})
   with pytest.raises(errors.StorageError):
     shown.close()
+
+
+def test_a_profile_traces_the_steps_of_one_stage(tmp_path):
+  stream = io.StringIO()
+  profile = profiling.Profile('2:4', str(tmp_path))
+  shown = progress.Progress(stream, profile=profile)
+  for name, steps in (('data', 1), ('supervised', 5), ('grow_1/samples', 5)):
+    with shown.stage(name):
+      for done in range(steps):
+        shown.update(done, steps)
+  assert stream.getvalue().count('a trace for xprof lies in') == 1
+  assert [path.name for path in tmp_path.iterdir()] == ['supervised']
+  (trace,) = tmp_path.rglob('*.xplane.pb')
+  assert trace.stat().st_size
+
+
+def test_a_profile_that_its_stage_does_not_fill_is_written(tmp_path):
+  stream = io.StringIO()
+  shown = progress.Progress(
+    stream, profile=profiling.Profile('1:9', str(tmp_path))
+  )
+  with shown.stage('supervised'):
+    shown.update(1, 1)
+  assert list(tmp_path.rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize('steps', ['', '5', '5:5', '0:5', '5:', 'a:b', '7:5'])
+def test_what_is_no_profile_is_refused(steps, tmp_path):
+  with pytest.raises(errors.ConfigurationError, match='START:STOP'):
+    profiling.Profile(steps, str(tmp_path))

@@ -130,7 +130,9 @@ def test_processes_make_the_run_that_one_makes(
   assert '[grow_1/samples] done in' in ended[0].stderr
   assert 'G1 I1' in ended[0].stdout
   for other in ended[1:]:
-    assert not other.stdout
+    # The CPU's collectives, written in C++, say there who found whom.
+    said = [line for line in other.stdout.splitlines() if '[Gloo]' not in line]
+    assert not said
     assert '[grow_1/samples]' not in other.stderr
   facts = json.loads((run / 'run.json').read_text())
   assert facts['processes'] == processes
@@ -215,7 +217,7 @@ def test_a_process_that_does_not_come_is_named(
   line = running.command(run, _PARTS, '--barrier_seconds=4')
 
   def signalled(started) -> None:
-    _at(run / 'supervised/.work/rows/rows.json', 1, signal.SIGSTOP)(started)
+    _at(run / 'grow_1/samples/part-00000.parquet', 1, signal.SIGSTOP)(started)
     started[0].wait(running.SECONDS)
     started[1].kill()
 
@@ -224,7 +226,7 @@ def test_a_process_that_does_not_come_is_named(
   )
   assert _statuses(ended) == [9, -signal.SIGKILL], _said(ended)
   host = os.uname().nodename
-  assert f'process 1 on {host} did not come to' in ended[0].stderr
+  assert f"process 1 on {host} did not come to 'the parts of" in ended[0].stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ caller wants to remember. A folder without it is what a killed process left
 behind, and is not a checkpoint.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -22,11 +23,8 @@ import tensorstore
 from etils import epath
 
 from rest_jax import errors, hosts, storage
-from rest_jax.checkpoint import restoring
+from rest_jax.checkpoint import native_index, restoring
 
-_INDEX = 'checkpoint.json'
-_STATE = 'state'
-_FORMAT = 1
 _OVERHEAD = 1 << 20  # Bytes that orbax writes beside the arrays, at most.
 _CHUNK_BYTES = 16 << 20  # What is read at a time, and so buffered, at least.
 _NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
@@ -53,7 +51,7 @@ class Checkpoints:
     return sorted(
       int(path.name)
       for path in self._folder.iterdir()
-      if path.name.isdecimal() and (path / _INDEX).exists()
+      if path.name.isdecimal() and (path / native_index.FILE).exists()
     )
 
   def latest(self) -> int | None:
@@ -73,13 +71,28 @@ class Checkpoints:
     """
     _write(self.path(step), tree, extra)
 
+  def amend(self, step: int, extra: dict[str, Any]):
+    """Remembers other JSON values with the checkpoint of a step.
+
+    Raises:
+      CorruptStateError: when there is none, or its index is damaged.
+      StorageError: when the folder cannot be written.
+    """
+    folder = self.path(step)
+    index = (
+      {'format': native_index.FORMAT}
+      | native_index.read(folder)
+      | {'extra': extra}
+    )
+    storage.write_json_atomic(folder / native_index.FILE, index)
+
   def extra(self, step: int) -> dict[str, Any]:
     """What was remembered with the checkpoint of a step.
 
     Raises:
       CorruptStateError: when there is none, or its index is damaged.
     """
-    return _read_index(self.path(step))['extra']
+    return native_index.read(self.path(step))['extra']
 
   def restore(self, step: int, abstract: Tree) -> Tree:
     """Restores the tree of a step.
@@ -131,8 +144,8 @@ class Source:
     """
     self._folder = epath.Path(folder)
     self.where = str(self._folder)
-    index = _read_index(self._folder)
-    _check_files(self._folder, index['files'])
+    index = native_index.read(self._folder)
+    native_index.check_files(self._folder, index['files'])
     self.extra = index['extra']
     arrays = {
       name: tuple(shape) for name, (shape, _) in index['arrays'].items()
@@ -183,13 +196,13 @@ def save_params(
 
 
 def _digest(folder: epath.Path, tree: Tree) -> str:
-  digest = hashlib.sha256(json.dumps(_describe(tree)).encode())
+  digest = hashlib.sha256(json.dumps(native_index.describe(tree)).encode())
   source = None
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if not _all_here(leaf):
       # Other processes hold parts of it; all of it is on disk now.
       source = source or Source(folder)
-      leaf = source.read(_name(path))
+      leaf = source.read(native_index.name_of(path))
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 
@@ -211,12 +224,12 @@ def read_extra(folder: PathLike) -> dict[str, Any]:
   Raises:
     CorruptStateError: when there is no checkpoint, or its index is damaged.
   """
-  return _read_index(epath.Path(folder))['extra']
+  return native_index.read(epath.Path(folder))['extra']
 
 
 def index_path(folder: PathLike) -> epath.Path:
   """The file that commits a checkpoint, and has the checksums of the others."""
-  return epath.Path(folder) / _INDEX
+  return epath.Path(folder) / native_index.FILE
 
 
 def is_checkpoint(folder: PathLike) -> bool:
@@ -239,7 +252,9 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
     CorruptStateError: there is no checkpoint, or a file of it was altered.
   """
   folder = epath.Path(path)
-  if any(name.startswith('params/') for name in _read_index(folder)['arrays']):
+  if any(
+    name.startswith('params/') for name in native_index.read(folder)['arrays']
+  ):
     return _read_params(folder, abstract)
   return _read(folder, abstract)
 
@@ -252,12 +267,12 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
 
   def commit() -> None:
     index = {
-      'format': _FORMAT,
-      'arrays': _describe(tree),
-      'files': _checksums(folder / _STATE),
+      'format': native_index.FORMAT,
+      'arrays': native_index.describe(tree),
+      'files': native_index.checksums(folder / native_index.STATE),
       'extra': extra or {},
     }
-    storage.write_json_atomic(folder / _INDEX, index)
+    storage.write_json_atomic(folder / native_index.FILE, index)
 
   try:
     hosts.on_first(prepare)
@@ -277,8 +292,9 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
       sign in str(error) for sign in _NO_SPACE
     ):
       raise
+    reason = native_index.first_line(error)
     raise errors.StorageError(
-      f'Cannot write the checkpoint {folder} ({_first_line(error)}): free '
+      f'Cannot write the checkpoint {folder} ({reason}): free '
       'space there or choose another MODEL_DIR.'
     ) from error
 
@@ -301,16 +317,20 @@ def _require_space(folder: epath.Path, tree: Tree):
 
 
 def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
-  index = _read_index(folder)
-  wanted = _describe(abstract)
+  index = native_index.read(folder)
+  wanted = native_index.describe(abstract)
   stored = {
     name: value
     for name, value in index['arrays'].items()
     if name.startswith(prefix)
   }
-  _check_names(folder, wanted, stored)
-  if hosts.is_first():  # One that finds damage ends all.
-    _check_files(folder, index['files'])
+  native_index.check_names(folder, wanted, stored)
+  check = functools.partial(native_index.check_files, folder, index['files'])
+  # One that finds damage ends all.
+  if _of_several(abstract):
+    hosts.on_first(check)  # orbax's barriers would not wait so long.
+  elif hosts.is_first():
+    check()  # Processes read what is their own at their own times.
   restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
   with _checkpointer(abstract) as checkpointer:
     return checkpointer.restore(
@@ -329,8 +349,7 @@ def _checkpointer(tree: Tree) -> ocp.Checkpointer:
   """
   options = ocp.options.MultiprocessingOptions()
   if hosts.count() > 1:
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree)]
-    options = _of_all() if _spans_processes(shardings) else _of_this_one()
+    options = _of_all() if _of_several(tree) else _of_this_one()
   # It copies one of the largest arrays at a time, not all.
   largest = max(
     math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
@@ -348,7 +367,9 @@ def _checkpointer(tree: Tree) -> ocp.Checkpointer:
   return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
-def _spans_processes(shardings: list[jax.sharding.Sharding | None]) -> bool:
+def _of_several(tree: Tree) -> bool:
+  """Whether arrays of a tree lie on devices of several processes."""
+  shardings = (leaf.sharding for leaf in jax.tree.leaves(tree))
   return not all(one is None or one.is_fully_addressable for one in shardings)
 
 
@@ -369,95 +390,11 @@ def _of_this_one() -> ocp.options.MultiprocessingOptions:
 
 def _state_path(folder: epath.Path) -> epath.Path:
   """Where orbax writes and reads; it refuses relative paths."""
-  return (folder / _STATE).resolve()
-
-
-def _describe(tree: Tree) -> dict[str, list]:
-  """Name → [shape, dtype] of every array of a tree."""
-  return {
-    _name(path): [
-      list(leaf.shape),
-      np.dtype(leaf.dtype).name,
-    ]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _check_names(folder: epath.Path, wanted: dict, stored: dict):
-  """Compares names and shapes; dtypes may differ, and are converted."""
-  problems = [f'{name} is missing' for name in wanted if name not in stored]
-  problems += [f'{name} is unknown' for name in stored if name not in wanted]
-  problems += [
-    f'{name} has shape {tuple(stored[name][0])}, not {tuple(shape)}'
-    for name, (shape, _) in wanted.items()
-    if name in stored and stored[name][0] != shape
-  ]
-  if problems:
-    shown = '; '.join(problems[:6])
-    more = f'; and {len(problems) - 6} more' if len(problems) > 6 else ''
-    raise errors.ConfigurationError(
-      f'The checkpoint {folder} is not of this model or optimiser: '
-      f'{shown}{more}. Bind the settings it was trained with (model size, '
-      'vocabulary, optimiser), or give another checkpoint.'
-    )
-
-
-def _read_index(folder: epath.Path) -> dict[str, Any]:
-  path = folder / _INDEX
-  try:
-    index = storage.read_json(path)
-    if index['format'] != _FORMAT:
-      raise ValueError(f'format {index["format"]} instead of {_FORMAT}')
-    return {key: index[key] for key in ('arrays', 'files', 'extra')}
-  except (
-    errors.CorruptStateError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-  ) as error:
-    raise errors.CorruptStateError(
-      f'There is no readable checkpoint in {folder} ({_first_line(error)}): '
-      'delete it and start again from the one before.'
-    ) from error
-
-
-def _checksums(folder: epath.Path, prefix: str = '') -> dict[str, list]:
-  """Path relative to the folder → [size, SHA-256] of all files in it."""
-  files = {}
-  for path in sorted(folder.iterdir()):
-    name = prefix + path.name
-    if path.is_dir():
-      files |= _checksums(path, f'{name}/')
-    else:
-      files[name] = list(storage.checksum(path))
-  return files
-
-
-def _check_files(folder: epath.Path, files: dict[str, list]):
-  for name, expected in files.items():
-    path = folder / _STATE / name
-    try:
-      intact = list(storage.checksum(path)) == expected
-    except OSError:
-      intact = False
-    if not intact:
-      raise errors.CorruptStateError(
-        f'{path} is missing or was altered since the checkpoint was saved: '
-        f'delete {folder} and start again from the one before.'
-      )
+  return (folder / native_index.STATE).resolve()
 
 
 def _clear(folder: epath.Path):
   """Deletes a checkpoint; its index first, so that no half of it counts."""
-  (folder / _INDEX).unlink(missing_ok=True)
+  (folder / native_index.FILE).unlink(missing_ok=True)
   if folder.exists():
     folder.rmtree()
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).splitlines() or [type(error).__name__])[0]

@@ -143,6 +143,8 @@ def _read_index(path: epath.Path) -> dict[str, Any]:
     raise errors.DataError(
       f'{path} is missing: give the folder of a T5X checkpoint'
     ) from error
+  except errors.PreemptionError:
+    raise
   except Exception as error:  # msgpack's own have no common base.
     raise errors.DataError(
       f'{path} is truncated or no index of T5X'

@@ -20,6 +20,15 @@ def check_rising(buckets: Sequence[int], name: str) -> None:
     )
 
 
+def check_fits(longest: int, buckets: Sequence[int], mend: str) -> None:
+  """Raises DataError unless a source of so many tokens fits a bucket."""
+  if longest > buckets[-1]:
+    raise DataError(
+      f'a source of {longest} tokens does not fit the longest bucket'
+      f' ({buckets[-1]}); {mend}.'
+    )
+
+
 def batches(
   sequences: Sequence[Sequence[int]],
   buckets: Sequence[int],
@@ -43,11 +52,7 @@ def batches(
     DataError: a sequence is longer than the last bucket.
   """
   lengths = np.array([len(sequence) for sequence in sequences])
-  if len(lengths) and lengths.max() > buckets[-1]:
-    raise DataError(
-      f'a source of {lengths.max()} tokens does not fit the longest bucket'
-      f' ({buckets[-1]}); {mend}.'
-    )
+  check_fits(int(max(lengths, default=0)), buckets, mend)
   bucket_of = np.searchsorted(buckets, lengths)
   for b, (bucket, size) in enumerate(zip(buckets, rows, strict=True)):
     members = np.flatnonzero(bucket_of == b)

@@ -9,9 +9,8 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-import grain
 import numpy as np
 from jaxtyping import Float32
 
@@ -115,7 +114,9 @@ class TrainingBatches:
     return tuple(share / sum(shares) for share in shares)
 
   @functools.cached_property
-  def _dataset(self) -> grain.MapDataset:
+  def _dataset(self) -> Any:
+    import grain  # A quarter of a second, which not every command needs.
+
     parts = [
       grain.MapDataset.source(_ShuffledRows(plan, (self.seed, number)))
       for number, plan in enumerate(self._plans)

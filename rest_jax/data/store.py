@@ -22,6 +22,7 @@ The same rows in give the same bytes out (with the same pyarrow).
 """
 
 import contextlib
+import fnmatch
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from etils import epath
 from rest_jax import errors, storage
 
 REFERENCE_INDEX = -1  # sample_index of a reference.
+_PARTS = 'part-*.parquet'
 ORIGINS = ('policy', 'reference', 'imported')
 
 _TOKENS = pa.list_(pa.int32())
@@ -98,6 +100,11 @@ def part_name(number: int) -> str:
   return f'part-{number:05d}.parquet'
 
 
+def is_part(name: str) -> bool:
+  """Whether a file of a folder is a part of it."""
+  return fnmatch.fnmatch(name, _PARTS)
+
+
 def part_paths(folder: storage.PathLike) -> list[epath.Path]:
   """The parts of a folder, in order.
 
@@ -105,10 +112,10 @@ def part_paths(folder: storage.PathLike) -> list[epath.Path]:
     CorruptStateError: the folder is missing or holds no part.
   """
   folder = epath.Path(folder)
-  paths = sorted(folder.glob('part-*.parquet')) if folder.exists() else []
+  paths = sorted(folder.glob(_PARTS)) if folder.exists() else []
   if not paths:
     raise errors.CorruptStateError(
-      f'{folder} holds no part-*.parquet: run the stage that writes it again'
+      f'{folder} holds no {_PARTS}: run the stage that writes it again'
     )
   return paths
 
@@ -276,6 +283,8 @@ def read_rows(folder: storage.PathLike, first: int, end: int) -> pa.Table:
   """
   found, at = [], 0
   for path in part_paths(folder):
+    if at >= end:
+      break
     with _opened(path) as file:
       for number in range(file.num_row_groups):
         rows = file.metadata.row_group(number).num_rows

@@ -377,6 +377,8 @@ def read_tfds(
 
   try:
     dataset = tfds.load(name, split=split, shuffle_files=False)
+  except errors.PreemptionError:
+    raise
   except Exception as error:  # tfds raises errors of many libraries.
     raise errors.DataError(
       f'TFDS {name} cannot be prepared ({" ".join(str(error).split())}):'

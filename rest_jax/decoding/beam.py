@@ -176,6 +176,16 @@ def _reorder(cache: DecodeCache, beams: jax.Array) -> DecodeCache:
   Whatever is kept once a source stays as it is.
   """
   return cache.replace(
-    self_keys=tuple(_gather(x, beams) for x in cache.self_keys),
-    self_values=tuple(_gather(x, beams) for x in cache.self_values),
+    self_keys=tuple(_gather_lanes(x, beams) for x in cache.self_keys),
+    self_values=tuple(_gather_lanes(x, beams) for x in cache.self_values),
   )
+
+
+def _gather_lanes(x: jax.Array, beams: jax.Array) -> jax.Array:
+  """Takes beams [b, k] of [groups, …, heads × sources of a group × k]."""
+  groups, lanes, count = x.shape[0], x.shape[-1], beams.shape[1]
+  places = jnp.arange(lanes).reshape(1, -1, beams.size // groups)
+  chosen = beams - jnp.arange(count)[None, :]
+  index = places + chosen.reshape(groups, 1, -1)
+  index = index.reshape(groups, *(1,) * (x.ndim - 2), lanes)
+  return jnp.take_along_axis(x, index, axis=-1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from rest_jax.models import lanes
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import ATTENTION_INIT, Dense, dropout
 from rest_jax.sharding import Placement
@@ -91,20 +92,21 @@ class Attention(nn.Module):
   def step_self(
     self,
     inputs: Float[Array, 'b n e'],
-    keys: Float[Array, 'b n h t d'],
-    values: Float[Array, 'b n h t d'],
+    keys: Float[Array, 'g t d l'],
+    values: Float[Array, 'g t d l'],
     step: Int[Array, ''],
-    bias: Float[Array, '1 1 h t'],
+    bias: Float[Array, '1 t h'],
   ) -> tuple[
     Float[Array, 'b n e'],
-    Float[Array, 'b n h t d'],
-    Float[Array, 'b n h t d'],
+    Float[Array, 'g t d l'],
+    Float[Array, 'g t d l'],
   ]:
     """Attends from one token to those before it, and adds it to them.
 
     Args:
       inputs: float, the current token of every sample.
-      keys: float, keys of the tokens before; positions ≥ step are unset.
+      keys: float, keys of the tokens before, see `lanes`; positions ≥ step are
+        unset.
       values: float, values likewise.
       step: int32, position of the current token.
       bias: float, of each key position relative to `step`.
@@ -112,17 +114,32 @@ class Attention(nn.Module):
     Returns:
       The output, and keys and values with the current token at `step`.
     """
-    query = self._logit_dtype(self._heads(self.query(inputs)))
-    keys = _write(keys, self._heads(self.key(inputs)), step)
-    values = _write(values, self._heads(self.value(inputs)), step)
-    axes = ('batch', None, 'heads', 'length', 'kv')
-    keys = self.placement.constrain(keys, *axes)
-    values = self.placement.constrain(values, *axes)
-    logits = jnp.einsum('bnhd,bnhtd->bnht', query, self._logit_dtype(keys))
-    seen = jnp.arange(keys.shape[3]) <= step
-    weights = self._softmax(logits + bias, seen[None, None, None, :])
-    output = self.out(_join(jnp.einsum('bnht,bnhtd->bnhd', weights, values)))
-    return output, keys, values
+    groups, length, _, width = keys.shape
+
+    def project(dense):
+      return lanes.to_lanes(self._heads(dense(inputs)), groups)
+
+    query = project(self.query)
+    keys = self._write(keys, project(self.key), step)
+    values = self._write(values, project(self.value), step)
+    # Summed in float32, as a matrix unit does.
+    logits = lanes.dot_keys(_wide(keys), _wide(query))
+    logits = logits.astype(self._logit_dtype(query).dtype)
+    seen = (jnp.arange(length) <= step)[None, :, None]
+    weights = self._softmax(logits + lanes.over_lanes(bias, width), seen, 1)
+    output = lanes.mix_values(_wide(values), _wide(weights))
+    output = lanes.from_lanes(
+      output.astype(self.config.dtype), len(inputs), self.config.num_heads
+    )
+    return self.out(_join(output)), keys, values
+
+  def _write(
+    self, cache: jax.Array, token: jax.Array, step: jax.Array
+  ) -> jax.Array:
+    # [g, d, l] into [g, t, d, l]; inside a loop this happens in place.
+    token = token.astype(cache.dtype)[:, None]
+    cache = jax.lax.dynamic_update_slice(cache, token, (0, step, 0, 0))
+    return self.placement.constrain(cache, 'batch', 'length', 'kv', 'heads')
 
   def _heads(self, x: jax.Array) -> jax.Array:
     cfg = self.config
@@ -134,15 +151,15 @@ class Attention(nn.Module):
       jnp.float32 if self.config.float32_attention_logits else x.dtype
     )
 
-  def _softmax(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
-    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
+  def _softmax(
+    self, logits: jax.Array, mask: jax.Array, axis: int = -1
+  ) -> jax.Array:
+    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=axis)
     return weights.astype(self.config.dtype)
 
 
-def _write(cache: jax.Array, token: jax.Array, step: jax.Array) -> jax.Array:
-  # [b, n, h, d] into [b, n, h, t, d]; inside a loop this happens in place.
-  token = token.astype(cache.dtype)[:, :, :, None, :]
-  return jax.lax.dynamic_update_slice(cache, token, (0, 0, 0, step, 0))
+def _wide(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32)
 
 
 def _join(x: jax.Array) -> jax.Array:

@@ -154,7 +154,8 @@ class Embed(nn.Module):
     )
 
   def __call__(self, tokens: Int[Array, '...']) -> Float[Array, '... e']:
-    return jnp.asarray(self.embedding, self.dtype)[tokens]
+    # Rows first: a cast of the whole table would read all of it.
+    return jnp.asarray(self.embedding)[tokens].astype(self.dtype)
 
   def attend(self, x: Float[Array, '... e']) -> Float[Array, '... v']:
     """Returns float32 products with every embedding, scaled as T5 ties them."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from rest_jax.models import lanes
 from rest_jax.models.attention import Attention
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import (
@@ -118,7 +119,7 @@ class DecoderLayer(nn.Module):
   def step(self, x, self_cache, cross_cache, source_mask, step, bias):
     """Does the same for one token of each sample; returns x and its cache."""
     if self.config.relpos_per_layer:
-      bias = _step_bias(self.relpos_bias, self_cache[0].shape[3], step)
+      bias = _step_bias(self.relpos_bias, self_cache[0].shape[1], step)
     y = self.pre_self_attention_layer_norm(x)
     y, *self_cache = self.self_attention.step_self(y, *self_cache, step, bias)
     x = x + y
@@ -198,7 +199,7 @@ class Decoder(nn.Module):
     """Runs one token of each sample; returns hidden states and the cache."""
     bias = None
     if not self.config.relpos_per_layer:
-      length = cache.self_keys[0].shape[3]
+      length = cache.self_keys[0].shape[1]
       bias = _step_bias(self.relpos_bias, length, cache.step)
     source_mask = cache.source_mask[:, None, None, :]
     keys, values = list(cache.self_keys), list(cache.self_values)
@@ -217,11 +218,11 @@ class Decoder(nn.Module):
 
 
 def _step_bias(relpos: RelativePositionBias, length: int, step: jax.Array):
-  """Biases [1, 1, h, t] of all key positions for the query at `step`."""
+  """Biases [1, t, h] of all key positions for the query at `step`."""
   # by_offset[:, i] belongs to offset i − (length − 1), key minus query.
   by_offset = relpos.by_offset(1 - length, 0)
   index = jnp.arange(length) - step + length - 1
-  return by_offset[None, None, :, jnp.clip(index, 0, length - 1)]
+  return by_offset.T[None, jnp.clip(index, 0, length - 1)]
 
 
 class Transformer(nn.Module):
@@ -275,15 +276,20 @@ class Transformer(nn.Module):
   ) -> DecodeCache:
     """Computes what all steps share; room for n samples of t tokens each."""
     cfg = self.config
+    sources = encoded.shape[0]
+    width = cfg.num_heads * num_samples
+    together = lanes.sources_in_group(
+      max(1, sources // self.placement.num_shards('batch')),
+      width // self.placement.num_shards('heads'),
+    )
     shape = (
-      encoded.shape[0],
-      num_samples,
-      cfg.num_heads,
+      sources // together,
       max_decode_len,
       cfg.head_dim,
+      width * together,
     )
     empty = self.placement.constrain(
-      jnp.zeros(shape, cfg.dtype), 'batch', None, 'heads', 'length', 'kv'
+      jnp.zeros(shape, cfg.dtype), 'batch', 'length', 'kv', 'heads'
     )
     keys, values = self.decoder.project_memory(encoded)
     return DecodeCache(

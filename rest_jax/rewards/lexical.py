@@ -11,6 +11,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from rest_jax import errors
 from rest_jax.rewards import base
 
 _CHUNK = 128  # Rows that a worker is given at a time.
+_GRACE_SECONDS = 60.0  # That a worker goes on after SIGTERM.
 _VERSION = sacrebleu.__version__
 
 
@@ -193,7 +195,20 @@ def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
 
 
 def _end_with_the_run() -> None:
-  """Lets a worker end where a run is killed and cannot tell it to."""
+  """Lets a worker end where a run is killed and cannot tell it to.
+
+  SIGTERM, which is sent to all processes of a machine that is taken away, it
+  outlives by a while: the run, which ends by itself, must not find its workers
+  dead. A pool that broke ends its workers by SIGTERM, and then it does so too.
+  """
+
+  def terminated(number, frame):
+    del number, frame
+    timer = threading.Timer(_GRACE_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+  signal.signal(signal.SIGTERM, terminated)
 
   def watch():
     multiprocessing.parent_process().join()

@@ -302,6 +302,11 @@ def _save(
     'train_tokens': tokens,
     'decoded_tokens': decoded,
   }
-  checkpoints.save(step, state, extra)
+  # What is there is this state, saved before it was evaluated: to write it
+  # again is to be without it for a while.
+  if hosts.on_first(lambda: step in checkpoints.steps()):
+    hosts.on_first(lambda: checkpoints.amend(step, extra))
+  else:
+    checkpoints.save(step, state, extra)
   kept = {step, *(best_of(history).step for _ in history[:1])}
   hosts.on_first(lambda: checkpoints.keep(kept))

@@ -5,6 +5,7 @@ and stops training by leaving the loop.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -19,10 +20,12 @@ class StepDone:
   Attributes:
     step: updates made so far.
     metrics: of that update, on the host; see `TrainStep`.
+    input_seconds: that it waited for its batch.
   """
 
   step: int
   metrics: dict[str, float]
+  input_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +97,14 @@ def fit(
     return
   pending = None
   while step < num_steps:
-    state, metrics = train_step(
-      state, next(batches), dropout_key, learning_rate_scale
-    )
+    began = time.monotonic()
+    batch = next(batches)
+    waited = time.monotonic() - began
+    state, metrics = train_step(state, batch, dropout_key, learning_rate_scale)
     step += 1
     if pending is not None:
       yield _step_done(*pending, where)
-    pending = (step, metrics)
+    pending = (step, metrics, waited)
     stop = interrupted()
     if stop or step % checkpoint_every == 0 or step == num_steps:
       yield _step_done(*pending, where)
@@ -108,7 +112,9 @@ def fit(
       yield CheckpointDue(step, state, stop)
 
 
-def _step_done(step: int, metrics: dict[str, jax.Array], where: str):
+def _step_done(
+  step: int, metrics: dict[str, jax.Array], waited: float, where: str
+) -> StepDone:
   values = {name: float(x) for name, x in jax.device_get(metrics).items()}
   if not values['finite']:
     raise errors.NonFiniteError(
@@ -117,4 +123,4 @@ def _step_done(step: int, metrics: dict[str, jax.Array], where: str):
       'Optimizer.learning_rate or set Optimizer.clip_norm, delete the folder '
       f'of {where} and start again.'
     )
-  return StepDone(step, values)
+  return StepDone(step, values, waited)

@@ -75,12 +75,13 @@ class TrainStep:
         nor over the mesh's data axis.
     """
     batch = put_batch(self.policy, batch)
-    self._check_rows(batch.encoder_input_tokens.shape[0])
+    self.check_rows(batch.encoder_input_tokens.shape[0])
     scale = jnp.asarray(learning_rate_scale, jnp.float32)
     rate = self._learning_rate(state.step, scale)
     return self.jitted(state, batch, dropout_key, rate)
 
-  def _check_rows(self, rows: int):
+  def check_rows(self, rows: int) -> None:
+    """Raises a ConfigurationError where a batch of `rows` does not divide."""
     shards = self.policy.placement.num_shards('batch')
     if rows % (self.num_microbatches * shards):
       raise errors.ConfigurationError(
@@ -108,10 +109,7 @@ class TrainStep:
   def _update(self, state, batch, dropout_key, rate):
     if dropout_key is not None:
       dropout_key = jax.random.fold_in(dropout_key, state.step)
-    loss = self.loss
-    if isinstance(loss, losses_lib.PolicyLoss):
-      loss = loss.at(state.step)
-    grads, sums = self._gradient(loss, state.params, batch, dropout_key)
+    grads, sums = self.gradient(state.params, batch, dropout_key, state.step)
     # A batch without weight (only padding) changes nothing, instead of 0 / 0.
     normalizer = jnp.where(sums['normalizer'] > 0, sums['normalizer'], 1.0)
     grads = jax.tree.map(lambda g: g / normalizer, grads)
@@ -133,8 +131,11 @@ class TrainStep:
       metrics,
     )
 
-  def _gradient(self, loss, params, batch, dropout_key):
+  def gradient(self, params, batch, dropout_key, update=0):
     """Σ_t w_t ∇ℓ_t and the sums of the loss, over all microbatches."""
+    loss = self.loss
+    if isinstance(loss, losses_lib.PolicyLoss):
+      loss = loss.at(update)
 
     def of_part(index, part):
       key = dropout_key

@@ -76,6 +76,20 @@ def test_steps_are_numbers_not_words(tmp_path):
   assert checkpoints.latest() == 10
 
 
+def test_what_is_remembered_changes_without_the_arrays(tmp_path):
+  checkpoints = native.Checkpoints(tmp_path)
+  checkpoints.save(3, params_of(), {'history': [1]})
+  before = {
+    path: path.stat().st_ino for path in (tmp_path / '3' / 'state').rglob('*')
+  }
+  checkpoints.amend(3, {'history': [1, 2]})
+  assert checkpoints.extra(3) == {'history': [1, 2]}
+  assert_same(checkpoints.restore(3, abstract(params_of())), params_of())
+  assert before == {path: path.stat().st_ino for path in before}
+  with pytest.raises(errors.CorruptStateError):
+    checkpoints.amend(4, {})
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
   checkpoints = native.Checkpoints(tmp_path)
   checkpoints.save(1, {'x': jnp.zeros(3)})

@@ -123,7 +123,7 @@ def test_the_cache_follows_its_beam():
 
   def from_history(tokens, cache):
     logits, cache = decode_step(tokens, cache)
-    history = cache.self_keys[0]
+    history = jnp.moveaxis(cache.self_keys[0], 1, 2)
     weights = jnp.arange(1, history.shape[-1] + 1)[None, None, :]
     mixed = jnp.sum(history * weights, axis=-1) % 5
     return logits + 2.0 * jax.nn.one_hot(mixed, 6), cache

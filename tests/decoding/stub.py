@@ -15,9 +15,9 @@ def table_step(table):
   table = jnp.asarray(table, jnp.float32)
 
   def decode_step(tokens, cache):
-    position = jnp.arange(cache.self_keys[0].shape[2])[None, None, :]
+    position = jnp.arange(cache.self_keys[0].shape[1])[None, :, None]
     noted = jnp.where(
-      position == cache.step, tokens[..., None], cache.self_keys[0]
+      position == cache.step, tokens[:, None, :], cache.self_keys[0]
     )
     cache = cache.replace(self_keys=(noted,), step=cache.step + 1)
     return table[tokens], cache
@@ -26,7 +26,7 @@ def table_step(table):
 
 
 def empty_cache(num_sources, num_samples, max_decode_len):
-  shape = (num_sources, num_samples, max_decode_len)
+  shape = (num_sources, max_decode_len, num_samples)
   return DecodeCache(
     self_keys=(jnp.zeros(shape, jnp.int32),),
     self_values=(),

@@ -142,3 +142,31 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path):
   while any(pathlib.Path(f'/proc/{pid}').exists() for pid in workers):
     assert time.monotonic() < deadline, 'they are still there'
     time.sleep(0.1)
+
+
+_SIGNALLED = """
+import os, signal
+from rest_jax.rewards import lexical
+if __name__ == '__main__':
+  rows = ['a'] * 4096
+  score = lexical.SentenceChrf(num_workers=2).score
+  score(rows, rows, rows)
+  workers = list(lexical._pool(2)._processes)
+  for pid in workers:
+    os.kill(pid, signal.SIGTERM)
+  score(rows, rows, rows)
+  assert list(lexical._pool(2)._processes) == workers
+  print('scored')
+"""
+
+
+def test_workers_outlive_a_signal_to_the_whole_machine(tmp_path):
+  program = tmp_path / 'run.py'
+  program.write_text(_SIGNALLED)
+  done = subprocess.run(
+    [sys.executable, str(program)],
+    capture_output=True,
+    text=True,
+    timeout=30,
+  )
+  assert (done.returncode, done.stdout) == (0, 'scored\n'), done.stderr

@@ -1,0 +1,214 @@
+"""The programs of a run, lowered for devices that need not be there."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rest_jax import generation
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.models.config import T5Config
+from rest_jax.policy import Policy
+from rest_jax.sharding import Layout
+from rest_jax.training import early_stopping
+from rest_jax.training import state as state_lib
+from rest_jax.training import step as step_lib
+from rest_jax.types import Batch, DecodeCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """One update of an Improve step.
+
+  Attributes:
+    training: its settings.
+    rows: packed rows of a batch, over all chips.
+    num_microbatches: parts of the batch.
+  """
+
+  training: early_stopping.Training
+  rows: int
+  num_microbatches: int
+
+  def lower(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
+    """The real train step.
+
+    Raises:
+      ConfigurationError: the batch or the network does not divide.
+    """
+    policy = Policy(config, layout)
+    step = step_lib.make_train_step(
+      policy,
+      self.training.optimizer,
+      self.training.loss,
+      num_microbatches=self.num_microbatches,
+    )
+    step.check_rows(self.rows)
+    state = state_lib.abstract_state(policy, self.training.optimizer)
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
+    key = self._dropout_key(policy)
+    return step.jitted.lower(state, self._batch(policy), key, scale)
+
+  def lower_gradient(
+    self, config: T5Config, layout: Layout
+  ) -> jax.stages.Lowered:
+    """The gradient of one microbatch alone, without the update."""
+    policy = Policy(config, layout)
+    step = step_lib.make_train_step(
+      policy, self.training.optimizer, self.training.loss
+    )
+
+    def gradient(params, batch, key):
+      return step.gradient(params, batch, key)[0]
+
+    return jax.jit(gradient, out_shardings=policy.param_shardings()).lower(
+      policy.placed_params(), self._batch(policy), self._dropout_key(policy)
+    )
+
+  def _dropout_key(self, policy: Policy) -> jax.ShapeDtypeStruct | None:
+    if not policy.config.dropout_rate:
+      return None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(
+      (), key.dtype, sharding=policy.placement.sharding()
+    )
+
+  def _batch(self, policy: Policy) -> Batch:
+    packing = self.training.packing
+    sharding = step_lib.batch_sharding(policy)
+
+    def side(length: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
+      shape = (self.rows, length)
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    source, target = packing.source_length, packing.target_length
+    return Batch(
+      encoder_input_tokens=side(source),
+      decoder_input_tokens=side(target),
+      decoder_target_tokens=side(target),
+      decoder_loss_weights=side(target, jnp.float32),
+      encoder_segment_ids=side(source),
+      decoder_segment_ids=side(target),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One batch of Grow; every host decodes batches of its own.
+
+  Attributes:
+    sources: of the batch, over all chips of a host.
+    num_samples: samples of each that are drawn at once.
+    source_length: tokens that a source is padded to.
+    max_decode_len: steps of decoding.
+    sampling: how tokens are drawn.
+  """
+
+  sources: int
+  num_samples: int
+  source_length: int
+  max_decode_len: int
+  sampling: Sampling
+
+  @classmethod
+  def of(
+    cls,
+    policy: Policy,
+    batching: generation.Batching,
+    num_samples: int,
+    sampling: Sampling,
+    num_hosts: int,
+  ) -> 'Sample':
+    """The batch that a host makes in Grow of the longest sources."""
+    group = batching.group(num_samples)
+    share = -(-(batching.rows // group) // num_hosts)
+    return cls(
+      sources=policy.whole_batches(share),
+      num_samples=group,
+      source_length=batching.source_buckets[-1],
+      max_decode_len=batching.max_decode_len,
+      sampling=sampling,
+    )
+
+  def lower(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
+    """The real program: encodes the sources, then decodes in a loop."""
+    policy = Policy(config, layout)
+    return policy.lower_sample(
+      policy.placed_decode_params(),
+      self.sources,
+      self.source_length,
+      self.num_samples,
+      sampling=self.sampling,
+      max_decode_len=self.max_decode_len,
+      num_tokens=config.vocab_size,
+    )
+
+  def lower_start(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
+    """What of it comes before the loop."""
+    policy = Policy(config, layout)
+    return jax.jit(self._start(policy)).lower(
+      policy.placed_decode_params(), self._tokens(policy, self.source_length)
+    )
+
+  def lower_step(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
+    """One turn of the loop: a token of every sample."""
+    policy = Policy(config, layout)
+    params = policy.placed_decode_params()
+    cache = self.placed_cache(policy)
+
+    def step(params, tokens, uniform, cache):
+      logits, cache = policy.decode_step(params, tokens, cache)
+      return self.sampling(logits, uniform, config.vocab_size).tokens, cache
+
+    return jax.jit(step, donate_argnums=3).lower(
+      params,
+      self._tokens(policy, self.num_samples),
+      self._tokens(policy, self.num_samples, jnp.float32),
+      cache,
+    )
+
+  def placed_cache(self, policy: Policy) -> DecodeCache:
+    """Shapes and shardings of the keys and values of a batch."""
+    cache = jax.eval_shape(
+      self._start(policy),
+      policy.placed_decode_params(),
+      self._tokens(policy, self.source_length),
+    )
+
+    def place(leaves, *axes):
+      sharding = policy.placement.sharding(*axes)
+      return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        leaves,
+      )
+
+    own = ('batch', 'length', 'kv', 'heads')
+    shared = ('batch', 'heads', 'length', 'kv')
+    return DecodeCache(
+      self_keys=place(cache.self_keys, *own),
+      self_values=place(cache.self_values, *own),
+      cross_keys=place(cache.cross_keys, *shared),
+      cross_values=place(cache.cross_values, *shared),
+      source_mask=place(cache.source_mask, 'batch', None),
+      step=place(cache.step),
+    )
+
+  def _start(self, policy: Policy) -> Callable[..., DecodeCache]:
+    return functools.partial(
+      policy.start_cache,
+      num_samples=self.num_samples,
+      max_decode_len=self.max_decode_len,
+    )
+
+  def _tokens(
+    self, policy: Policy, length: int, dtype=jnp.int32
+  ) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+      (self.sources, length),
+      dtype,
+      sharding=policy.placement.sharding('batch', None),
+    )

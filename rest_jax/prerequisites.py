@@ -1,0 +1,57 @@
+"""What would stop a later stage of a run, found out before a costly one."""
+
+from rest_jax import grow, hosts
+from rest_jax.context import Context
+from rest_jax.data import store
+from rest_jax.errors import RewardError
+from rest_jax.policy import Policy
+from rest_jax.rest import ReST
+
+
+def check_layouts(run: ReST) -> None:
+  """Makes sure that the policy can be trained and sampled from here.
+
+  Raises:
+    ConfigurationError: a layout does not fit the devices or the network.
+  """
+  several = hosts.count() > 1
+  assert Policy(run.model, run.layout).placement.batch_share
+  assert Policy(run.model, run.decoding_layout, local=several).mesh
+
+
+def check_size(run: ReST, context: Context) -> None:
+  """Makes sure that there are sources to grow from for every process.
+
+  Raises:
+    ConfigurationError: there are not.
+  """
+  if run.num_grow:
+    sources = store.count_rows(context.split_folder('grow'))
+    grow.check_size(run.grow, sources, 'grow_1/samples')
+
+
+def check_references(run: ReST, context: Context) -> None:
+  """Makes sure that metrics find their references, before a costly stage.
+
+  Raises:
+    RewardError: a metric needs references that sources lack.
+  """
+  splits = context.read('data').manifest['extra']['splits']
+  sampled = 'grow' if 'grow' in splits else 'train'
+  wanted = [(run.annotate.reward, 'select'), (run.annotate.reward, 'report')]
+  if run.data.reward:
+    wanted.append((run.train_reward.rows.metric, 'reward'))
+  if run.num_grow:
+    wanted += [(model, sampled) for model in run.annotate.metrics]
+  for model, split in wanted:
+    rows = splits[split]['rows']
+    lacking = rows - splits[split]['with_target']
+    if model.info.needs_reference and lacking:
+      binding = {sampled: 'GROW_SPLIT', 'reward': 'REWARD_SPLIT'}.get(
+        split, 'DEV_SPLIT'
+      )
+      raise RewardError(
+        f'reward {model.info.name!r} needs references, and {lacking:,} of'
+        f' {rows:,} sources of the {split} data have none: use a'
+        f' reference-free reward, or a {binding} with references.'
+      )
