@@ -41,11 +41,12 @@ class Task:
   paths: tuple[str, ...] = ()
 
 
+_FILTERED_ALONE = 'improve.Improve.include_unfiltered=False'
 TASKS = {
   'numerals': Task(
     ('quickstart.gin',),
     ("ORIGINAL_DATA='none'",),
-    ('THRESHOLDS=(0.9,)', 'NUM_IMPROVE=1'),
+    ('THRESHOLDS=(0.9,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
     right='THRESHOLDS=(0.99,)',
     grown=6000 * 8,
   ),
@@ -57,7 +58,7 @@ TASKS = {
       'PACKED_SOURCE_LENGTH=128',
       'PACKED_TARGET_LENGTH=128',
     ),
-    ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1'),
+    ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
     right='THRESHOLDS=(0.6,)',
     grown=4930 * 8,
     paths=('DATA_DIR',),
@@ -75,7 +76,7 @@ class Variant:
     files: gin files after the task's.
     bindings: gin bindings after the task's.
     shares: what it takes of `base`: 'grow', 'supervised' or nothing.
-    one_step: whether it makes but one Improve step.
+    one_step: whether it makes but one Improve step, a filtered one.
     mode: the run mode that shows its rows.
   """
 
@@ -110,10 +111,13 @@ LOSSES = {
 }
 
 
-def _schedule(rule: str, values: str) -> Variant:
+def _schedule(
+  rule: str, values: str, controls: str = _NO_CONTROLS, *bindings: str
+) -> Variant:
   return Variant(
     bindings=(
-      _NO_CONTROLS,
+      controls,
+      *bindings,
       'SCHEDULE=@schedule.PerSource()',
       f"schedule.PerSource.rule='{rule}'",
       f'schedule.PerSource.values={values}',
@@ -176,6 +180,17 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
         bindings=(_NO_CONTROLS, 'improve.Improve.learning_rate_decay=1.0')
       ),
     },
+    # With one row of each source: under a global threshold, sources with more
+    # good samples weigh more however rewards are permuted within them.
+    'permuted': {
+      'best': _schedule(
+        'top_k',
+        '(1.0,)',
+        "CONTROLS=('continued', 'permuted')",
+        'NUM_IMPROVE=1',
+        _FILTERED_ALONE,
+      )
+    },
     'relatives': {
       name: Variant(
         (f'presets/{name}.gin',), (_NO_CONTROLS, *bindings), 'supervised'
@@ -191,9 +206,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
   }
 
 
-BASE = Variant(
-  bindings=("CONTROLS=('continued', 'random', 'permuted')",), shares=''
-)
+BASE = Variant(bindings=("CONTROLS=('continued', 'random')",), shares='')
 
 
 def flags(

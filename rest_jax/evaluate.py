@@ -39,7 +39,7 @@ class Evaluate:
     target_language: ISO 639-1 code; sacrebleu tokenises Chinese, Japanese and
       Korean by it.
     num_samples: samples a source for the mean reward.
-    sampling: how they are drawn; as in Grow.
+    sampling: how they are drawn; Grow may draw others.
     temperatures: tried on D_select to find the best one for this policy.
     num_beams: of beam search, for BLEU and chrF.
     alpha: exponent of beam search's brevity penalty.
@@ -118,19 +118,18 @@ class SelectReward:
     """
     decoder, settings = self._context.decoder, self._settings
     params = decoder.adopt(decoder.decode_params(params))
-    stopped, rewards, tokens = None, None, 0
+    stopped, rewards, generated = None, None, None
     try:
       rewards, _, generated = self._rewarded.of_share(
         params, settings.sampling, settings.select_samples
       )
-      tokens = int(generated.lengths.sum())
     except PreemptionError as error:
       stopped = error
-    told = hosts.gather('whether to stop', (stopped is not None, tokens))
     # To save what was trained, all have to stop where one does.
-    if any(ended for ended, _ in told):
+    if any(hosts.gather('whether to stop', stopped is not None)):
       raise stopped or preemption.preempted()
-    self.decoded_tokens += sum(tokens for _, tokens in told)
+    tokens = hosts.gather('decoded tokens', int(generated.lengths.sum()))
+    self.decoded_tokens += sum(tokens)
     rewards = hosts.gather_rows(rewards, self._num_sources)
     return float(rewards.mean(dtype=np.float64))
 

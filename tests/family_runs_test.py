@@ -1,5 +1,6 @@
 """The runs of benchmarks/family.py: every one of them builds as it is meant."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -62,6 +63,10 @@ def test_every_run_takes_the_stages_of_base_that_are_its_own(task, runs):
     if of_task != task:
       continue
     assert run.seed == base.seed == 3
+    evaluation = dataclasses.replace(
+      run.evaluate, num_samples=base.evaluate.num_samples
+    )
+    assert evaluation == base.evaluate, (table, name)
     shared = ['data', 'supervised']
     if run.grow_from:
       shared += [n for n in made if n.startswith('grow_1/') if 'rov' not in n]
@@ -84,6 +89,10 @@ def test_runs_are_what_they_are_called(task, runs):
   assert loss('linear').weighting == 'linear'
   assert all(
     runs[task, 'losses', name].num_improve == 1 for name in family.LOSSES
+  )
+  assert not any(
+    runs[task, 'losses', name].improve.include_unfiltered
+    for name in family.LOSSES
   )
   assert runs[task, 'losses_by_step', 'gold'].num_improve == 4
   assert runs[task, 'thresholds', 'top_k'].improve.schedule == (

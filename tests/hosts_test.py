@@ -473,7 +473,7 @@ def test_an_evaluation_while_training_ends_in_all_or_in_none(
   vars(context)['decoder'] = Policy(T5Config(vocab_size=16))
   monkeypatch.setattr(Policy, 'adopt', lambda self, params: params)
   settings = evaluate.Evaluate(target_language='en')
-  mean = evaluate.select_reward(context, settings, lexical.SentenceChrf())
+  mean = evaluate.SelectReward(context, settings, lexical.SentenceChrf())
   become(service, 1)
   told = [not here, here, False]  # By whom of the three it was heard.
   service.key_value_set('rest_jax/result/0', json.dumps(told))
