@@ -114,53 +114,67 @@ class Quantiles:
     return [selection.Threshold(tau) for tau in self.resolve(rewards)]
 
   def resolve(self, rewards: RewardStream) -> tuple[float, ...]:
-    """Finds the quantiles exactly, in two passes and constant memory.
-
-    Args:
-      rewards: gives the rewards anew each time: float32 arrays, in [0, 1].
-
-    Returns:
-      τ_1 … τ_I.
+    """See `quantiles`.
 
     Raises:
       DataError: there is no reward at all.
       ConfigurationError: a quantile is 1, which no reward exceeds.
     """
-    if not self.levels:
-      return ()
-    # Non-negative floats order as their bits do; count by the upper half of
-    # the bits first, then by the lower half where a quantile fell.
-    upper = np.zeros(1 << 16, np.int64)
-    for values in rewards():
-      upper += np.bincount(_bits(values) >> 16, minlength=1 << 16)
-    total = int(upper.sum())
-    if not total:
-      raise errors.DataError(
-        'no scored sample to take quantiles of: run grow and annotate first'
-      )
-    ranks = [max(0, int(np.ceil(q * total)) - 1) for q in self.levels]
-    below = np.cumsum(upper)
-    bins = np.searchsorted(below, ranks, side='right')
-    lower = {int(b): np.zeros(1 << 16, np.int64) for b in bins}
-    for values in rewards():
-      bits = _bits(values)
-      for b, counts in lower.items():
-        inside = bits[bits >> 16 == b] & 0xFFFF
-        counts += np.bincount(inside, minlength=1 << 16)
-    taus = []
-    for b, rank in zip(bins, ranks, strict=True):
-      rest = rank - (int(below[b]) - int(upper[b]))
-      low = np.searchsorted(np.cumsum(lower[int(b)]), rest, side='right')
-      word = np.asarray([(int(b) << 16) | int(low)], np.uint32)
-      taus.append(float(word.view(np.float32)[0]))
+    taus = quantiles(rewards, self.levels)
     for level, tau in zip(self.levels, taus, strict=True):
       if tau >= 1.0:
         raise errors.ConfigurationError(
           f'Quantiles.levels holds {level:g}, but so many rewards are '
-          f'{tau:g} that no row exceeds that quantile: give lower levels, or '
-          'Thresholds'
+          f'{tau:g} that no row exceeds that quantile: give lower levels, '
+          'Thresholds, or TopShares, which keeps some of those that are equal'
         )
-    return tuple(taus)
+    return taus
+
+
+def quantiles(
+  rewards: RewardStream, levels: Sequence[float]
+) -> tuple[float, ...]:
+  """Finds quantiles exactly, in two passes and constant memory.
+
+  Args:
+    rewards: gives the rewards anew each time: float32 arrays, in [0, 1].
+    levels: in [0, 1).
+
+  Returns:
+    For each level q the smallest reward that at least the share q of rows do
+    not exceed.
+
+  Raises:
+    DataError: there is no reward at all.
+  """
+  if not levels:
+    return ()
+  # Non-negative floats order as their bits do; count by the upper half of
+  # the bits first, then by the lower half where a quantile fell.
+  upper = np.zeros(1 << 16, np.int64)
+  for values in rewards():
+    upper += np.bincount(_bits(values) >> 16, minlength=1 << 16)
+  total = int(upper.sum())
+  if not total:
+    raise errors.DataError(
+      'no scored sample to take quantiles of: run grow and annotate first'
+    )
+  ranks = [max(0, int(np.ceil(q * total)) - 1) for q in levels]
+  below = np.cumsum(upper)
+  bins = np.searchsorted(below, ranks, side='right')
+  lower = {int(b): np.zeros(1 << 16, np.int64) for b in bins}
+  for values in rewards():
+    bits = _bits(values)
+    for b, counts in lower.items():
+      inside = bits[bits >> 16 == b] & 0xFFFF
+      counts += np.bincount(inside, minlength=1 << 16)
+  taus = []
+  for b, rank in zip(bins, ranks, strict=True):
+    rest = rank - (int(below[b]) - int(upper[b]))
+    low = np.searchsorted(np.cumsum(lower[int(b)]), rest, side='right')
+    word = np.asarray([(int(b) << 16) | int(low)], np.uint32)
+    taus.append(float(word.view(np.float32)[0]))
+  return tuple(taus)
 
 
 @dataclasses.dataclass(frozen=True)

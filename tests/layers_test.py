@@ -38,6 +38,7 @@ _LAYERS = (
   (2, 'selection'),
   (2, 'penalised'),
   (2, 'schedule'),
+  (2, 'top_share'),
   (2, 'preview'),
   (3, 'diagnostics'),
   (2, 'run_lock'),
