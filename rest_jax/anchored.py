@@ -107,7 +107,8 @@ class Anchored:
     Args:
       params: as `wrap` gives them; anchors are not differentiated.
       batch: rows of padded or packed pairs.
-      dropout_key: a key to train the policy with dropout; anchors have none.
+      dropout_key: a key to train the policy with dropout; anchors have none,
+        so that divergences then are too large.
     """
     logits = self.policy.logits(params['policy'], batch, dropout_key)
     targets = jnp.asarray(batch.decoder_target_tokens)

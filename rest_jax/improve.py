@@ -91,6 +91,13 @@ class Improve:
         ' but nothing trains it; give --gin_file=losses/value.gin too, which'
         ' binds Improve.value.'
       )
+    if getattr(loss, 'duals', ()) and self.training.num_microbatches > 1:
+      raise ConfigurationError(
+        f'Improve.training.loss = {type(loss).__name__} takes the better half'
+        ' of a whole batch, which NUM_MICROBATCHES ='
+        f' {self.training.num_microbatches} would cut; set it to 1, and'
+        ' BATCH_ROWS lower where memory is short.'
+      )
     if self.accumulate and self.original_data != 'none':
       raise ConfigurationError(
         f'Improve.accumulate = True with ORIGINAL_DATA = {self.original_data!r}'
@@ -334,8 +341,17 @@ def _write_rows(
     'distinct_samples': kept.distinct_samples,
     'references': int(rows.is_original.sum()),
   }
-  if loss.paired:
-    counts['pairs'] = len(rows) // 2
+  if loss.paired:  # What was trained on: two samples of some of the sources.
+    pairs = len(rows) // 2
+    counts |= {
+      'pairs': pairs,
+      'kept_samples': len(rows),
+      'kept_sources': pairs,
+      'starved_sources': counts['starved_sources']
+      + counts['kept_sources']
+      - pairs,
+      'distinct_samples': len(rows),
+    }
   context.progress.note(
     f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
     f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'

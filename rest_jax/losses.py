@@ -162,6 +162,11 @@ class PolicyLoss:
     return self
 
   @property
+  def compares(self) -> bool:
+    """Whether it holds π_θ against a policy, which then knows no dropout."""
+    return bool(self.anchors or set(self.needs) & set(STORED))
+
+  @property
   def fits_references(self) -> bool:
     """Whether it asks nothing that D's own pairs cannot tell."""
     return not (self.needs or self.paired or self.uses_rewards or self.anchors)

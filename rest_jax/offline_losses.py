@@ -20,11 +20,11 @@ TokenFloats = Float[Array, 'b t']
 
 def clipped_importance(
   log_probs: TokenFloats,
-  behaviour_log_probs: TokenFloats,
+  old_log_probs: TokenFloats,
   weights: TokenFloats,
   epsilon: float,
 ) -> TokenFloats:
-  """ℓ_t = −min(ρ_t, clip(ρ_t, 1 − ε, 1 + ε)),  ρ_t = π_θ(y_t | ·) / μ(y_t | ·).
+  """ℓ_t = −min(ρ_t, clip(ρ_t, 1 − ε, 1 + ε)),  ρ_t = π_θ(y_t | ·) / π_old(…).
 
   RAFT++ (Xiong et al., A Minimalist Approach to LLM Reasoning: from Rejection
   Sampling to Reinforce, 2025, arXiv:2504.11343), which is PPO's
@@ -34,15 +34,15 @@ def clipped_importance(
 
   Args:
     log_probs: float32, log π_θ(y_t | y_<t, x) in nats.
-    behaviour_log_probs: float32, log μ(y_t | y_<t, x) of the distribution that
-      the token was drawn from.
+    old_log_probs: float32, log π_old(y_t | y_<t, x) of the policy that grew
+      them, untempered as π_θ is: at π_old all ratios are 1.
     weights: float32, whose sign decides which is pessimistic.
     epsilon: ε, in (0, 1).
 
   Returns:
     float32, one a token, to be multiplied by the weight.
   """
-  ratios = jnp.exp(log_probs - behaviour_log_probs)
+  ratios = jnp.exp(log_probs - old_log_probs)
   clipped = jnp.clip(ratios, 1.0 - epsilon, 1.0 + epsilon)
   lower = jnp.minimum(ratios, clipped)
   return -jnp.where(weights < 0, jnp.maximum(ratios, clipped), lower)
@@ -52,8 +52,15 @@ def clipped_importance(
 class ClippedImportance(losses.PolicyLoss):
   """RAFT++: kept samples, weighted by how likely they have become.
 
+  Samples are drawn from μ, which is π_old but for temperature and truncation.
+  So each token's loss is multiplied by min(π_old/μ, c), as where the policy
+  that is clipped against did not draw the samples (Hilton et al., Batch
+  Size-Invariance for Policy Optimization, 2021, arXiv:2110.00641); c bounds
+  its variance.
+
   Attributes:
     epsilon: ε of the clip.
+    max_correction: c, at least 1; 1 leaves only what is below 1.
     normalization: as `losses.BehavioralCloning`.
 
   Raises:
@@ -61,21 +68,26 @@ class ClippedImportance(losses.PolicyLoss):
   """
 
   name: ClassVar[str] = 'raft++'
-  needs: ClassVar[tuple[str, ...]] = ('sampling_log_probs',)
+  needs: ClassVar[tuple[str, ...]] = losses.STORED
 
   epsilon: float = 0.2
+  max_correction: float = 2.0
   normalization: losses.Normalization = 'tokens'
 
   def __post_init__(self):
     _check(self, 'epsilon', 0.0 < self.epsilon < 1.0, 'in (0, 1)')
+    right = 1.0 <= self.max_correction < math.inf
+    _check(self, 'max_correction', right, 'at least 1')
 
   def __call__(
     self, scores: types.TokenScores, batch: types.Batch
   ) -> jax.Array:
     """Returns the loss of each target token, unweighted, float32 [b, t]."""
-    return clipped_importance(
+    old = _figure(batch, 'grown_log_probs')
+    correction = jnp.exp(old - _figure(batch, 'sampling_log_probs'))
+    return jnp.minimum(correction, self.max_correction) * clipped_importance(
       scores.log_probs,
-      _figure(batch, 'sampling_log_probs'),
+      old,
       jnp.asarray(batch.decoder_loss_weights),
       self.epsilon,
     )
@@ -143,8 +155,11 @@ def gold(
 class Gold(losses.PolicyLoss):
   """GOLD. π̃ is the policy that the Improve step starts from.
 
-  u and b are those of the authors' script for IWSLT14, whose code has k = 5
-  built in.
+  This is GOLD-p, whose b2 sums log-probabilities; the authors' code has its k =
+  5 and ends in certainty. Their script for IWSLT14 runs GOLD-s instead, which
+  sums probabilities, with u = 0.2. b = −10 lies so far below most of what BC
+  says that b2 hardly differs among tokens, and GOLD is nearly BC weighted by
+  b1; a b near the log-probabilities of poor tokens, such as −3, parts them.
 
   Attributes:
     low: u, the least importance.

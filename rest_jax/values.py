@@ -34,7 +34,7 @@ from rest_jax import (
 from rest_jax.checkpoint import native
 from rest_jax.context import BC, PARAMS, Context
 from rest_jax.data import loader
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.models.heads import Valuer
 from rest_jax.network import Network
 from rest_jax.policy import Policy
@@ -43,6 +43,8 @@ from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
 from rest_jax.types import Batch, Params
 
+# A tenth of what layers begin with: values of about 0.1 before any is learned.
+_FIRST_READ_OUT = 0.1
 _JUDGED = 4096  # Samples whose order is compared; pairs grow with the square.
 
 
@@ -155,7 +157,10 @@ class ActorCritic:
 
 
 def from_policy(model: ValueModel, params: Params, seed: int) -> Params:
-  """The policy's parameters with a new read-out, which starts at 0.
+  """The policy's parameters with a new read-out, whose values are near 0.
+
+  It must not be 0: the optimizers here move a parameter in proportion to its
+  size, and those of 0 would be the last to move.
 
   Args:
     model: of the policy's shape.
@@ -165,7 +170,7 @@ def from_policy(model: ValueModel, params: Params, seed: int) -> Params:
   own = traverse_util.flatten_dict(model.init(seed), sep='/')
   given = traverse_util.flatten_dict(params, sep='/')
   for name in own:
-    own[name] = given.get(name, jnp.zeros_like(own[name]))
+    own[name] = given.get(name, _FIRST_READ_OUT * own[name])
   return traverse_util.unflatten_dict(own, sep='/')
 
 
@@ -257,17 +262,47 @@ def judge(
 
   Kendall's τ_b and Spearman's ρ over the first samples, as the ReST paper gives
   them for its value functions; those that are defined. A sample's value is the
-  one before its last token.
+  one before its last token. Where rewards tie, no τ_b of untied values reaches
+  1, so the share of the pairs of different reward in the right order, as C − D
+  over their number, stands beside it.
   """
   rows = batches.rows
-  values = batches.each_token(functools.partial(step.scores, model, params))
-  last = rows.target_offsets[1 : 1 + _JUDGED] - 1
-  found, wanted = values[last], np.asarray(rows.figures['returns'])[last]
+  ends = rows.target_offsets[1 : 1 + _JUDGED]
+  values = batches.each_token(
+    functools.partial(step.scores, model, params), first=len(ends)
+  )
+  found, wanted = (
+    values[ends - 1],
+    np.asarray(rows.figures['returns'])[ends - 1],
+  )
   figures = {
     'kendall': agreement.kendall_tau(wanted, found),
+    'kendall_untied': kendall_untied(wanted, found),
     'spearman': spearman(wanted, found),
   }
   return {k: v for k, v in figures.items() if math.isfinite(v)}
+
+
+def kendall_untied(
+  wanted: Float[np.ndarray, ' n'], found: Float[np.ndarray, ' n']
+) -> float:
+  """(C − D) / (C + D + T): Kendall's τ over the pairs that `wanted` orders.
+
+  Somers' d: T are the pairs among them that `found` ties. It is 1 for a perfect
+  order however many of `wanted` are equal.
+
+  >>> kendall_untied(np.array([1.0, 1, 1, 3]), np.array([0.1, 0.3, 0.2, 0.9]))
+  1.0
+
+  Returns:
+    In [−1, 1]; NaN where all of `wanted` are equal.
+  """
+  agreeing = ordered = 0
+  for value, other in zip(wanted, found, strict=True):
+    signs = np.sign(wanted - value)
+    agreeing += int((signs * np.sign(found - other)).sum())
+    ordered += int(np.count_nonzero(signs))
+  return agreeing / ordered if ordered else math.nan
 
 
 def spearman(
@@ -304,10 +339,23 @@ def _rows(
 def _part(
   rows: Iterable[tuple[Any, ...]], share: float, held_out: bool
 ) -> Iterator[tuple[Any, ...]]:
-  """The rows of about that share of the sources, or of all others."""
+  """The rows of about that share of the sources, or of all others.
+
+  Raises:
+    DataError: there is none.
+  """
+  count = 0
   for row in rows:
     tokens = np.asarray(row[0], np.int32).tobytes()
     digest = hashlib.blake2b(tokens, digest_size=8).digest()
     chosen = int.from_bytes(digest, 'little') < share * 2**64
     if chosen == held_out:
+      count += 1
       yield row
+  if not count:
+    what = 'held out' if held_out else 'left to train on'
+    raise DataError(
+      f'no finished sample is {what} for the value model: set'
+      f' TrainValue.held_out = {share:g}, the share of sources,'
+      f' {"higher" if held_out else "lower"}, or grow from more sources.'
+    )

@@ -25,6 +25,7 @@ from rest_jax.data import loader, store, tokenizer
 from rest_jax.schedule import PerSource
 from rest_jax.training import early_stopping, optimizer, step
 from rest_jax.training import state as state_lib
+from rest_jax.types import Batch
 
 
 @pytest.fixture(scope='module')
@@ -73,10 +74,16 @@ def loss_at(context, rows, loss, policy='supervised'):
 def test_at_the_policy_that_grew_them_every_ratio_is_one(context, tmp_path):
   loss = offline_losses.ClippedImportance()
   rows = written(context, tmp_path, loss)
+  # What is left is π/μ: all tokens, rare ones too, count as they were drawn.
+  correction = math.exp(small_run.OFFSET)
   found = loss_at(context, rows, loss)
-  assert found['loss'] == pytest.approx(-1.0, abs=1e-5)
+  assert found['loss'] == pytest.approx(-correction, abs=1e-5)
+  bounded = dataclasses.replace(loss, max_correction=1.1)
+  found = loss_at(context, rows, bounded)
+  assert found['loss'] == pytest.approx(-1.1, abs=1e-5)
   # At another policy they differ.
-  assert abs(loss_at(context, rows, loss, 'other')['loss'] + 1.0) > 1e-3
+  found = loss_at(context, rows, loss, 'other')
+  assert abs(found['loss'] + correction) > 1e-3
 
 
 @pytest.mark.parametrize('form', ['dpo', 'ipo'])
@@ -102,6 +109,28 @@ def test_at_the_policy_that_grew_them_no_margin_is_there(
   found = loss_at(context, rows, loss, 'other')['loss']
   assert found == pytest.approx(expected, rel=1e-4)
   assert abs(found - at_reference) > 1e-4
+
+
+@pytest.mark.parametrize(
+  ('loss', 'dropped'),
+  [
+    (losses.BehavioralCloning(), True),
+    (losses.RewardWeighted(), True),
+    (offline_losses.Gold(), True),
+    (offline_losses.ActorCritic(), True),
+    (offline_losses.ValueRegression(), True),
+    (offline_losses.ClippedImportance(), False),
+    (offline_losses.Preference(), False),
+    (constrained_losses.VMPO(), False),
+    (constrained_losses.BVMPO(), False),
+  ],
+  ids=lambda value: getattr(value, 'name', None),
+)
+def test_what_compares_policies_trains_without_dropout(context, loss, dropped):
+  config = dataclasses.replace(context.model, dropout_rate=0.1)
+  network = dataclasses.replace(context.policy, config=config)
+  key = early_stopping.dropout_key(network, loss, seed=0)
+  assert (key is not None) == dropped
 
 
 def test_the_better_of_a_pair_comes_first(context, tmp_path):
@@ -156,6 +185,12 @@ def test_an_improve_step_trains_with_the_loss(context, loss):
   assert counts['select_samples'] == 2 * 8
   assert counts['select_tokens'] >= 2 * 8
   assert ('pairs' in counts) == loss.paired
+  if loss.paired:
+    assert counts['kept_samples'] == counts['distinct_samples']
+    assert counts['kept_samples'] == 2 * counts['kept_sources'] > 0
+    assert counts['kept_sources'] == counts['pairs']
+    sources = counts['kept_sources'] + counts['starved_sources']
+    assert sources == small_run.SOURCES
   assert counts['references'] == 0
 
 
@@ -176,7 +211,7 @@ def value_stage(context):
   return stage
 
 
-def test_a_value_model_starts_as_bc_and_promises_nothing(context):
+def test_a_value_model_starts_as_bc_and_promises_little(context):
   model = values.ValueModel(context.model, context.layout)
   bc = context.params('supervised')
   params = values.from_policy(model, bc, seed=1)
@@ -187,8 +222,35 @@ def test_a_value_model_starts_as_bc_and_promises_nothing(context):
   np.testing.assert_array_equal(
     params['token_embedder']['embedding'], bc['token_embedder']['embedding']
   )
-  assert not np.asarray(params['decoder']['score_dense']['kernel']).any()
+  kernel = np.asarray(params['decoder']['score_dense']['kernel'])
+  assert 0 < np.abs(kernel).max() < 0.2
   assert 'logits_dense' not in params['decoder']
+
+
+def test_a_value_model_reaches_its_level_in_the_updates_of_quickstart(
+  context,
+):
+  config = dataclasses.replace(context.model, emb_dim=64, mlp_dim=32)
+  policy = dataclasses.replace(context.policy, config=config)
+  model = values.ValueModel(config, context.layout)
+  adafactor = optimizer.Optimizer(learning_rate=0.005)
+  update = step.make_train_step(
+    model, adafactor, offline_losses.ValueRegression()
+  )
+  params = values.from_policy(model, policy.init(0), seed=1)
+  state = state_lib.init_state(model, adafactor, params)
+  tokens = np.random.default_rng(0).integers(3, 300, (150, 4, 8), np.int32)
+  for targets in tokens:
+    batch = Batch(
+      encoder_input_tokens=targets,
+      decoder_input_tokens=np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+      decoder_target_tokens=targets,
+      decoder_loss_weights=np.ones((4, 8), np.float32),
+      decoder_figures={'returns': np.full((4, 8), 0.8, np.float32)},
+    )
+    state, _ = update(state, batch)
+  found = np.asarray(model.score(state.params, batch))
+  np.testing.assert_allclose(found.mean(), 0.8, atol=0.05)
 
 
 def test_the_value_model_learns_from_finished_samples(context, value_stage):
@@ -203,6 +265,7 @@ def test_the_value_model_learns_from_finished_samples(context, value_stage):
   history = value_stage.manifest['extra']['history']
   assert history[-1]['value'] > history[0]['value']  # −squared error.
   assert -1 <= counts['rows_spearman'] <= 1
+  assert -1 <= counts['rows_kendall_untied'] <= 1
 
 
 def test_a_value_knows_the_prefix_alone_packed_or_not(context, value_stage):
@@ -283,9 +346,55 @@ def test_spearman_shares_the_ranks_of_ties():
   assert math.isnan(values.spearman(wanted, np.ones(4)))
 
 
+def test_where_rewards_tie_the_pairs_that_differ_are_ordered_wholly():
+  wanted = np.array([0.2, 0.9, 1.0, 1.0, 1.0])
+  found = np.array([0.1, 0.2, 0.3, 0.5, 0.4])
+  assert values.kendall_untied(wanted, found) == 1.0
+  assert values.agreement.kendall_tau(wanted, found) < 0.9
+  # Of seven pairs one is wrong, one tied.
+  found = np.array([0.3, 0.2, 0.3, 0.5, 0.4])
+  assert values.kendall_untied(wanted, found) == pytest.approx(4 / 7)
+  assert math.isnan(values.kendall_untied(np.ones(3), np.arange(3.0)))
+
+
+@pytest.mark.parametrize(
+  ('held_out', 'named'),
+  [(0.99999, 'is left to train on .* 0.99999'), (1e-9, 'is held out .* 1e-09')],
+)
+def test_a_value_model_without_rows_names_its_share(context, held_out, named):
+  grown = grown_data.GrownData(
+    context, settings(losses.BehavioralCloning()), ('grow_1',)
+  )
+  stage = begun(context, f'value_{held_out}')
+  with pytest.raises(errors.DataError, match=named):
+    values.run(
+      context,
+      stage,
+      dataclasses.replace(TRAIN_VALUE, held_out=held_out),
+      grown,
+    )
+
+
+def test_figures_of_the_first_rows_alone(context, tmp_path):
+  rows = written(context, tmp_path, losses.BehavioralCloning())
+  batches = loader.TrainingBatches(rows, PACKING, seed=0)
+  some = batches.each_token(lambda batch: np.ones((8, 32), np.float32), first=2)
+  assert some[: rows.target_offsets[2]].all()
+  assert not some[rows.target_offsets[2] :].any()
+
+
 def test_a_loss_that_lacks_its_value_model_is_an_error():
   with pytest.raises(errors.ConfigurationError, match=r'binds Improve\.value'):
     settings(offline_losses.ActorCritic())
+
+
+def test_what_compares_the_tokens_of_a_batch_has_it_whole():
+  whole = settings(constrained_losses.VMPO(), value=TRAIN_VALUE)
+  cut = dataclasses.replace(whole.training, num_microbatches=2)
+  with pytest.raises(
+    errors.ConfigurationError, match=r'VMPO takes .* NUM_MICROBATCHES = 2'
+  ):
+    dataclasses.replace(whole, training=cut)
 
 
 def test_a_store_without_pairs_is_an_error(context, tmp_path):

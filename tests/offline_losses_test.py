@@ -50,14 +50,35 @@ def test_clipped_importance_by_hand():
 
 
 def test_a_clipped_token_has_no_gradient_and_others_that_of_their_ratio():
-  batch = batch_of([1, 1], sampling_log_probs=[math.log(0.4)] * 2)
+  batch = batch_of(
+    [1, 1],
+    grown_log_probs=[math.log(0.4)] * 2,
+    sampling_log_probs=[math.log(0.25)] * 2,
+  )
   loss = offline_losses.ClippedImportance(epsilon=0.2)
 
   def total(log_probs):
     return jnp.sum(loss(scores_of(log_probs), batch))
 
   gradient = jax.grad(total)(jnp.log(jnp.array([0.2, 0.6])))
-  np.testing.assert_allclose(gradient, [-0.5, 0.0], rtol=1e-6)
+  np.testing.assert_allclose(gradient, [-0.5 * 1.6, 0.0], rtol=1e-6)
+
+
+def test_no_token_is_clipped_at_the_policy_that_drew_it_at_a_temperature():
+  old = np.array([0.9, 0.1])
+  tempered = old**1.25 / np.sum(old**1.25)  # T = 0.8.
+  batch = batch_of(
+    [1, 1],
+    grown_log_probs=np.log(old),
+    sampling_log_probs=np.log(tempered),
+  )
+
+  def total(log_probs):
+    loss = offline_losses.ClippedImportance(epsilon=0.2)
+    return jnp.sum(loss(scores_of(log_probs), batch))
+
+  gradient = jax.grad(total)(jnp.log(jnp.asarray(old, jnp.float32)))
+  np.testing.assert_allclose(gradient, -old / tempered, rtol=1e-5)
 
 
 def gold_of_the_authors(log_probs, lagged, bc, *, low, base, floor, steps):

@@ -143,23 +143,28 @@ class TrainingBatches:
       yield assemble(self.rows, self.packing, chosen)
 
   def each_token(
-    self, measure: Callable[[types.Batch], np.ndarray]
+    self,
+    measure: Callable[[types.Batch], np.ndarray],
+    first: int | None = None,
   ) -> Float32[np.ndarray, ' tokens']:
     """A figure of every target token, of `once`, in the order of the rows.
 
     Args:
       measure: gives the figures of a batch's target tokens, float32 [b, t].
+      first: of how many rows, from the first on; others have 0. None: all.
     """
     out = np.zeros(len(self.rows.target_tokens), np.float32)
-    for chosen in self._chosen_once():
+    for chosen in self._chosen_once(first):
       values = measure(assemble(self.rows, self.packing, chosen))
       side = _side_of(self.rows.target_offsets, chosen)
       out[side.token] = np.asarray(values)[side.row, side.column]
     return out
 
-  def _chosen_once(self) -> Iterator[list[np.ndarray]]:
+  def _chosen_once(
+    self, first: int | None = None
+  ) -> Iterator[list[np.ndarray]]:
     """Yields the numbers of the rows in each packed row of each batch."""
-    everything = self._plan(np.arange(len(self.rows)), 'any')
+    everything = self._plan(np.arange(len(self.rows))[:first], 'any')
     share = self.packing.rows_per_batch // self.process_count
     for start in range(0, len(everything), self.packing.rows_per_batch):
       mine = start + self.process_index * share

@@ -5,6 +5,7 @@ A killed process goes on from its last checkpoint: batches are a function of
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -111,11 +112,14 @@ class Outcome:
     params: parameters of the best evaluation.
     best: that evaluation.
     history: all evaluations, that of update 0 first.
+    seconds_before: what earlier starts took, up to the checkpoint that this one
+      went on from.
   """
 
   params: Params
   best: Evaluation
   history: tuple[Evaluation, ...]
+  seconds_before: float = 0.0
 
   @property
   def updates(self) -> int:
@@ -157,7 +161,7 @@ def train(
     batches: the data.
     evaluate: the figure that decides, higher is better.
     folder: of the checkpoints, emptied of all but the best and the last.
-    seed: of dropout.
+    seed: of dropout, which losses that compare policies train without.
     learning_rate_scale: factor on the optimizer's learning rate.
     where: name of the stage, for messages.
     on_step: called after each update.
@@ -175,13 +179,18 @@ def train(
     StorageError: a checkpoint cannot be written.
     PreemptionError: SIGTERM came; the state is saved.
   """
-  checkpoints = native.Checkpoints(folder)
-  state, history, tokens, decoded_before = _resume(
+  checkpoints, began = native.Checkpoints(folder), time.monotonic()
+  state, history, tokens, decoded_before, seconds_before = _resume(
     policy, params, training.optimizer, checkpoints
   )
 
   def save(state: TrainState) -> None:
-    _save(checkpoints, state, history, tokens, decoded_before + decoded())
+    counts = {
+      'train_tokens': tokens,
+      'decoded_tokens': decoded_before + decoded(),
+      'seconds': seconds_before + time.monotonic() - began,
+    }
+    _save(checkpoints, state, history, counts)
 
   def record(state: TrainState) -> None:
     try:
@@ -205,7 +214,7 @@ def train(
       batches.starting_at(int(state.step)),
       num_steps=stopping.max_steps,
       checkpoint_every=stopping.eval_every,
-      dropout_key=_dropout_key(policy, seed),
+      dropout_key=dropout_key(policy, training.loss, seed),
       learning_rate_scale=learning_rate_scale,
       where=where,
       interrupted=interrupted,
@@ -228,7 +237,7 @@ def train(
   best = best_of(history)
   abstract = state_lib.abstract_state(policy, training.optimizer).params
   best_params = checkpoints.restore_params(best.step, abstract)
-  return Outcome(best_params, best, tuple(history))
+  return Outcome(best_params, best, tuple(history), seconds_before)
 
 
 def _train_step(policy: Trainable, training: Training) -> step_lib.TrainStep:
@@ -240,8 +249,12 @@ def _train_step(policy: Trainable, training: Training) -> step_lib.TrainStep:
   )
 
 
-def _dropout_key(policy: Trainable, seed: int) -> jax.Array | None:
-  if not policy.config.dropout_rate:
+def dropout_key(
+  policy: Trainable, loss: losses.TokenLoss, seed: int
+) -> jax.Array | None:
+  """The key that a network is trained with; None for no dropout."""
+  compares = isinstance(loss, losses.PolicyLoss) and loss.compares
+  if compares or not policy.config.dropout_rate:
     return None
   return jax.random.key(seed)
 
@@ -267,11 +280,15 @@ def _resume(
   params: Params,
   optimizer: optimizer_lib.Optimizer,
   checkpoints: native.Checkpoints,
-) -> tuple[TrainState, list[Evaluation], int, int]:
-  """The state to go on from, what was evaluated, tokens trained and decoded."""
+) -> tuple[TrainState, list[Evaluation], int, int, float]:
+  """The state to go on from, what was evaluated, and what it has cost.
+
+  Returns:
+    The last: tokens trained, tokens decoded, seconds.
+  """
   step, extra = hosts.on_first(lambda: _latest(checkpoints))
   if step is None:
-    return state_lib.init_state(policy, optimizer, params), [], 0, 0
+    return state_lib.init_state(policy, optimizer, params), [], 0, 0, 0.0
   history = [Evaluation(**record) for record in extra['history']]
   abstract = state_lib.abstract_state(policy, optimizer)
   # Versions that lacked these saved only after evaluations, or decoded there.
@@ -279,7 +296,8 @@ def _resume(
     extra[name] if name in extra else getattr(history[-1], name)
     for name in ('train_tokens', 'decoded_tokens')
   )
-  return checkpoints.restore(step, abstract), history, tokens, decoded
+  state = checkpoints.restore(step, abstract)
+  return state, history, tokens, decoded, extra.get('seconds', 0.0)
 
 
 def _latest(checkpoints: native.Checkpoints) -> tuple[int | None, Any]:
@@ -291,17 +309,12 @@ def _save(
   checkpoints: native.Checkpoints,
   state: TrainState,
   history: list[Evaluation],
-  tokens: int,
-  decoded: int,
+  counts: dict[str, float],
 ) -> None:
   """Saves the state, then lets go of all but the best and the last."""
   step = int(state.step)
   records = [dataclasses.asdict(evaluation) for evaluation in history]
-  extra = {
-    'history': records,
-    'train_tokens': tokens,
-    'decoded_tokens': decoded,
-  }
+  extra = {'history': records, **counts}
   # What is there is this state, saved before it was evaluated: to write it
   # again is to be without it for a while.
   if hosts.on_first(lambda: step in checkpoints.steps()):

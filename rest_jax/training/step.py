@@ -2,7 +2,7 @@
 
 The only place where token losses are summed and divided: both sums are taken
 over all microbatches and hosts first, Σ_t w_t ∇ℓ_t / Σ w. So the update does
-not depend on how a batch is cut.
+not depend on how a batch is cut, where a token's loss asks nothing of others'.
 
 A policy is anything hashable with `score(params, batch, dropout_key)`,
 `abstract_params()`, `param_shardings()`, `mesh` and `placement`; a loss is a

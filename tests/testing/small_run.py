@@ -23,6 +23,7 @@ PACKING = Packing(32, 32, rows_per_batch=8)
 BATCHING = generation.Batching(max_decode_len=8, rows=16, source_buckets=(8,))
 SOURCES = 6
 SAMPLES = 4
+OFFSET = 0.25  # log μ of a token is so much below log π.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,8 @@ def _samples(context):
     np.asarray(row)[: len(ids)].tolist()
     for row, ids in zip(scores, tokens, strict=True)
   ]
+  # As if a distribution had been drawn from that is not BC's own.
+  drawn = [[value - OFFSET for value in row] for row in log_probs]
   return store.samples_table(
     {
       'source_id': [10**10 + i // SAMPLES for i in range(len(sources))],
@@ -134,7 +137,7 @@ def _samples(context):
       'finished': [ids[-1] == tokenizer.EOS_ID for ids in tokens],
       'log_prob': [sum(row) for row in log_probs],
       'token_log_probs': log_probs,
-      'token_sampling_log_probs': log_probs,
+      'token_sampling_log_probs': drawn,
     }
   )
 

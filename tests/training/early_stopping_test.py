@@ -107,6 +107,8 @@ def test_resumed_equals_uninterrupted(policy, batches, tmp_path):
   resumed = train(policy, batches, tmp_path / 'cut', values, seen=seen)
   assert seen == [5, 6, 7, 8]
   assert resumed.history == whole.history
+  # What the first start took counts as well.
+  assert resumed.seconds_before > whole.seconds_before == 0.0
   assert resumed.history[-1].train_tokens > resumed.history[1].train_tokens
   same(resumed.params, whole.params)
 
