@@ -49,7 +49,8 @@ class Online:
     num_samples: samples of each; RLOO needs two.
     updates_per_batch: updates on the same samples; PPO's clip needs several.
     kl_coefficient: β.
-    sampling: how samples are drawn; T = 1 draws from the policy itself.
+    sampling: how samples are drawn: at T = 1 without truncation, so from the
+      policy itself, whose gradient both algorithms estimate.
     batching: shapes of decoding.
     ppo: PPO's loss.
     discount: γ of PPO's returns.
@@ -92,6 +93,18 @@ class Online:
         raise ConfigurationError(
           f'Online.{name} = {getattr(self, name)} must be in [0, 1].'
         )
+    if self.sampling != Sampling(temperature=1.0):
+      raise ConfigurationError(
+        f'Online.sampling = {self.sampling} draws from another distribution'
+        ' than the policy, which no weight corrects; leave it at T = 1 without'
+        ' truncation.'
+      )
+    if self.algorithm == 'rloo' and self.updates_per_batch > 1:
+      raise ConfigurationError(
+        f'Online.updates_per_batch = {self.updates_per_batch} with'
+        " Online.algorithm = 'rloo': its gradient holds at the policy that drew"
+        " the samples alone; set it to 1, or the algorithm to 'ppo'."
+      )
     if self.stopping.eval_every % self.updates_per_batch:
       raise ConfigurationError(
         f'Online.stopping.eval_every = {self.stopping.eval_every} must be a'
@@ -299,6 +312,19 @@ def policy_of(network: Any, params: Params) -> Params:
   return params['policy'] if isinstance(network, values.ActorCritic) else params
 
 
+def _check_rows(context: Context, settings: Online) -> None:
+  """Raises where the samples of a batch do not divide over the devices."""
+  shards = context.policy.placement.num_shards('batch')
+  parts = shards * settings.num_microbatches
+  if settings.samples_per_batch % parts:
+    raise ConfigurationError(
+      f'Online.sources_per_update · num_samples = {settings.samples_per_batch}'
+      f' samples do not divide into num_microbatches ='
+      f" {settings.num_microbatches} parts over {shards} 'data' devices; make"
+      ' it a multiple of their product.'
+    )
+
+
 def run(
   context: Context,
   stage: Stage,
@@ -322,6 +348,7 @@ def run(
   began = time.monotonic()
   behaviour = context.params(BC)
   network, start = context.policy, behaviour
+  _check_rows(context, settings)
   if settings.algorithm == 'ppo':
     value = values.ValueModel(context.model, context.layout)
     network = values.ActorCritic(context.policy, value)

@@ -99,8 +99,7 @@ def test_ppo_figures_add_up(context):
     np.asarray(scores.log_probs)[counted],
     atol=1e-4,
   )
-  # With a value of 0 and λ < 1, the last token's return is its own reward.
-  assert not np.asarray(scores.values).any()
+  # Whatever is promised before it, the last token's return is its own reward.
   last = counted.sum(axis=1) - 1
   returns = figures['returns'][np.arange(8), last]
   texts = [
@@ -204,13 +203,29 @@ def test_several_processes_are_refused_before_anything_is_made(
   [
     ({'num_samples': 1}, 'Online.num_samples = 1'),
     ({'trace': 1.5}, 'Online.trace'),
-    ({'updates_per_batch': 3}, 'a multiple of Online.updates_per_batch = 3'),
+    (
+      {'algorithm': 'ppo', 'updates_per_batch': 3},
+      'a multiple of Online.updates_per_batch = 3',
+    ),
+    ({'updates_per_batch': 2}, "= 2 with Online.algorithm = 'rloo'"),
+    ({'sampling': Sampling(0.8)}, r'Online\.sampling = .*temperature=0\.8'),
+    ({'sampling': Sampling(1.0, top_k=40)}, r'Online\.sampling = .*top_k=40'),
     ({'kl_coefficient': -0.1}, 'Online.kl_coefficient'),
   ],
 )
 def test_settings_out_of_range_name_the_binding(changed, named):
   with pytest.raises(errors.ConfigurationError, match=named):
     dataclasses.replace(SETTINGS, **changed)
+
+
+def test_samples_that_do_not_divide_name_the_binding(context):
+  stage = begun(context, 'online/uneven')
+  uneven = dataclasses.replace(SETTINGS, num_microbatches=3)
+  with pytest.raises(
+    errors.ConfigurationError,
+    match=r'Online\.sources_per_update .* = 8 samples do not divide',
+  ):
+    online.run(context, stage, uneven, evaluation(), Bytes())
 
 
 def test_samples_are_drawn_from_the_policy_itself():
