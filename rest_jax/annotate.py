@@ -107,7 +107,7 @@ def run_scores(
   done = sum(info['rows'] for info in infos.values())
   total = store.count_rows(samples.folder) // hosts.count()
   for name in left:
-    path = samples.folder / name
+    since, path = time.monotonic(), samples.folder / name
     hosts.see(path)
     table = store.read_part(
       path, ('source_id', 'sample_index', 'source', 'target')
@@ -121,7 +121,11 @@ def run_scores(
       cache=context.scores,
       advance=lambda rows: preemption.check(),
     )
-    info = {'rows': len(scores), 'sum': float(scores.sum(dtype=np.float64))}
+    info = {
+      'rows': len(scores),
+      'sum': float(scores.sum(dtype=np.float64)),
+      'seconds': time.monotonic() - since,
+    }
     stage.write_part(name, store.scores_part(path, scores), info)
     infos[name] = info
     done += info['rows']

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax import generation, grow, hosts, preemption
+from rest_jax import generation, hosts, parts, preemption
 from rest_jax.context import BC, Context
 from rest_jax.data import store
 from rest_jax.data.lookup import Lookup
@@ -42,34 +41,39 @@ def run(
   """
   began = time.monotonic()
   samples.verify()
+  # As committed: a listing of the folder may differ from host to host (NFS).
+  names = [
+    name for name in sorted(samples.manifest['files']) if store.is_part(name)
+  ]
+  left, infos = parts.deal(stage, names)
   params = context.decoding_params(BC)
   columns = ('source_id', 'source_tokens')
   tokens_of = Lookup(context.sources('grow', columns), columns[1])
-  infos: dict[str, dict[str, Any]] = {}
-  done, total = 0, store.count_rows(samples.folder) // hosts.count()
-  for path in hosts.mine(store.part_paths(samples.folder)):
-    info = stage.part(path.name)
-    if info is None:
-      table = store.read_part(path, ('source_id', 'origin', 'target_tokens'))
-      drawn = np.flatnonzero(np.array(table['origin'].to_pylist()) == 'policy')
-      found = np.zeros(table.num_rows, np.float32)
-      own = table.take(drawn)
-      found[drawn] = log_probs(
-        context,
-        params,
-        tokens_of(own['source_id'].to_pylist()),
-        own['target_tokens'].to_pylist(),
-        batching,
-      )
-      info = {'rows': len(found)}
-      stage.write_part(path.name, store.scores_part(path, found), info)
-    infos[path.name] = info
+  done = sum(info['rows'] for info in infos.values())
+  total = store.count_rows(samples.folder) // hosts.count()
+  for name in left:
+    since, path = time.monotonic(), samples.folder / name
+    hosts.see(path)
+    table = store.read_part(path, ('source_id', 'origin', 'target_tokens'))
+    drawn = np.flatnonzero(np.array(table['origin'].to_pylist()) == 'policy')
+    found = np.zeros(table.num_rows, np.float32)
+    own = table.take(drawn)
+    found[drawn] = log_probs(
+      context,
+      params,
+      tokens_of(own['source_id'].to_pylist()),
+      own['target_tokens'].to_pylist(),
+      batching,
+    )
+    info = {'rows': len(found), 'seconds': time.monotonic() - since}
+    stage.write_part(name, store.scores_part(path, found), info)
+    infos[name] = info
     done += info['rows']
     context.progress.update(
       done, total, **{'rows/s': done / (time.monotonic() - began)}
     )
     preemption.check()
-  grow.commit_parts(stage, infos, ('rows',), began)
+  parts.commit(stage, infos, ('rows',), began)
 
 
 def log_probs(

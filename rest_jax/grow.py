@@ -188,7 +188,7 @@ def run(
     preemption.check()
 
   for name in left:
-    number = numbers[name]
+    number, since = numbers[name], time.monotonic()
     if number >= count:
       table = _references_of(context, settings, number - count, grow_step)
       info = {'references': table.num_rows}
@@ -199,6 +199,7 @@ def run(
       if same_split:
         table = _by_source([table, reference_rows(sources, grow_step)])
         info['references'] = table.num_rows - info['samples']
+    info['seconds'] = time.monotonic() - since
     stage.write_part(name, store.samples_part(table), info)
     infos[name] = info
     done += info.get('sources', 0)

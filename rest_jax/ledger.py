@@ -23,24 +23,28 @@ class Spent:
     decoded_tokens: tokens of all of them, EOS counted.
     reward_calls: pairs of source and target that the reward was asked about,
       those whose score it remembered included.
+    train_tokens: target tokens trained on, by every policy and value model
+      that it was made from; those of policies that drew its samples too.
     device_seconds: seconds of the stages times the devices of their runs; of a
-      stage that was interrupted, since its last start.
+      stage that was interrupted, all but what was lost with it.
   """
 
   samples_grown: int | None
   samples_drawn: int | None
   decoded_tokens: int | None
   reward_calls: int | None
+  train_tokens: int
   device_seconds: float | None
 
 
 def spent(context: Context, policy_name: str) -> Spent:
   """The cost of a committed policy stage."""
-  grown = tokens = calls = 0
+  grown = tokens = calls = trained = 0
   selecting: list[tuple[int | None, int | None]] = []
   seconds: list[float | None] = []
   for stage in _stages(context, policy_name):
     counts = stage.manifest['counts']
+    trained += counts.get('train_tokens', 0)
     if stage.name.endswith('/samples') and not _imported(stage):
       grown += counts['samples']
       tokens += counts['tokens']
@@ -62,6 +66,7 @@ def spent(context: Context, policy_name: str) -> Spent:
     samples_drawn=_total((grown, samples)),
     decoded_tokens=_total((tokens, more_tokens)),
     reward_calls=_total((calls, samples)),
+    train_tokens=trained,
     device_seconds=_total(seconds),
   )
 

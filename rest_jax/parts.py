@@ -37,6 +37,9 @@ def deal(stage: Stage, names: Sequence[str]) -> tuple[list[str], Infos]:
   left = [name for name, info in found.items() if info is None]
   of_all = hosts.gather(f'the parts of {stage.name} that are left', left)
   stage.shared = hosts.count() > 1
+  stage.seconds_before = sum(
+    info.get('seconds', 0.0) for info in found.values() if info is not None
+  )
   wanted = {name for of_one in of_all for name in of_one}
   return (
     list(hosts.mine(name for name in names if name in wanted)),
@@ -55,7 +58,8 @@ def commit(
 
   Args:
     stage: begun; has all parts when every process has called this.
-    infos: part → counts, of the parts of this process.
+    infos: part → counts, of the parts of this process; `seconds` of a part are
+      added where it was made before this start.
     counted: names of the counts to sum.
     began: when the stage began, by `time.monotonic`.
     extra: see `Stage.commit`.
@@ -64,8 +68,11 @@ def commit(
     HostsError: a process failed, or did not come.
   """
   everything: dict[str, Mapping[str, Any]] = {}
-  for of_one in hosts.gather(f'the parts of {stage.name}', dict(infos)):
+  before = 0.0  # What earlier starts spent, on the processes that there are.
+  mine = [dict(infos), stage.seconds_before]
+  for of_one, seconds in hosts.gather(f'the parts of {stage.name}', mine):
     everything |= of_one
+    before += seconds / hosts.count()
 
   def finish() -> None:
     for name in everything:
@@ -74,7 +81,7 @@ def commit(
       key: sum(info.get(key, 0) for info in everything.values())
       for key in counted
     }
-    seconds = time.monotonic() - began
+    seconds = before + time.monotonic() - began
     stage.commit(counts, seconds, extra, parts=everything)
 
   hosts.on_first(finish)

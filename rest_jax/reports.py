@@ -30,18 +30,14 @@ from rest_jax.run_directory import Stage
 def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
   """A row for every committed evaluation."""
   out = []
-  plans = {policy.stage: policy for policy in rest.policies(run)}
-  for policy in plans.values():
+  for policy in rest.policies(run):
     for split in ('report', 'select', 'test'):
       stage = context.directory.stage(f'{policy.stage}/evaluation/{split}')
       if stage.committed:
-        lineage, at = [], policy
-        while at is not None:
-          lineage.append(context.stage(at.stage))
-          at = plans.get(at.start)
         spent = ledger.spent(context, policy.stage)
         loss = rest.loss_of(run, policy).name
-        out.append(_row(policy, split, run.seed, lineage, stage, spent, loss))
+        trained = context.stage(policy.stage)
+        out.append(_row(policy, split, run.seed, trained, stage, spent, loss))
   return out
 
 
@@ -49,14 +45,14 @@ def _row(
   policy: rest.PolicyPlan,
   split: str,
   seed: int,
-  lineage: list[Stage],
+  trained: Stage,
   evaluation: Stage,
   spent: ledger.Spent,
   loss: str,
 ) -> results.Row:
-  """A row of results; `lineage` leads from the policy back to BC."""
-  manifests = [stage.manifest for stage in lineage]
-  counts = manifests[0]['counts']
+  """A row of results, of a policy's stage and of its evaluation."""
+  manifest = trained.manifest
+  counts = manifest['counts']
   return results.Row(
     policy=policy.label,
     split=split,
@@ -70,10 +66,9 @@ def _row(
     distinct_samples=counts.get('distinct_samples'),
     kept_by_length=' '.join(
       '-' if share is None else f'{share:.4f}'
-      for share in manifests[0]['extra'].get('kept_by_length', ())
+      for share in manifest['extra'].get('kept_by_length', ())
     ),
-    train_tokens=sum(m['counts'].get('train_tokens', 0) for m in manifests),
-    seconds=manifests[0]['seconds'] + evaluation.manifest['seconds'],
+    seconds=manifest['seconds'] + evaluation.manifest['seconds'],
     **dataclasses.asdict(spent),
     **evaluation.manifest['extra']['figures'],
   )

@@ -35,7 +35,8 @@ class Row:
     chrf: corpus chrF of beam search.
     bleu_signature: sacrebleu's signature of `bleu`.
     chrf_signature: sacrebleu's signature of `chrf`.
-    train_tokens: target tokens seen in training, from BC's first update on.
+    train_tokens: target tokens seen in training, over all policies and value
+      models that it was made from; see `ledger`.
     seconds: of training and evaluating this policy.
     further: what further metrics say of the same outputs, on their own scales:
       `NAME_mean` of the samples of `reward_mean`, `NAME_greedy` of greedy

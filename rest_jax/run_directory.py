@@ -97,6 +97,8 @@ class Stage:
     self.folder = root / name
     # Whether other processes may be writing parts of it: see `parts`.
     self.shared = False
+    # What parts cost that an earlier start made: see `parts`.
+    self.seconds_before = 0.0
     self._manifest: dict[str, Any] | None = None
 
   @property

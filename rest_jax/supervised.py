@@ -164,7 +164,7 @@ def finish(
       'best_update': outcome.best.step,
       'train_tokens': outcome.history[-1].train_tokens,
     },
-    began,
+    began - outcome.seconds_before,
     {'history': [dataclasses.asdict(e) for e in outcome.history]}
     | dict(extra or {}),
   )
