@@ -59,19 +59,56 @@ def check_whole(binding: str) -> None:
     )
 
 
-def check_presets(files: Sequence[str]) -> None:
-  """Raises where one preset would silently undo a part of another.
+def check_presets(
+  files: Sequence[str], roots: Sequence[str | pathlib.Path]
+) -> None:
+  """Raises where one preset would silently undo a part of another file.
+
+  Args:
+    files: gin files as given, of which `presets/…` are whole algorithms and
+      `losses/…` losses.
+    roots: folders that they, and what they include, are looked for in.
 
   Raises:
-    ConfigurationError: two of the gin files lie in a folder `presets`.
+    ConfigurationError: two of them are presets; a loss is given beside a preset
+      that has one; or a later file binds what a preset does.
   """
-  presets = [f for f in files if pathlib.PurePath(f).parent.name == 'presets']
+  parts = {file: pathlib.PurePath(file).parent.name for file in files}
+  presets = [file for file, kind in parts.items() if kind == 'presets']
   if len(presets) > 1:
     raise ConfigurationError(
       f'--gin_file={presets[0]} and --gin_file={presets[1]} are both whole'
       ' algorithms, of which the later would undo parts of the other; give one,'
       ' and change single settings with --gin.NAME=VALUE.'
     )
+  for preset in presets:
+    bound, place = _bound(preset, roots), list(files).index(preset)
+    for number, file in enumerate(files):
+      both = bound & _bound(file, roots)
+      if number > place and both:
+        raise ConfigurationError(
+          f'--gin_file={file} after --gin_file={preset} would undo its'
+          f' {sorted(both)[0]}; give the preset last, and change single'
+          ' settings with --gin.NAME=VALUE.'
+        )
+      if number < place and both and parts[file] == 'losses':
+        raise ConfigurationError(
+          f'--gin_file={preset} would undo {sorted(both)[0]} of'
+          f' --gin_file={file}; give one of the two.'
+        )
+
+
+def _bound(file: str, roots: Sequence[str | pathlib.Path]) -> set[str]:
+  """The names that a gin file and those that it includes bind."""
+  paths = (pathlib.Path(root, file) for root in ('', *roots))
+  path = next((path for path in paths if path.is_file()), None)
+  if path is None:
+    return set()  # Said by whoever reads it.
+  text = path.read_text()
+  found = _names_in(text)
+  for included in re.findall(r"^include '(.*)'", text, re.MULTILINE):
+    found |= _bound(included, roots)
+  return found
 
 
 def bare_word(value: str) -> str:
@@ -90,12 +127,17 @@ def names(config_text: str) -> set[str]:
 
 def shipped_names(folder: pathlib.Path) -> set[str]:
   """The names that the gin files in a folder bind, in either form."""
+  texts = (path.read_text() for path in folder.rglob('*.gin'))
+  return set().union(*map(_names_in, texts))
+
+
+def _names_in(text: str) -> set[str]:
+  """The names that the text of a gin file binds, in either form."""
   found: set[str] = set()
-  for path in folder.rglob('*.gin'):
-    block = ''
-    for line in path.read_text().splitlines():
-      if header := re.fullmatch(r'([\w./]+):', line):
-        block = header[1] + '.'
-      elif binding := re.match(r'(\s*)([\w./]+) =', line):
-        found.add(block + binding[2] if binding[1] else binding[2])
+  block = ''
+  for line in text.splitlines():
+    if header := re.fullmatch(r'([\w./]+):', line):
+      block = header[1] + '.'
+    elif binding := re.match(r'(\s*)([\w./]+) =', line):
+      found.add(block + binding[2] if binding[1] else binding[2])
   return found

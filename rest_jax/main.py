@@ -123,7 +123,8 @@ def _parse_gin(
       'no --gin_file given; try --gin_file=quickstart.gin, or one of'
       f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
     )
-  bindings_lib.check_presets(files)
+  roots = ('', '.', str(gin_folder()), *search_paths)
+  bindings_lib.check_presets(files, roots)
   # gin also looks for files inside importable packages, and stumbles over any
   # folder named like the first part of an included path; files are enough.
   gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
@@ -132,7 +133,6 @@ def _parse_gin(
   for binding in bindings:
     bindings_lib.check_whole(binding)
   for file in files:
-    roots = ('', '.', str(gin_folder()), *search_paths)
     if not any(os.path.exists(os.path.join(root, file)) for root in roots):
       raise ConfigurationError(
         f'--gin_file={file} was not found here, in {gin_folder()} or in'

@@ -9,7 +9,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import gin
-from rest_jax import errors, main, policy, rest, schedule, stages
+from rest_jax import errors, main, policy, rest, schedule, selection, stages
+from rest_jax.decoding import sampling
 from rest_jax.models import config as t5
 
 _GIN = main.gin_folder()
@@ -139,10 +140,47 @@ def test_online_baselines_are_rows_beside_the_others(parse, tmp_path, name):
   assert f'{last.stage}/evaluation/report' in plans
 
 
+def test_presets_leave_evaluation_as_it_is(parse):
+  evaluations = []
+  for preset in [(), *((name,) for name in _PRESETS)]:
+    gin.clear_config(clear_constants=True)
+    parse('quickstart.gin', *preset)
+    evaluations.append(main._build().evaluate)
+  assert evaluations[0].sampling == sampling.Sampling(0.8)
+  assert all(each == evaluations[0] for each in evaluations)
+
+
 def test_two_presets_at_once_are_an_error(parse):
   two = ('presets/raft.gin', 'presets/rest_em.gin')
   with pytest.raises(errors.ConfigurationError, match='both whole algorithms'):
     parse('quickstart.gin', *two)
+
+
+@pytest.mark.parametrize(
+  ('files', 'said'),
+  [
+    (
+      ('presets/rest_em.gin', 'quickstart.gin'),
+      r'quickstart\.gin after .*rest_em\.gin would undo its NUM_GROW',
+    ),
+    (
+      ('quickstart.gin', 'presets/iterative_dpo.gin', 'losses/vmpo.gin'),
+      r'vmpo\.gin after .* would undo its improving/early_stopping\.Training',
+    ),
+    (
+      ('quickstart.gin', 'losses/oac.gin', 'presets/raft_plus_plus.gin'),
+      r'raft_plus_plus\.gin would undo improving/.* of .*oac\.gin',
+    ),
+  ],
+)
+def test_a_preset_comes_last_and_has_its_own_loss(parse, files, said):
+  with pytest.raises(errors.ConfigurationError, match=said):
+    parse(*files)
+
+
+def test_a_preset_without_a_loss_takes_one(parse, tmp_path):
+  parse('quickstart.gin', 'presets/raft.gin', 'losses/oac.gin')
+  assert main._build().improve.training.loss.name == 'oac'
 
 
 def test_presets_differ_in_what_they_are_named_for(parse):
@@ -158,9 +196,14 @@ def test_presets_differ_in_what_they_are_named_for(parse):
     assert built(name).improve.schedule == schedule.PerSource('top_k', (1,))
   mbr = built('mbr_finetuning')
   assert mbr.improve.schedule == schedule.PerSource('mbr', (1,))
-  assert mbr.grow.sampling.epsilon == 0.02
-  assert built('rest_em').improve.restart_from_base
+  assert mbr.grow.sampling == sampling.Sampling(1.0, epsilon=0.02)
+  em = built('rest_em')
+  assert em.improve.restart_from_base
+  assert em.grow.sampling == sampling.Sampling(0.7, top_k=40)
+  assert em.improve.after == (selection.Deduplicate(), selection.Cap(10))
+  assert built('raft').grow.sampling == sampling.Sampling(0.8)
   expert = built('expert_iteration')
+  assert expert.grow.sampling == sampling.Sampling(1.0)
   assert rest.stores(expert, 3) == ('grow_1', 'grow_2', 'grow_3')
   assert rest.stores(built('rest_em'), 2) == ('grow_2',)
 
