@@ -1,5 +1,6 @@
 """The scored rows of D_g: streamed, selected, turned into training rows."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,6 +70,10 @@ class GrownData:
     """
     self._context, self._settings = context, settings
     self._permuted = permuted
+    self._deduplicates = len(stores) > 1 and any(
+      isinstance(each, selection.Deduplicate)
+      for each in (*settings.before, *settings.after)
+    )
     self._stores = [
       (context.read(f'{name}/samples'), context.read(f'{name}/reward'))
       for name in stores
@@ -76,13 +81,19 @@ class GrownData:
 
   def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Streams whole sources, with `columns` (`origin` too) and `reward`."""
+    given = _Given() if self._deduplicates else None
     for store in self._stores:
-      yield from self._tables_of(store, columns)
+      yield from self._tables_of(store, columns, given)
 
   def _tables_of(
-    self, store: tuple[Stage, Stage], columns: Sequence[str]
+    self,
+    store: tuple[Stage, Stage],
+    columns: Sequence[str],
+    given: '_Given | None',
   ) -> Iterator[pa.Table]:
     samples, reward = store
+    if given:
+      columns = list(dict.fromkeys((*columns, *_Given.columns)))
     imported = samples.name.startswith(f'{IMPORTED}/')
     folders = {'reward': reward.folder}
     penalised = 'log_prob' in columns
@@ -98,7 +109,12 @@ class GrownData:
         continue
       if self._permuted:
         table = self._with_permuted_rewards(table)
-      yield table
+      if given:
+        table = given.without(table)
+      if table.num_rows:
+        yield table
+    if given:
+      given.end_store()
 
   def _with_permuted_rewards(self, table: pa.Table) -> pa.Table:
     rows = scored.rows_from_table(table)
@@ -177,8 +193,9 @@ class GrownData:
       DataError: the loss needs pairs, and no source has one.
     """
     count = 0
+    given = _Given() if self._deduplicates else None
     for store in self._stores:
-      for row in self._training_rows_of(store, selections, loss):
+      for row in self._training_rows_of(store, selections, loss, given):
         count += 1
         yield row
     if loss.paired and not count:
@@ -194,13 +211,15 @@ class GrownData:
     store: tuple[Stage, Stage],
     selections: Selections,
     loss: losses.PolicyLoss,
+    given: '_Given | None',
   ) -> Iterator[tuple[Any, ...]]:
     needs = selection.needs_of(selections)
     figures = written_figures(loss)
     columns = [*scored.columns_for(needs), 'source', 'target_tokens']
     columns += [_STORED[name] for name in figures if name in _STORED]
     source_tokens = _SourceTokens(self._context)
-    for table in self._tables_of(store, list(dict.fromkeys(columns))):
+    columns = list(dict.fromkeys(columns))
+    for table in self._tables_of(store, columns, given):
       rows = scored.rows_from_table(table, needs)
       kept = self._with_original(rows, selections)
       if loss.paired:
@@ -224,6 +243,45 @@ class GrownData:
     if self._settings.original_data == 'unfiltered':
       return kept | rows.is_reference
     return kept
+
+
+class _Given:
+  """What earlier stores have given: each text of a source is a row once.
+
+  `selection.Deduplicate` sees the samples of one store. A text is remembered by
+  8 bytes, of finished samples alone.
+  """
+
+  columns = ('source_id', 'target', 'origin', 'finished')
+
+  def __init__(self):
+    self._known = np.zeros(0, np.uint64)  # Sorted.
+    self._new: list[np.ndarray] = []
+
+  def without(self, table: pa.Table) -> pa.Table:
+    """A table less the samples whose text an earlier store has given."""
+    drawn = pc.and_(pc.equal(table['origin'], 'policy'), table['finished'])
+    rows = np.flatnonzero(drawn.to_numpy())
+    taken = table.select(('source_id', 'target')).take(rows)
+    keys = np.fromiter(
+      map(_key, taken['source_id'].to_pylist(), taken['target'].to_pylist()),
+      np.uint64,
+      len(rows),
+    )
+    self._new.append(keys)
+    kept = np.ones(table.num_rows, bool)
+    kept[rows[np.isin(keys, self._known)]] = False
+    return table.filter(pa.array(kept))
+
+  def end_store(self) -> None:
+    """What came since the last call is known from now on."""
+    self._known = np.unique(np.concatenate([self._known, *self._new]))
+    self._new = []
+
+
+def _key(source_id: int, text: str) -> int:
+  named = f'{source_id} {text}'.encode()
+  return int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), 'big')
 
 
 class _SourceTokens:

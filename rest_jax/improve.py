@@ -61,7 +61,8 @@ class Improve:
     value: how the value model is trained, for losses that need one.
     accumulate: whether D_g has the samples of all Grow steps so far (expert
       iteration) instead of the last one's alone. Rules that compare samples of
-      a source still compare those of one Grow step.
+      a source still compare those of one Grow step, but with
+      `selection.Deduplicate` a text is a row of the first that drew it alone.
   """
 
   training: early_stopping.Training
@@ -188,18 +189,7 @@ def run(
   stopping = settings.stopping
   if step.twin is not None:
     stopping = _as_long_as(context.read(step.twin), stopping)
-  batches = loader.TrainingBatches(
-    rows,
-    training.packing,
-    context.seed,
-    mixture,
-    *context.policy.placement.batch_share,
-  )
-  context.progress.note(
-    f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
-    f' {batches.steps_per_epoch:,} updates an epoch,'
-    f' {100 * batches.padding_share:.1f} % padding'
-  )
+  batches = _batches(context, rows, training, mixture)
   reporter = supervised.Reporter(
     context,
     stage,
@@ -237,6 +227,28 @@ def run(
     outcome, params=_policy_of(network, outcome.params)
   )
   supervised.finish(stage, outcome, began, counts, kept)
+
+
+def _batches(
+  context: Context,
+  rows: loader.TrainingRows,
+  training: early_stopping.Training,
+  mixture: float | str,
+) -> loader.TrainingBatches:
+  """What each update trains on; says how much of it there is."""
+  batches = loader.TrainingBatches(
+    rows,
+    training.packing,
+    context.seed,
+    mixture,
+    *context.policy.placement.batch_share,
+  )
+  context.progress.note(
+    f'{len(rows):,} rows, {100 * batches.grown_share:.0f} % grown,'
+    f' {batches.steps_per_epoch:,} updates an epoch,'
+    f' {100 * batches.padding_share:.1f} % padding'
+  )
+  return batches
 
 
 def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:

@@ -46,7 +46,9 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     return
   permuted = policy.stage.startswith('permuted/')
   # Whatever a policy trains on: references are no samples of the behaviour.
-  samples = dataclasses.replace(run.improve, original_data='none')
+  samples = dataclasses.replace(
+    run.improve, original_data='none', before=(), after=()
+  )
 
   def execute(context: Context, stage: Stage) -> None:
     grown = grown_data.GrownData(

@@ -427,6 +427,26 @@ def test_bc_itself_cannot_be_trained_by_what_only_samples_have():
     settings(losses.Regression())
 
 
+def test_a_text_of_two_grow_steps_is_deduplicated(context, tmp_path):
+  small_run.grow(context, 'grow_2')  # The same samples again.
+  base = settings(losses.BehavioralCloning(), accumulate=True)
+  once = dataclasses.replace(base, after=(improve.selection.Deduplicate(),))
+
+  def kept(chosen, *stores):
+    grown = grown_data.GrownData(context, chosen, stores)
+    (shown,) = grown.previews([grown.selections(0)[0]])
+    folder = tmp_path / f'{chosen is once}_{len(stores)}'
+    rows = loader.write_rows(
+      folder, grown.training_rows(grown.selections(0)[0])
+    )
+    assert len(rows) == shown.kept_samples
+    return len(rows)
+
+  alone = kept(once, 'grow_1')
+  assert kept(once, 'grow_1', 'grow_2') == alone > 0
+  assert kept(base, 'grow_1', 'grow_2') == 2 * kept(base, 'grow_1')
+
+
 def test_samples_of_all_grow_steps_need_samples_alone():
   with pytest.raises(errors.ConfigurationError, match=r'Improve\.accumulate'):
     dataclasses.replace(
