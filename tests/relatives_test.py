@@ -17,6 +17,11 @@ _POLICIES = ['BC', 'G1 I1', 'G2 I1']
 _COMMON = ('NUM_GROW=2', 'CONTROLS=()')
 _BINDINGS = {
   'raft': ('NUM_SAMPLES=3',),
+  'raft_global': (
+    *('NUM_SAMPLES=4', 'top_share.TopShares.shares=(0.5,)'),
+    'CONTROLS=("random",)',
+  ),
+  'raft_plus_plus': ('NUM_SAMPLES=3',),
   'rest_em': ('NUM_SAMPLES=4', 'THRESHOLDS=(0.1,)', 'selection.Cap.k=2'),
   'expert_iteration': ('THRESHOLDS=(0.1,)',),
   'iterative_dpo': (
@@ -42,6 +47,8 @@ def _fixture(name):
 
 
 raft = _fixture('raft')
+raft_global = _fixture('raft_global')
+raft_plus_plus = _fixture('raft_plus_plus')
 rest_em = _fixture('rest_em')
 expert_iteration = _fixture('expert_iteration')
 iterative_dpo = _fixture('iterative_dpo')
@@ -85,6 +92,26 @@ def test_raft_trains_on_one_sample_of_each_source(raft, grow_step):
   table = _samples(raft, grow_step)
   sources = table[table['finished']]['source_id'].nunique()
   assert counts['kept_samples'] == counts['kept_sources'] == sources > 0
+
+
+@pytest.mark.parametrize('grow_step', [1, 2])
+def test_global_raft_trains_on_the_best_half_of_all(raft_global, grow_step):
+  stage = raft_global / f'grow_{grow_step}/improve_1'
+  counts = _manifest(stage)['counts']
+  table = _samples(raft_global, grow_step)
+  best = table.nlargest(len(table) // 2, 'reward')
+  above = table[table['reward'] > best['reward'].min()]
+  reaching = table[table['reward'] >= best['reward'].min()]
+  least, most = above['finished'].sum(), reaching['finished'].sum()
+  assert least <= counts['kept_samples'] <= most
+  assert counts['references'] == 0
+  assert _manifest(raft_global / 'random/grow_2/improve_1')['counts']
+
+
+def test_raft_plus_plus_learns_by_its_own_loss(raft_plus_plus):
+  rows = running.results(raft_plus_plus)
+  assert [row['policy'] for row in rows] == _POLICIES
+  assert [row['loss'] for row in rows] == ['bc', 'raft++', 'raft++']
 
 
 def test_rest_em_starts_every_improve_step_from_bc(rest_em):
