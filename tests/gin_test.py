@@ -161,7 +161,7 @@ def test_two_presets_at_once_are_an_error(parse):
   [
     (
       ('presets/rest_em.gin', 'quickstart.gin'),
-      r'quickstart\.gin after .*rest_em\.gin would undo its NUM_GROW',
+      r'quickstart\.gin after .*rest_em\.gin would undo its GROW_TEMPERATURE',
     ),
     (
       ('quickstart.gin', 'presets/iterative_dpo.gin', 'losses/vmpo.gin'),

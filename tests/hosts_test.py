@@ -467,7 +467,10 @@ def test_an_evaluation_while_training_ends_in_all_or_in_none(
       raise preemption.preempted()
     return np.zeros((1, 1), np.float32), [], None
 
-  monkeypatch.setattr(rewarded.Split, '__init__', lambda self, *_: None)
+  def one_source(self, *_):
+    self.sources = ['x']
+
+  monkeypatch.setattr(rewarded.Split, '__init__', one_source)
   monkeypatch.setattr(rewarded.Rewarded, 'of_share', of_share)
   context = object.__new__(Context)
   vars(context)['decoder'] = Policy(T5Config(vocab_size=16))

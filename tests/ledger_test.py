@@ -1,10 +1,15 @@
 """What a policy has cost, over all that it was made from."""
 
-import types
+import io
 
+import pytest
 from etils import epath
 
-from rest_jax import ledger
+from rest_jax import ledger, run_directory
+from rest_jax.context import Context
+from rest_jax.models.config import T5Config
+from rest_jax.progress import Progress
+from rest_jax.sharding import Layout
 
 # Name → counts and inputs, of a run whose Improve steps restart from BC.
 _STAGES = {
@@ -35,28 +40,37 @@ _STAGES = {
 }
 
 
-def _spent(tmp_path, name):
-  def stage(name):
-    counts, inputs = _STAGES[name]
-    return types.SimpleNamespace(
-      name=name,
-      folder=epath.Path(tmp_path) / name,
-      manifest={'counts': counts, 'inputs': dict.fromkeys(inputs)},
-    )
+@pytest.fixture(scope='module')
+def context(tmp_path_factory):
+  """A run directory of these stages, with nothing in them."""
+  folder = epath.Path(tmp_path_factory.mktemp('run'))
+  directory = run_directory.RunDirectory(folder)
+  for name, (counts, inputs) in _STAGES.items():
+    stage = directory.stage(name)
+    stage.begin({}, dict.fromkeys(inputs, 'fingerprint'))
+    stage.commit(counts, 2.0)
+  (folder / 'run.json').write_text('{"devices": ["a", "b"]}')
+  return Context(
+    directory=directory,
+    elsewhere={},
+    model=T5Config(384, 8, 1, 1, 1, 8, 8),
+    layout=Layout(data=1),
+    seed=0,
+    progress=Progress(io.StringIO()),
+  )
 
-  return ledger.spent(types.SimpleNamespace(stage=stage), name)
 
-
-def test_who_restarts_pays_for_what_drew_its_samples(tmp_path):
-  spent = _spent(tmp_path, 'grow_2/improve_1')
+def test_who_restarts_pays_for_what_drew_its_samples(context):
+  spent = ledger.spent(context, 'grow_2/improve_1')
   # BC, the value model and the policy of the first Grow step, and its own.
   assert spent.train_tokens == 100 + 10 + 20 + 30
   assert spent.samples_grown == 12
   assert spent.samples_drawn == 12 + 4
   assert spent.decoded_tokens == 60 + 16
   assert spent.reward_calls == 12 + 4
+  assert spent.device_seconds == 8 * 2.0 * 2
 
 
-def test_a_control_does_not_pay_for_its_twin(tmp_path):
-  spent = _spent(tmp_path, 'continued/grow_1/improve_1')
+def test_a_control_does_not_pay_for_its_twin(context):
+  spent = ledger.spent(context, 'continued/grow_1/improve_1')
   assert (spent.train_tokens, spent.samples_grown) == (105, 0)

@@ -309,7 +309,7 @@ def _save(
   checkpoints: native.Checkpoints,
   state: TrainState,
   history: list[Evaluation],
-  counts: dict[str, float],
+  counts: dict[str, int | float],
 ) -> None:
   """Saves the state, then lets go of all but the best and the last."""
   step = int(state.step)
