@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rest_jax import generation
+from rest_jax import anchored, generation
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
@@ -38,46 +38,57 @@ class Update:
     Raises:
       ConfigurationError: the batch or the network does not divide.
     """
-    policy = Policy(config, layout)
+    network, training = self._network(config, layout)
     step = step_lib.make_train_step(
-      policy,
-      self.training.optimizer,
-      self.training.loss,
+      network,
+      training.optimizer,
+      training.loss,
       num_microbatches=self.num_microbatches,
     )
     step.check_rows(self.rows)
-    state = state_lib.abstract_state(policy, self.training.optimizer)
+    state = state_lib.abstract_state(network, training.optimizer)
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
-    key = self._dropout_key(policy)
-    return step.jitted.lower(state, self._batch(policy), key, scale)
+    key = self._dropout_key(network)
+    return step.jitted.lower(state, self._batch(network), key, scale)
 
   def lower_gradient(
     self, config: T5Config, layout: Layout
   ) -> jax.stages.Lowered:
     """The gradient of one microbatch alone, without the update."""
-    policy = Policy(config, layout)
-    step = step_lib.make_train_step(
-      policy, self.training.optimizer, self.training.loss
-    )
+    network, training = self._network(config, layout)
+    step = step_lib.make_train_step(network, training.optimizer, training.loss)
 
     def gradient(params, batch, key):
       return step.gradient(params, batch, key)[0]
 
-    return jax.jit(gradient, out_shardings=policy.param_shardings()).lower(
-      policy.placed_params(), self._batch(policy), self._dropout_key(policy)
+    params = state_lib.abstract_state(network, training.optimizer).params
+    return jax.jit(gradient, out_shardings=network.param_shardings()).lower(
+      params, self._batch(network), self._dropout_key(network)
     )
 
-  def _dropout_key(self, policy: Policy) -> jax.ShapeDtypeStruct | None:
-    if not policy.config.dropout_rate:
+  def _network(
+    self, config: T5Config, layout: Layout
+  ) -> tuple[Policy | anchored.Anchored, early_stopping.Training]:
+    """What is trained, and how: the policy, or with what its loss asks for."""
+    policy, training = Policy(config, layout), self.training
+    network = anchored.network_for(policy, training.loss)
+    if network is None:
+      return policy, training
+    return network, anchored.frozen_in(training)
+
+  def _dropout_key(self, network) -> jax.ShapeDtypeStruct | None:
+    key = jax.eval_shape(
+      lambda: early_stopping.dropout_key(network, self.training.loss, 0)
+    )
+    if key is None:
       return None
-    key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.ShapeDtypeStruct(
-      (), key.dtype, sharding=policy.placement.sharding()
+      (), key.dtype, sharding=network.placement.sharding()
     )
 
-  def _batch(self, policy: Policy) -> Batch:
-    packing = self.training.packing
-    sharding = step_lib.batch_sharding(policy)
+  def _batch(self, network) -> Batch:
+    packing, loss = self.training.packing, self.training.loss
+    sharding = step_lib.batch_sharding(network)
 
     def side(length: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
       shape = (self.rows, length)
@@ -91,6 +102,7 @@ class Update:
       decoder_loss_weights=side(target, jnp.float32),
       encoder_segment_ids=side(source),
       decoder_segment_ids=side(target),
+      decoder_figures={name: side(target, jnp.float32) for name in loss.needs},
     )
 
 

@@ -135,7 +135,7 @@ class TrainStep:
     """Σ_t w_t ∇ℓ_t and the sums of the loss, over all microbatches."""
     loss = self.loss
     if isinstance(loss, losses_lib.PolicyLoss):
-      loss = loss.at(update)
+      loss = loss.at(jnp.asarray(update))
 
     def of_part(index, part):
       key = dropout_key
