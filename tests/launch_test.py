@@ -253,7 +253,9 @@ def test_create_fails_and_says_what_is_left(cloud, half, lost, says):
 def test_create_interrupted_says_what_is_left(cloud):
   cloud.write('slow', '')
   create = cloud.start('create')
-  cloud.wait_for(lambda: (cloud.path / 'tpu').exists())
+  # The fake is ended too, and may have made the file alone.
+  tpu = cloud.path / 'tpu'
+  cloud.wait_for(lambda: tpu.exists() and tpu.read_text())
   os.killpg(create.pid, signal.SIGINT)
   _, stderr = create.communicate(timeout=20)
   assert create.returncode == 130

@@ -112,7 +112,7 @@ _CONFINED = {
   'flax.linen': ('models.*',),
   'gin': ('main',),
   'absl': ('main',),
-  'orbax': ('checkpoint.native',),
+  'orbax': ('checkpoint.native_arrays',),
   'seqio': ('data.tasks',),
   'tensorflow': ('data.tasks',),
   'tensorflow_datasets': ('data.tasks',),
@@ -281,6 +281,23 @@ def test_light_modules_import_neither_jax_nor_tensorflow():
   program = (
     f'import sys, {modules}\n'
     "print(sorted({'jax', 'flax', 'tensorflow', 'seqio'} & set(sys.modules)))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=_PACKAGE.parent,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=120,
+  )
+  assert done.stdout.strip() == '[]'
+
+
+def test_looking_at_a_run_waits_for_no_library_that_makes_one():
+  program = (
+    'import sys, rest_jax.session\n'
+    "slow = {'grain', 'orbax', 'seqio', 'tensorflow'}\n"
+    'print(sorted(slow & set(sys.modules)))'
   )
   done = subprocess.run(
     [sys.executable, '-c', program],

@@ -91,6 +91,7 @@ def test_its_networks_exported_give_the_scores_of_the_run(
     assert _fingerprint(learned_run, name) in card
 
 
+@pytest.mark.slow
 def test_training_a_reward_killed_three_times_ends_as_one_never_killed(
   learned_run, compiled, tmp_path
 ):

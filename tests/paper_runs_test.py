@@ -144,6 +144,7 @@ def test_wmt20(wmt20):
   assert 0 < improved['kept_samples'] <= 0.3 * 5 * 170
 
 
+@pytest.mark.slow
 def test_english_to_chinese_from_tsv(tmp_path):
   pairs = sentences(CHINESE, '', '。')
   (tmp_path / 'data').mkdir()

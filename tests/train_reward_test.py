@@ -155,6 +155,7 @@ def test_preferences_are_learned(context, preferred):
   assert np.all((given > 0) & (given < 1))
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_too(context, scored):
   chosen = settings(reward_rows.ScoredFile(scored))
   chosen = dataclasses.replace(

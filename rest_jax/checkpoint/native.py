@@ -10,7 +10,6 @@ behind, and is not a checkpoint.
 import functools
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
@@ -26,7 +24,6 @@ from rest_jax import errors, hosts, storage
 from rest_jax.checkpoint import native_index, restoring
 
 _OVERHEAD = 1 << 20  # Bytes that orbax writes beside the arrays, at most.
-_CHUNK_BYTES = 16 << 20  # What is read at a time, and so buffered, at least.
 _NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
 
 Tree = Any
@@ -260,6 +257,8 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
 
 
 def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
+  from rest_jax.checkpoint import native_arrays  # Slow to import.
+
   def prepare() -> None:
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -276,16 +275,7 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
 
   try:
     hosts.on_first(prepare)
-    with _checkpointer(tree) as checkpointer:
-      args = jax.tree.map(
-        lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree
-      )
-      checkpointer.save(
-        _state_path(folder),
-        args=ocp.args.PyTreeSave(
-          tree, save_args=args, ocdbt_target_data_file_size=_CHUNK_BYTES
-        ),
-      )
+    native_arrays.save(_state_path(folder), tree)
     hosts.on_first(commit)
   except (OSError, ValueError) as error:
     if isinstance(error, ValueError) and not any(
@@ -317,6 +307,8 @@ def _require_space(folder: epath.Path, tree: Tree):
 
 
 def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
+  from rest_jax.checkpoint import native_arrays  # Slow to import.
+
   index = native_index.read(folder)
   wanted = native_index.describe(abstract)
   stored = {
@@ -327,64 +319,12 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
   native_index.check_names(folder, wanted, stored)
   check = functools.partial(native_index.check_files, folder, index['files'])
   # One that finds damage ends all.
-  if _of_several(abstract):
+  if native_arrays.of_several(abstract):
     hosts.on_first(check)  # orbax's barriers would not wait so long.
   elif hosts.is_first():
     check()  # Processes read what is their own at their own times.
-  restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-  with _checkpointer(abstract) as checkpointer:
-    return checkpointer.restore(
-      _state_path(folder),
-      args=ocp.args.PyTreeRestore(
-        abstract, restore_args=restore_args, partial_restore=bool(prefix)
-      ),
-    )
-
-
-def _checkpointer(tree: Tree) -> ocp.Checkpointer:
-  """What saves or restores a tree: every process, or this one for itself.
-
-  Where all is this process's own, orbax must not wait for the others; else it
-  waits by barriers with a time limit.
-  """
-  options = ocp.options.MultiprocessingOptions()
-  if hosts.count() > 1:
-    options = _of_all() if _of_several(tree) else _of_this_one()
-  # It copies one of the largest arrays at a time, not all.
-  largest = max(
-    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
-  limit = 1 + max(largest, _CHUNK_BYTES)  # More than any, orbax asks.
-  handler = ocp.PyTreeCheckpointHandler(
-    handler_impl=ocp.BasePyTreeCheckpointHandler(
-      save_concurrent_bytes=limit,
-      save_device_host_concurrent_bytes=limit,
-      multiprocessing_options=options,
-    ),
-    multiprocessing_options=options,
-  )
-  return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _of_several(tree: Tree) -> bool:
-  """Whether arrays of a tree lie on devices of several processes."""
-  shardings = (leaf.sharding for leaf in jax.tree.leaves(tree))
-  return not all(one is None or one.is_fully_addressable for one in shardings)
-
-
-def _of_all() -> ocp.options.MultiprocessingOptions:
-  return ocp.options.MultiprocessingOptions(
-    active_processes=set(range(hosts.count()))
-  )
-
-
-def _of_this_one() -> ocp.options.MultiprocessingOptions:
-  me = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-    primary_host=me,
-    active_processes={me},
-    barrier_sync_key_prefix=f'process_{me}',
+  return native_arrays.restore(
+    _state_path(folder), abstract, partial=bool(prefix)
   )
 
 

@@ -63,6 +63,7 @@ def train(opened, optimizer):
 ADAFACTOR = Optimizer(learning_rate=0.02, min_dim_size_to_factor=8)
 
 
+@pytest.mark.slow
 def test_all_parameters_train_in_bfloat16(opened):
   losses, same = train(opened, ADAFACTOR)
   assert losses[-1] < losses[0]
