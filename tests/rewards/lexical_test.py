@@ -151,11 +151,14 @@ if __name__ == '__main__':
   rows = ['a'] * 4096
   score = lexical.SentenceChrf(num_workers=2).score
   score(rows, rows, rows)
-  workers = list(lexical._pool(2)._processes)
+  pool, ready = lexical._pool(2), set()
+  while len(ready) < 2:  # One may have scored it all before the other began.
+    ready.add(pool.submit(os.getpid).result())
+  workers = list(pool._processes)
   for pid in workers:
     os.kill(pid, signal.SIGTERM)
   score(rows, rows, rows)
-  assert list(lexical._pool(2)._processes) == workers
+  assert list(pool._processes) == workers
   print('scored')
 """
 
