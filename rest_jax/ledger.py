@@ -76,7 +76,8 @@ def _stages(context: Context, policy_name: str) -> Iterator[Stage]:
   seen, left = set(), [policy_name]
   while left:
     name = left.pop()
-    if name in seen or name == 'data':
+    # What lies outside of the run is named by its binding.
+    if name in seen or name == 'data' or name.isupper():
       continue
     seen.add(name)
     stage = context.stage(name)
