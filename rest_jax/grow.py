@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from etils import epath
 
 from rest_jax import generation, hosts, parts, preemption
@@ -233,7 +234,7 @@ def check_size(settings: Grow, sources: int, name: str) -> int:
 def _longest(folder: epath.Path) -> int:
   """The tokens of the longest source."""
   return max(
-    pa.compute.max(pa.compute.list_value_length(table['source_tokens'])).as_py()
+    pc.max(pc.list_value_length(table['source_tokens'])).as_py()
     for table in store.read_sources(folder, ('source_tokens',))
   )
 

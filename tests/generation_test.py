@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
+import tiny_policy
 
 from rest_jax import generation
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError, DataError
-from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 
@@ -14,16 +16,7 @@ IDS = np.array([3, 1, 4, 15])
 
 @pytest.fixture(scope='module')
 def policy():
-  config = T5Config(
-    vocab_size=16,
-    emb_dim=8,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=4,
-    mlp_dim=16,
-    dropout_rate=0.0,
-  )
+  config = dataclasses.replace(tiny_policy.CONFIG, dropout_rate=0.0)
   return Policy(config, Layout(data=1))
 
 

@@ -276,35 +276,28 @@ def test_no_text_or_file_is_run_as_code(name):
         assert keyword.value.value is False, where
 
 
-def test_light_modules_import_neither_jax_nor_tensorflow():
-  modules = ', '.join(f'rest_jax.{name}' for name in _WITHOUT_JAX)
-  program = (
-    f'import sys, {modules}\n'
-    "print(sorted({'jax', 'flax', 'tensorflow', 'seqio'} & set(sys.modules)))"
-  )
+def _loaded(modules: str, libraries: set[str]) -> str:
+  """Which of some libraries a process has after importing some modules."""
   done = subprocess.run(
-    [sys.executable, '-c', program],
+    [
+      sys.executable,
+      '-c',
+      f'import sys, {modules}\nprint(sorted({libraries} & set(sys.modules)))',
+    ],
     cwd=_PACKAGE.parent,
     capture_output=True,
     text=True,
     check=True,
     timeout=120,
   )
-  assert done.stdout.strip() == '[]'
+  return done.stdout.strip()
+
+
+def test_light_modules_import_neither_jax_nor_tensorflow():
+  modules = ', '.join(f'rest_jax.{name}' for name in _WITHOUT_JAX)
+  assert _loaded(modules, {'jax', 'flax', 'tensorflow', 'seqio'}) == '[]'
 
 
 def test_looking_at_a_run_waits_for_no_library_that_makes_one():
-  program = (
-    'import sys, rest_jax.session\n'
-    "slow = {'grain', 'orbax', 'seqio', 'tensorflow'}\n"
-    'print(sorted(slow & set(sys.modules)))'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program],
-    cwd=_PACKAGE.parent,
-    capture_output=True,
-    text=True,
-    check=True,
-    timeout=120,
-  )
-  assert done.stdout.strip() == '[]'
+  slow = {'grain', 'orbax', 'seqio', 'tensorflow'}
+  assert _loaded('rest_jax.session', slow) == '[]'

@@ -6,12 +6,11 @@ import signal
 import jax
 import numpy as np
 import pytest
+import tiny_policy
 
 from rest_jax import preemption
 from rest_jax.checkpoint import native
-from rest_jax.data import loader
 from rest_jax.errors import PreemptionError
-from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
@@ -66,34 +65,12 @@ def test_within_what_defers_it_some_may_end_at_once():
 
 @pytest.fixture(scope='module')
 def policy():
-  config = T5Config(
-    vocab_size=16,
-    emb_dim=8,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=4,
-    mlp_dim=16,
-    dropout_rate=0.1,
-  )
-  return Policy(config, Layout(data=1))
+  return Policy(tiny_policy.CONFIG, Layout(data=1))
 
 
 @pytest.fixture(scope='module')
 def train(policy, tmp_path_factory):
-  rng = np.random.default_rng(0)
-  rows = [
-    (
-      [*rng.integers(2, 16, 3).tolist(), 1],
-      [*rng.integers(2, 16, 2).tolist(), 1],
-      1.0,
-      True,
-    )
-    for _ in range(24)
-  ]
-  packing = loader.Packing(8, 8, 4)
-  folder = tmp_path_factory.mktemp('rows')
-  batches = loader.TrainingBatches(loader.write_rows(folder, rows), packing, 0)
+  batches = tiny_policy.batches(tmp_path_factory.mktemp('rows'))
 
   def train(folder, on_step=lambda step: None, on_value=lambda number: None):
     asked = []
@@ -106,7 +83,9 @@ def train(policy, tmp_path_factory):
     return early_stopping.train(
       policy,
       policy.init(0),
-      early_stopping.Training(Optimizer(learning_rate=0.05), packing),
+      early_stopping.Training(
+        Optimizer(learning_rate=0.05), tiny_policy.PACKING
+      ),
       early_stopping.Stopping(max_steps=6, eval_every=3, patience=9),
       batches,
       evaluate,

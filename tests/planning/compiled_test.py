@@ -4,7 +4,6 @@ One file, since libtpu is loaded by one process at a time.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import math
 import re
@@ -54,29 +53,15 @@ def devices():
 def decode_step(devices):
   """The decode step of T5 1.1 large, data-parallel over 4 chips of v5e."""
   policy = Policy(LARGE, topology.OnSlice.of(Layout(), devices))
-
-  def placed(leaf, *axes):
-    sharding = policy.placement.sharding(*axes)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  params = jax.tree.map(
-    placed, jax.eval_shape(policy.decode_params, policy.abstract_params())
+  program = programs.Sample(SOURCES, SAMPLES, LENGTH, LENGTH, Sampling())
+  cache = program.placed_cache(policy)
+  tokens = jax.ShapeDtypeStruct(
+    (SOURCES, SAMPLES),
+    jnp.int32,
+    sharding=policy.placement.sharding('batch', None),
   )
-  cache = jax.eval_shape(
-    functools.partial(
-      policy.start_cache, num_samples=SAMPLES, max_decode_len=LENGTH
-    ),
-    params,
-    jax.ShapeDtypeStruct((SOURCES, LENGTH), jnp.int32),
-  )
-  cache = jax.tree.map(
-    lambda leaf: placed(
-      leaf, *('batch',)[: leaf.ndim], *(None,) * (leaf.ndim - 1)
-    ),
-    cache,
-  )
-  tokens = placed(jax.ShapeDtypeStruct((SOURCES, SAMPLES), jnp.int32), 'batch')
   step = jax.jit(policy.decode_step, donate_argnums=2)
+  params = policy.placed_decode_params()
   return step.lower(params, tokens, cache).compile(), cache
 
 

@@ -1,49 +1,28 @@
 import jax
 import numpy as np
 import pytest
+import tiny_policy
 
 from rest_jax.checkpoint import native
-from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError
-from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
 from rest_jax.training.optimizer import Optimizer
 
-PACKING = loader.Packing(8, 8, 4)
-TRAINING = early_stopping.Training(Optimizer(learning_rate=0.05), PACKING)
+TRAINING = early_stopping.Training(
+  Optimizer(learning_rate=0.05), tiny_policy.PACKING
+)
 
 
 @pytest.fixture(scope='module')
 def policy():
-  config = T5Config(
-    vocab_size=16,
-    emb_dim=8,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    head_dim=4,
-    mlp_dim=16,
-    dropout_rate=0.1,
-  )
-  return Policy(config, Layout(data=1))
+  return Policy(tiny_policy.CONFIG, Layout(data=1))
 
 
 @pytest.fixture(scope='module')
 def batches(tmp_path_factory):
-  rng = np.random.default_rng(0)
-  rows = [
-    (
-      [*rng.integers(2, 16, 3).tolist(), 1],
-      [*rng.integers(2, 16, 2).tolist(), 1],
-      1.0,
-      True,
-    )
-    for _ in range(24)
-  ]
-  folder = tmp_path_factory.mktemp('rows')
-  return loader.TrainingBatches(loader.write_rows(folder, rows), PACKING, 0)
+  return tiny_policy.batches(tmp_path_factory.mktemp('rows'))
 
 
 def train(policy, batches, folder, values, max_steps=8, patience=2, seen=None):
