@@ -100,7 +100,7 @@ class Policy(Network):
     max_decode_len: int,
   ) -> DecodeCache:
     """Encodes sources, with room for n samples of t tokens. Traceable."""
-    return self._model.apply(
+    return self._decoding_model.apply(
       {'params': params},
       jnp.asarray(encoder_input_tokens),
       method=lambda model, tokens: model.start_cache(
@@ -112,7 +112,7 @@ class Policy(Network):
     self, params: Params, tokens: Int[Array, 'b n'], cache: DecodeCache
   ) -> tuple[Float[Array, 'b n v'], DecodeCache]:
     """Returns float32 logits of the token after the given. Traceable."""
-    return self._model.apply(
+    return self._decoding_model.apply(
       {'params': params}, tokens, cache, method=Transformer.decode_step
     )
 
@@ -264,6 +264,12 @@ class Policy(Network):
   @functools.cached_property
   def _model(self) -> Transformer:
     return Transformer(self.config, self.placement)
+
+  @functools.cached_property
+  def _decoding_model(self) -> Transformer:
+    """Without the loop over layers, which holds a copy of their parameters."""
+    config = dataclasses.replace(self.config, scan_layers=False)
+    return Transformer(config, self.placement)
 
   def _check_num_tokens(self, num_tokens: int | None):
     if num_tokens is not None and not 1 < num_tokens <= self.config.vocab_size:

@@ -436,6 +436,73 @@ def test_rematerialisation_changes_no_number(remat, params, reference):
   assert_gradients_close(got_gradient, gradient)
 
 
+@pytest.mark.parametrize('remat', ['none', 'minimal', 'full'])
+def test_a_loop_over_layers_changes_no_number(remat, params, reference):
+  config = dataclasses.replace(
+    CONFIG, num_encoder_layers=3, num_decoder_layers=4, relpos_per_layer=True
+  )
+  written_out = Policy(config, Layout(data=1))
+  looped = Policy(
+    dataclasses.replace(config, scan_layers=True, remat=remat), Layout(data=1)
+  )
+  params = written_out.init(0)
+  assert jax.tree.structure(looped.init(0)) == jax.tree.structure(params)
+  batch = reference[0]
+
+  def value_and_gradient(policy):
+    function = jax.jit(jax.value_and_grad(lambda p: loss(policy, p, batch)))
+    return function(params)
+
+  (value, gradient), (got, got_gradient) = map(
+    value_and_gradient, (written_out, looped)
+  )
+  np.testing.assert_allclose(got, value, rtol=1e-5)
+  assert_gradients_close(got_gradient, gradient)
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_a_loop_over_layers_is_laid_out_as_its_layers(name, params, reference):
+  config = dataclasses.replace(CONFIG, scan_layers=True)
+  policy = Policy(config, LAYOUTS[name])
+  batch, value, gradient, _ = reference
+  placed = jax.device_put(params, policy.param_shardings())
+  batch = jax.tree.map(policy.place, batch)
+  got, got_gradient = jax.jit(
+    jax.value_and_grad(lambda p: loss(policy, p, batch))
+  )(placed)
+  np.testing.assert_allclose(got, value, rtol=1e-5)
+  assert_gradients_close(got_gradient, gradient)
+
+
+def test_a_loop_drops_other_features_in_each_layer(params, reference):
+  config = dataclasses.replace(CONFIG, scan_layers=True)
+  policy = Policy(config, Layout(data=1))
+  score = jax.jit(lambda p, key: policy.score(p, reference[0], key).log_probs)
+  first, again, other = (
+    score(params, jax.random.key(seed)) for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert not np.array_equal(first, other)
+
+
+def test_what_is_compiled_does_not_grow_with_a_loops_layers(reference):
+  def operations(layers, scan_layers):
+    config = dataclasses.replace(
+      CONFIG,
+      num_encoder_layers=layers,
+      num_decoder_layers=layers,
+      scan_layers=scan_layers,
+    )
+    policy = Policy(config, Layout(data=1))
+    jaxpr = jax.make_jaxpr(
+      jax.grad(lambda p: loss(policy, p, reference[0]))
+    )(policy.abstract_params())
+    return str(jaxpr).count('dot_general')
+
+  assert operations(12, scan_layers=True) == operations(2, scan_layers=True)
+  assert operations(12, False) > 4 * operations(2, False)
+
+
 def test_bfloat16_is_near_float32(params, reference):
   config = dataclasses.replace(CONFIG, dtype='bfloat16')
   policy = Policy(config, Layout(data=1))

@@ -106,6 +106,7 @@ def model(
   dtype: str = 'float32',
   float32_attention_logits: bool = False,
   remat: str = 'none',
+  scan_layers: bool = False,
 ) -> T5Config:
   """The shape of the model in a checkpoint that tells it.
 
@@ -118,6 +119,7 @@ def model(
     dtype: of activations; see `T5Config`, as for those below.
     float32_attention_logits: whether attention logits are float32 in any case.
     remat: 'none', 'minimal' or 'full'.
+    scan_layers: whether training compiles all layers as one loop.
 
   Raises:
     ConfigurationError: there is no such checkpoint, or a model that rest_jax
@@ -137,6 +139,7 @@ def model(
     dtype=dtype,
     float32_attention_logits=float32_attention_logits,
     remat=remat,
+    scan_layers=scan_layers,
   )
 
 

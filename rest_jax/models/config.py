@@ -41,6 +41,10 @@ class T5Config:
     remat: 'full' computes a layer's activations again in the backward pass
       instead of keeping them; 'minimal' keeps the products with parameters and
       computes the rest again; 'none' keeps all.
+    scan_layers: whether training compiles the layers of a side as one loop, so
+      that compiling takes as long for many layers as for few. Names and shapes
+      of parameters are the same. Decoding is written out in any case, since a
+      loop would copy its caches and parameters.
   """
 
   vocab_size: int
@@ -60,6 +64,7 @@ class T5Config:
   relpos_per_layer: bool = False
   eos_id: int = 1
   remat: str = 'none'
+  scan_layers: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from rest_jax.models import lanes
+from rest_jax.models import lanes, scan
 from rest_jax.models.attention import Attention
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import (
@@ -54,14 +54,22 @@ def _relpos(cfg: T5Config, bidirectional: bool) -> RelativePositionBias:
   )
 
 
-def _remat(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+def _remat(layer: type[nn.Module], cfg: T5Config) -> type[nn.Module]:
   """The layer, or one that keeps less for the backward pass; see `T5Config`."""
-  if remat == 'none':
+  if cfg.remat == 'none':
     return layer
   policy = None
-  if remat == 'minimal':
+  if cfg.remat == 'minimal':
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  return nn.remat(layer, policy=policy)
+  # In a loop nothing outside its body could be merged with what it does again.
+  return nn.remat(layer, policy=policy, prevent_cse=not cfg.scan_layers)
+
+
+def _run_layers(side: nn.Module, x: jax.Array, *args) -> jax.Array:
+  """Runs the layers of the encoder or decoder as its configuration says."""
+  if side.config.scan_layers and not side.is_initializing():
+    return scan.run_as_loop(side, side.layers, x, *args)
+  return scan.run(side.layers, x, *args)
 
 
 class EncoderLayer(nn.Module):
@@ -139,7 +147,7 @@ class Encoder(nn.Module):
 
   def setup(self):
     cfg = self.config
-    layer = _remat(EncoderLayer, cfg.remat)
+    layer = _remat(EncoderLayer, cfg)
     if not cfg.relpos_per_layer:
       self.relpos_bias = _relpos(cfg, bidirectional=True)
     self.layers = [
@@ -153,8 +161,7 @@ class Encoder(nn.Module):
     if not self.config.relpos_per_layer:
       bias = self.relpos_bias(x.shape[1])
     x = dropout(self, x, rate)
-    for layer in self.layers:
-      x = layer(x, mask, bias)
+    x = _run_layers(self, x, mask, bias)
     return dropout(self, self.encoder_norm(x), rate)
 
 
@@ -166,7 +173,7 @@ class Decoder(nn.Module):
 
   def setup(self):
     cfg = self.config
-    layer = _remat(DecoderLayer, cfg.remat)
+    layer = _remat(DecoderLayer, cfg)
     if not cfg.relpos_per_layer:
       self.relpos_bias = _relpos(cfg, bidirectional=False)
     self.layers = [
@@ -183,8 +190,7 @@ class Decoder(nn.Module):
     if not self.config.relpos_per_layer:
       bias = self.relpos_bias(x.shape[1])
     x = dropout(self, x, rate)
-    for layer in self.layers:
-      x = layer(x, encoded, mask, cross_mask, bias)
+    x = _run_layers(self, x, encoded, mask, cross_mask, bias)
     return dropout(self, self.decoder_norm(x), rate)
 
   def project_memory(self, encoded):

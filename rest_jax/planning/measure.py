@@ -138,7 +138,10 @@ def _by_layers(lower: Lower, config: T5Config, layout: Layout) -> Costs:
 
   def with_layers(encoder: int, decoder: int) -> Costs:
     small = dataclasses.replace(
-      config, num_encoder_layers=encoder, num_decoder_layers=decoder
+      config,
+      num_encoder_layers=encoder,
+      num_decoder_layers=decoder,
+      scan_layers=False,
     )
     try:
       compiled = lower(small, layout).compile()
