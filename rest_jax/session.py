@@ -15,6 +15,7 @@ from etils import epath
 import rest_jax
 from rest_jax import (
   branching,
+  compiled,
   fingerprints,
   hosts,
   preemption,
@@ -92,6 +93,8 @@ def open_run(
     progress = Progress(stream, tensorboard, tracer)
     stack.callback(progress.close)
     scores = None
+    if not read_only:
+      stack.enter_context(compiled.kept(run.compilation_cache, directory.path))
     if run.annotate.cache_scores and not read_only:
       scores = cache.ScoreCache(directory.path / _score_cache())
       stack.callback(scores.close)
