@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -35,7 +36,10 @@ def kept(folder: PathLike | None, model_dir: PathLike) -> Iterator[None]:
     os.fspath(folder or os.path.join(model_dir, FOLDER)),
   )
   try:
-    yield
+    with warnings.catch_warnings():
+      # Nothing is lost with it, and a full disk is told of by what matters.
+      warnings.filterwarnings('ignore', 'Error .* persistent compilation cache')
+      yield
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
     compilation_cache.reset_cache()

@@ -436,10 +436,10 @@ def test_rematerialisation_changes_no_number(remat, params, reference):
   assert_gradients_close(got_gradient, gradient)
 
 
-@pytest.mark.parametrize('remat', ['none', 'minimal', 'full'])
+@pytest.mark.parametrize('remat', ['none', 'full'])
 def test_a_loop_over_layers_changes_no_number(remat, params, reference):
   config = dataclasses.replace(
-    CONFIG, num_encoder_layers=3, num_decoder_layers=4, relpos_per_layer=True
+    CONFIG, num_encoder_layers=3, num_decoder_layers=2, relpos_per_layer=True
   )
   written_out = Policy(config, Layout(data=1))
   looped = Policy(
@@ -460,7 +460,7 @@ def test_a_loop_over_layers_changes_no_number(remat, params, reference):
   assert_gradients_close(got_gradient, gradient)
 
 
-@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.parametrize('name', ['data 2, model 4', 'model 4, fsdp'])
 def test_a_loop_over_layers_is_laid_out_as_its_layers(name, params, reference):
   config = dataclasses.replace(CONFIG, scan_layers=True)
   policy = Policy(config, LAYOUTS[name])

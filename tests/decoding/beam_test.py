@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rest_jax.decoding import beam
 from rest_jax.decoding.beam import NOTHING, beam_search, brevity_penalty
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -151,3 +152,28 @@ def test_the_cache_follows_its_beam():
       if token == 1:
         break
     np.testing.assert_allclose(score, total, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('groups', 'sources', 'heads', 'beams'), [(2, 1, 3, 4), (1, 4, 2, 3)]
+)
+def test_lanes_are_reordered_within_each_source_and_head(
+  groups, sources, heads, beams
+):
+  rng = np.random.default_rng(0)
+  shape = (groups, 5, 2, heads, sources, beams)
+  cache = rng.normal(size=shape).astype(np.float32)
+  chosen = rng.integers(0, beams, (groups, sources, beams), dtype=np.int32)
+  expected = np.empty_like(cache)
+  for group, source in np.ndindex(groups, sources):
+    expected[group, ..., source, :] = cache[group, ..., source, :][
+      ..., chosen[group, source]
+    ]
+  lanes = jnp.asarray(cache.reshape(groups, 5, 2, -1))
+  got = beam._gather_lanes(lanes, jnp.asarray(chosen.reshape(-1, beams)))
+  np.testing.assert_array_equal(got, expected.reshape(lanes.shape))
+  # What other platforms than this one do.
+  width = sources * beams
+  first = np.arange(width) // beams * beams
+  source = jnp.asarray(first + chosen.reshape(groups, width))
+  np.testing.assert_array_equal(beam._permute_by_gather(lanes, source), got)
