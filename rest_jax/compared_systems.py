@@ -99,12 +99,12 @@ def group_names(paths: Sequence[Sequence[epath.Path]]) -> list[str]:
   ['bc']
   """
   longest = max(len(path.parts) for group in paths for path in group)
-  names: list[str] = []
   for depth in range(1, longest + 1):
     names = [_common([path.parts[-depth:] for path in g]) for g in paths]
     if len(set(names)) == len(names):
       return names
-  return [f'{name} {number}' for number, name in enumerate(names, 1)]
+  short = (_common([path.parts[-1:] for path in group]) for group in paths)
+  return [f'{name} {number}' for number, name in enumerate(short, 1)]
 
 
 def _common(ends: Sequence[Sequence[str]]) -> str:
