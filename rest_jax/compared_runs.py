@@ -63,7 +63,7 @@ class Run:
     seed: its seed.
     config: its bindings, without what tells seeds of one algorithm apart.
     settings: how its policies were evaluated, and by which reward.
-    texts: source_id, source and reference of what they were evaluated on.
+    texts: source and reference of what they were evaluated on.
     policies: policies in the order of the results.
   """
 
@@ -71,13 +71,13 @@ class Run:
   seed: int
   config: Mapping[str, str]
   settings: Mapping[str, Any]
-  texts: tuple[tuple[Any, ...], ...]
+  texts: tuple[tuple[str, str | None], ...]
   policies: tuple[Evaluated, ...]
 
   @property
   def references(self) -> tuple[str, ...] | None:
     """The references; None where there are none."""
-    found = tuple(reference for _, _, reference in self.texts)
+    found = tuple(reference for _, reference in self.texts)
     return None if None in found else found
 
   @property
@@ -152,8 +152,8 @@ def _read(path: str, split: str) -> Run:
     if name not in rows:
       raise ConfigurationError(
         f'{root}/results.csv has no row for {name} on the {split} data, which'
-        ' was evaluated; start the command of that run again to have it'
-        ' written.'
+        ' was evaluated; start the command of that run again (with all of its'
+        ' CONTROLS) to have it written.'
       )
     found[name], of_stage = _evaluated(stage, name, rows[name])
     if texts is not None and of_stage != texts:
@@ -174,7 +174,7 @@ def _read(path: str, split: str) -> Run:
 
 def _evaluated(
   stage: Stage, name: str, row: Mapping[str, str]
-) -> tuple[Evaluated, tuple[tuple[Any, ...], ...]]:
+) -> tuple[Evaluated, tuple[tuple[str, str | None], ...]]:
   """What an evaluation found, and its sources and references."""
   columns = ['source_id', 'source', 'reference', 'beam']
   beams = store.read_part(stage.folder / 'beam.parquet', columns)
@@ -204,7 +204,7 @@ def _evaluated(
     beams=tuple(beams['beam'].to_pylist()),
     row=row,
   )
-  texts = (beams[name].to_pylist() for name in columns[:3])
+  texts = (beams[name].to_pylist() for name in ('source', 'reference'))
   return evaluated, tuple(zip(*texts, strict=True))
 
 
@@ -309,9 +309,9 @@ def _check_texts(run: Run, other: Run, split: str) -> None:
   if len(run.texts) == len(other.texts):
     pairs = zip(run.texts, other.texts, strict=True)
     here, there = next(pair for pair in pairs if pair[0] != pair[1])
-    where = f'source {here[1]!r}, there {there[1]!r}'
-    if here[:2] == there[:2]:
-      where = f'reference {here[2]!r}, there {there[2]!r}'
+    number = 1 if here[0] == there[0] else 0
+    name = ('source', 'reference')[number]
+    where = f'{name} {here[number]!r}, there {there[number]!r}'
   raise ConfigurationError(
     f'{run.path} was evaluated on other {split} data than {other.path}:'
     f' {where}; compare runs of the same data.'

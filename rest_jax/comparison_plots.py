@@ -114,11 +114,8 @@ def forest(contrasts: Sequence[Contrast]) -> str:
   with _drawn(8, _ROW * len(contrasts) + 1) as figure:
     axes = figure.subplots()
     for row, contrast in enumerate(contrasts):
-      low, high = contrast.interval
-      error = [[contrast.difference - low], [high - contrast.difference]]
-      axes.errorbar(
-        [contrast.difference], [row], xerr=error, color='C0', **_MEAN
-      )
+      axes.plot(contrast.interval, [row, row], color='C0', marker='|', lw=1)
+      axes.plot([contrast.difference], [row], color='C0', marker='D', ms=5)
     axes.axvline(0, color='0.4', linewidth=1)
     axes.set_yticks(
       range(len(contrasts)), [f'{c.second} − {c.first}' for c in contrasts]

@@ -15,7 +15,7 @@ from rest_jax import (
 )
 
 TESTS = comparison.Tests(num_resamples=50, num_trials=50)
-TEXTS = tuple((i, f'quelle {i}', f'the source {i}') for i in range(6))
+TEXTS = tuple((f'quelle {i}', f'the source {i}') for i in range(6))
 
 
 def evaluated(policy, rewards, fingerprint=None, **row):
@@ -150,7 +150,7 @@ def test_a_contrast_is_paired_by_seed_and_source():
   systems = _two([base, base / 2], [base + 0.1, base / 2 + 0.2])
   (found,) = comparison.contrasts(
     systems,
-    run('/r/0', 0, texts=tuple((i, 's', None) for i in range(6))),
+    run('/r/0', 0, texts=(('quelle', None),) * 6),
     [('BC', 'G1 I1')],
     every_two=True,
     tests=TESTS,
