@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib import figure as figures
 from matplotlib import lines
 
@@ -23,9 +22,9 @@ _SETTINGS = {
   'font.size': 9,
 }
 _ROW = 0.28  # Inches a policy or contrast takes.
-_LABELLED = 16  # Policies at most whose points have their names beside them.
+_MARKERS = 'DosP^vX*<>phd'  # One a policy, whatever its group.
 _SEED = {'marker': 'o', 'linestyle': 'none', 'alpha': 0.45, 'markersize': 4}
-_MEAN = {'marker': 'D', 'markersize': 5, 'capsize': 2, 'elinewidth': 1}
+_MEAN = {'markersize': 5, 'capsize': 2, 'elinewidth': 1}
 
 
 @contextlib.contextmanager
@@ -69,15 +68,17 @@ def pictures(
 def seeds(systems: Sequence[System]) -> str:
   """A row a policy: each seed's figures, their mean and its interval."""
   names = [n for n in FIGURES if any(s.values(n) for s in systems)]
-  colors = _colors(systems)
+  styles = _styles(systems)
   with _drawn(3.2 * len(names) + 1, _ROW * len(systems) + 1) as figure:
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for name, axes in zip(names, panels, strict=True):
       for row, system in enumerate(systems):
-        values, color = system.values(name), colors[system.group]
+        values = system.values(name)
         if values:
+          color, _ = styles[system.name]
           axes.plot(values, [row] * len(values), color=color, **_SEED)
-          _mean(axes, (np.mean(values), row), x=values, color=color)
+          place = (system.mean(name), float(row))
+          _mean(axes, place, x=values, color=color, marker='D')
       axes.set_xlabel(FIGURES[name])
       axes.grid(axis='x', alpha=0.3)
     panels[0].set_yticks(range(len(systems)), [s.name for s in systems])
@@ -91,27 +92,22 @@ def by_cost(systems: Sequence[System]) -> str | None:
   up = [n for n in ('reward_mean', 'bleu') if any(s.values(n) for s in systems)]
   if not across:
     return None
-  colors = _colors(systems)
+  styles = _styles(systems)
   with _drawn(4.2 * len(across), 3.2 * len(up) + 0.4) as figure:
     grid = figure.subplots(len(up), len(across), squeeze=False)
     for y, row in zip(up, grid, strict=True):
       for x, axes in zip(across, row, strict=True):
-        _scatter(axes, systems, x, y, colors)
+        _scatter(axes, systems, x, y, styles)
         axes.set_xlabel((COSTS | FIGURES)[x])
         axes.set_ylabel(FIGURES[y])
         axes.grid(alpha=0.3)
-    if len(colors) > 1:
-      handles = [
-        lines.Line2D([], [], color=color, marker='D', ls='none')
-        for color in colors.values()
-      ]
-      figure.legend(handles, list(colors), loc='outside upper left', ncols=6)
+    figure.legend(handles=_legend(systems), loc='outside upper left', ncols=10)
     return svg(figure)
 
 
 def forest(contrasts: Sequence[Contrast]) -> str:
   """A row a contrast: its difference in reward with the interval."""
-  with _drawn(8, _ROW * len(contrasts) + 1) as figure:
+  with _drawn(8.0, _ROW * len(contrasts) + 1) as figure:
     axes = figure.subplots()
     for row, contrast in enumerate(contrasts):
       axes.plot(contrast.interval, [row, row], color='C0', marker='|', lw=1)
@@ -127,34 +123,36 @@ def forest(contrasts: Sequence[Contrast]) -> str:
 
 
 def _scatter(
-  axes: Any, systems: Sequence[System], x: str, y: str, colors: dict[str, str]
+  axes: Any,
+  systems: Sequence[System],
+  x: str,
+  y: str,
+  styles: dict[str, tuple[str, str]],
 ) -> None:
   """Each policy's seeds and means, and the best so far from left to right."""
   known = [s for s in systems if s.values(x) and s.values(y)]
   for system in known:
-    color, ys = colors[system.group], system.values(y)
+    (color, marker), ys = styles[system.name], system.values(y)
     axes.plot(system.values(x), ys, color=color, **_SEED)
     place = (system.mean(x), system.mean(y))
-    _mean(axes, place, y=ys, color=color)
-    if len(known) <= _LABELLED:
+    _mean(axes, place, y=ys, color=color, marker=marker)
+  best: list[System] = []
+  for system in sorted(known, key=lambda s: (s.mean(x), -s.mean(y))):
+    if not best or system.mean(y) > best[-1].mean(y):
+      best.append(system)
       axes.annotate(
         system.policy,
-        place,
+        (system.mean(x), system.mean(y)),
         xytext=(5, 4),
         textcoords='offset points',
         fontsize=7,
       )
-  best: list[tuple[float, float]] = []
-  for place in sorted(
-    ((s.mean(x), s.mean(y)) for s in known), key=lambda p: (p[0], -p[1])
-  ):
-    if not best or place[1] > best[-1][1]:
-      best.append(place)
   if best:
+    line = [(s.mean(x), s.mean(y)) for s in best]
     # As far as the dearest, which may be no better.
-    best.append((max(s.mean(x) for s in known), best[-1][1]))
+    line.append((max(s.mean(x) for s in known), line[-1][1]))
     axes.step(
-      *zip(*best, strict=True), where='post', color='0.5', lw=1, zorder=0
+      *zip(*line, strict=True), where='post', color='0.5', lw=1, zorder=0
     )
 
 
@@ -163,6 +161,7 @@ def _mean(
   place: tuple[float, float],
   *,
   color: str,
+  marker: str,
   x: Sequence[float] = (),
   y: Sequence[float] = (),
 ) -> None:
@@ -171,9 +170,39 @@ def _mean(
   for name, values, middle in (('xerr', x, place[0]), ('yerr', y, place[1])):
     if interval := significance.t_interval(values):
       errors[name] = [[middle - interval[0]], [interval[1] - middle]]
-  axes.errorbar([place[0]], [place[1]], color=color, **errors, **_MEAN)
+  axes.errorbar(
+    [place[0]], [place[1]], color=color, marker=marker, **errors, **_MEAN
+  )
 
 
-def _colors(systems: Sequence[System]) -> dict[str, str]:
-  groups = dict.fromkeys(system.group for system in systems)
-  return {group: f'C{number % 10}' for number, group in enumerate(groups)}
+def _styles(systems: Sequence[System]) -> dict[str, tuple[str, str]]:
+  """Name → color and marker: of its group, or policy if all are of one."""
+  groups = list(dict.fromkeys(system.group for system in systems))
+  policies = list(dict.fromkeys(system.policy for system in systems))
+  out = {}
+  for system in systems:
+    place = policies.index(system.policy)
+    number = groups.index(system.group) if len(groups) > 1 else place
+    marker = _MARKERS[place % len(_MARKERS)]
+    out[system.name] = (f'C{number % 10}', marker)
+  return out
+
+
+def _legend(systems: Sequence[System]) -> list[lines.Line2D]:
+  """What colors and markers stand for."""
+  styles = _styles(systems)
+  groups = {s.group: styles[s.name][0] for s in systems}
+  out = []
+  if len(groups) > 1:
+    out = [
+      lines.Line2D([], [], color=color, lw=4, label=name)
+      for name, color in groups.items()
+    ]
+  for policy, (color, marker) in {
+    system.policy: styles[system.name] for system in systems
+  }.items():
+    color = '0.3' if len(groups) > 1 else color
+    out.append(
+      lines.Line2D([], [], color=color, marker=marker, ls='none', label=policy)
+    )
+  return out
