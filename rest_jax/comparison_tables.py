@@ -105,7 +105,7 @@ def tables(
   )
   if planned:
     title = 'Contrasts named beforehand, uncorrected'
-    out.append(_contrasts(title, planned, False, note))
+    out.append(_contrasts(title, planned, False, '' if rest else note))
   if rest:
     title = 'Every two other policies, p corrected by Holm (one family a column'
     title += ' and measure)'
