@@ -51,11 +51,11 @@ def systems(runs: Sequence[Run]) -> list[System]:
   grouped: dict[str, list[Run]] = {}
   for run in runs:
     grouped.setdefault(storage.fingerprint_of(run.config), []).append(run)
-  groups = list(grouped.values())
+  # The same names, in whatever order a group's runs are given.
+  groups = [sorted(g, key=lambda run: run.seed) for g in grouped.values()]
   names = group_names([[run.path for run in group] for group in groups])
   found: list[System] = []
   for name, group in zip(names, groups, strict=True):
-    group = sorted(group, key=lambda run: run.seed)
     labels = dict.fromkeys(p.policy for run in group for p in run.policies)
     for label in labels:
       of_seeds = {
