@@ -111,6 +111,13 @@ def _bound(file: str, roots: Sequence[str | pathlib.Path]) -> set[str]:
   return found
 
 
+def plain(error: BaseException) -> str:
+  """What gin or what it called says, in one line of reasonable length."""
+  text = str(error).partition(' in config string:')[0]
+  text = text.replace('/gin.macro', '').replace('/macro.value', '')
+  return ' '.join(text.split())
+
+
 def bare_word(value: str) -> str:
   """`value` without its quotes, where `literal` would put them back."""
   try:

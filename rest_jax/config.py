@@ -6,6 +6,7 @@ knowing gin, so that stages can record what they were made with.
 
 import dataclasses
 import json
+import traceback
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,16 @@ def check_types(value: Any) -> None:
         )
   for _, child in _children(value):
     check_types(child)
+
+
+def check_types_at(error: BaseException) -> None:
+  """Raises when an object that was being built had values of a wrong type.
+
+  Its own checks then fail in ways that name no binding ('<' not supported …).
+  """
+  for frame, _ in traceback.walk_tb(error.__traceback__):
+    if frame.f_code.co_name == '__post_init__':
+      check_types(frame.f_locals['self'])
 
 
 def flatten(value: Any, name: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from rest_jax.errors import ConfigurationError, RestJaxError
 RUN_MODES = (
     'rest', 'supervised', 'train_reward', 'check_reward', 'grow', 'annotate',
     'improve', 'evaluate', 'translate', 'preview', 'best_of_n', 'status',
-    'plan', 'import_samples', 'fetch', 'convert', 'prepare_mqm',
+    'plan', 'import_samples', 'fetch', 'convert', 'prepare_mqm', 'compare',
 )  # fmt: skip
 
 _GIN_FILE = flags.DEFINE_multi_string(
@@ -144,7 +144,7 @@ def _parse_gin(
     gin.parse_config([*_gin_imports(), *bindings])
     gin.finalize()
   except _GIN_ERRORS as error:
-    text = _gin_text(error)
+    text = bindings_lib.plain(error)
     if missing := re.match(r'(\w+) set to `%gin\.REQUIRED`', text):
       name = missing[1]
       text = f'{name} must be set; add --gin.{name}=VALUE'
@@ -163,25 +163,20 @@ def _gin_imports() -> list[str]:
   return ['from __gin__ import dynamic_registration', *modules]
 
 
-def _gin_text(error: BaseException) -> str:
-  """What gin or what it called says, in one line of reasonable length."""
-  text = str(error).partition(' in config string:')[0]
-  text = text.replace('/gin.macro', '').replace('/macro.value', '')
-  return ' '.join(text.split())
+def _build(described: type | None = None) -> Any:
+  """Builds the run (or other object) that gin describes, and checks it."""
+  if described is None:
+    from rest_jax import rest  # Imports JAX, so only once the flags are right.
 
-
-def _build() -> Any:
-  """Builds the run that the gin configuration describes, and checks it."""
-  from rest_jax import rest  # Imports JAX, so only once the flags are right.
-
+    described = rest.ReST
   try:
-    run = gin.get_configurable(rest.ReST)()
+    run = gin.get_configurable(described)()
   except RestJaxError:
     raise
   except _GIN_ERRORS as error:
-    _check_types_at(error)
+    config.check_types_at(error)
     raise ConfigurationError(
-      f'the gin configuration cannot be built: {_gin_text(error)}'
+      f'the gin configuration cannot be built: {bindings_lib.plain(error)}'
     ) from error
   config.check_types(run)
   _check_all_used()
@@ -200,19 +195,20 @@ def _convert() -> None:
       model = gin.get_configurable(T5Config)()
     except _GIN_ERRORS as error:
       raise ConfigurationError(
-        f'--gin_file gives no whole T5Config: {_gin_text(error)}'
+        f'--gin_file gives no whole T5Config: {bindings_lib.plain(error)}'
       ) from error
   convert.run(_INPUT.value, _OUTPUT.value, _FORMAT.value, _VERIFY.value, model)
 
 
-def _check_types_at(error: BaseException) -> None:
-  """Raises when an object that was being built had values of a wrong type.
+def _compare(runs: Sequence[str]) -> None:
+  """Compares runs; gin files, if any, name what is of interest."""
+  from rest_jax import compare
 
-  Its own checks then fail in ways that name no binding ('<' not supported …).
-  """
-  for frame, _ in traceback.walk_tb(error.__traceback__):
-    if frame.f_code.co_name == '__post_init__':
-      config.check_types(frame.f_locals['self'])
+  settings = compare.Compare()
+  if _GIN_FILE.value or _GIN_BINDINGS.value:
+    _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
+    settings = _build(compare.Compare)
+  compare.run(runs, settings, split=_SPLIT.value, output=_OUTPUT.value)
 
 
 def _check_all_used() -> None:
@@ -298,7 +294,7 @@ def _plan() -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
+  if len(argv) > 1 and _RUN_MODE.value != 'compare':
     raise ConfigurationError(
       f'unknown argument {argv[1]!r}; all settings are --flags.'
     )
@@ -315,6 +311,8 @@ def _main(argv: Sequence[str]) -> None:
     print(', '.join(f'{name} {count:,}' for name, count in counts.items()))
   elif _RUN_MODE.value == 'convert':
     _convert()
+  elif _RUN_MODE.value == 'compare':
+    _compare(argv[1:])
   elif _RUN_MODE.value == 'plan':
     _plan()
   else:

@@ -34,6 +34,7 @@ _LAYERS = (
   (2, 'pairs'),
   (2, 'mbr'),
   (2, 'best_of_n'),
+  (2, 'significance'),
   (2, 'rows'),
   (2, 'selection'),
   (2, 'penalised'),
@@ -70,6 +71,12 @@ _LAYERS = (
   (3, 'run_directory'),
   (3, 'parts'),
   (3, 'tables'),
+  (3, 'compared_runs'),
+  (3, 'compared_systems'),
+  (4, 'comparison'),
+  (4, 'comparison_tables'),
+  (4, 'comparison_plots'),
+  (5, 'compare'),
   (4, 'proof'),
   (4, 'run_policy'),
   (4, 'model_card'),
@@ -119,6 +126,7 @@ _CONFINED = {
   'tensorflow_datasets': ('data.tasks',),
   'urllib': ('data.download',),
   'tensorboardX': ('progress',),
+  'matplotlib': ('comparison_plots',),
   # What loads or runs code that a file brings.
   'pickle': (),
   'cloudpickle': (),
@@ -137,6 +145,7 @@ _SLOW = ('seqio', 'tensorflow', 'tensorflow_datasets', 'tensorboardX')
 _CALLS_NEVER_MADE = ('eval', 'exec', 'compile', '__import__')
 # Files that tools and tests import for themselves, so they have to be fast.
 _WITHOUT_JAX = (
+  'compare',
   'run_directory',
   'selection',
   'data.store',
