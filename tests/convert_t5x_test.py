@@ -146,6 +146,7 @@ def test_logits_are_compared_of_stacked_layers_in_bfloat16(tmp_path):
   assert_holds(native.Source(tmp_path / 'ours'), params)
 
 
+@pytest.mark.slow
 def test_t5xs_own_test_checkpoints(tmp_path):
   if not DATA.exists():
     pytest.skip('the data do not lie beside this checkout')

@@ -13,6 +13,7 @@ from rest_jax.run_directory import RunDirectory
 
 _SEARCH = f'--gin_search_paths={running.TESTING}'
 _REWARD = ('data', 'supervised', 'reward_data')
+pytestmark = pytest.mark.slow
 
 
 def _command(folder, *arguments):
@@ -91,7 +92,6 @@ def test_its_networks_exported_give_the_scores_of_the_run(
     assert _fingerprint(learned_run, name) in card
 
 
-@pytest.mark.slow
 def test_training_a_reward_killed_three_times_ends_as_one_never_killed(
   learned_run, compiled, tmp_path
 ):

@@ -281,6 +281,7 @@ def test_a_second_start_skips_everything(whole_run, tmp_path):
 # --- Parts ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_modes_in_turn_give_the_same_bytes_as_the_whole_run(
   whole_run, compiled, tmp_path
 ):

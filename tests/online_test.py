@@ -146,6 +146,7 @@ def test_a_baseline_is_trained_and_resumes_where_it_was(context, settings):
   assert spent.decoded_tokens == counts['decoded_tokens']
 
 
+@pytest.mark.slow
 def test_a_preempted_baseline_ends_between_batches(context, monkeypatch):
   settings = dataclasses.replace(PPO, stopping=early_stopping.Stopping(4, 4, 3))
   made = []

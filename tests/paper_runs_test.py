@@ -117,6 +117,7 @@ def wmt20(tmp_path, monkeypatch):
   return tmp_path
 
 
+@pytest.mark.slow
 def test_wmt20(wmt20):
   table = run(
     wmt20,

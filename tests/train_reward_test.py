@@ -118,6 +118,7 @@ def new_pairs():
   )
 
 
+@pytest.mark.slow
 def test_an_ensemble_learns_scores(context, scored):
   chosen = settings(reward_rows.ScoredFile(scored), num_members=2)
   stage = trained(context, chosen)

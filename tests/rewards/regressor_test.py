@@ -161,6 +161,7 @@ def test_what_cannot_be_scored(params, texts):
     Buckets(lengths=(8, 4))
 
 
+@pytest.mark.slow
 def test_a_sharded_update_equals_an_unsharded_one(params):
   rng = np.random.default_rng(0)
   tokens = rng.integers(2, 32, (8, 6)).astype(np.int32)

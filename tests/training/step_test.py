@@ -258,8 +258,8 @@ def test_microbatches_equal_the_whole_batch():
   ('optimizer', 'data', 'model', 'fsdp', 'parts'),
   [
     (ADAMW, 4, 2, False, 2),
-    (ADAFACTOR, 2, 2, False, 1),
-    (ADAMW, 4, 1, True, 2),
+    pytest.param(ADAFACTOR, 2, 2, False, 1, marks=pytest.mark.slow),
+    pytest.param(ADAMW, 4, 1, True, 2, marks=pytest.mark.slow),
     (ADAFACTOR, 4, 2, True, 1),
   ],
 )
