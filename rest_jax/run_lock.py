@@ -4,7 +4,8 @@ On a local (or NFS) file system the lock is an advisory `flock`, which the
 kernel drops when its process ends however it ends, so a killed run never
 blocks the next one. Object stores have no such thing; there the lock is a
 lease: an object that its owner renews, and that counts for nothing when it has
-not been renewed for `LEASE_SECONDS`.
+not been renewed for `LEASE_SECONDS`, or when its owner was a process of this
+machine and is no more.
 """
 
 import contextlib
@@ -99,9 +100,10 @@ def lease(
     StorageError: the object cannot be written.
   """
   path = epath.Path(path)
-  held = _parse(path.read_bytes()) if path.exists() else {}
-  if held and time.time() - held.get('renewed', 0.0) < seconds:
-    raise _locked(path, held)
+  held = _read(path)
+  left = held.get('renewed', 0.0) + seconds - time.time()
+  if left > 0 and not _is_dead(held):
+    raise _locked(path, held, left)
   mine = _owner() | {'token': uuid.uuid4().hex}
 
   def renew():
@@ -110,9 +112,9 @@ def lease(
 
   renew()
   time.sleep(settle)
-  held = _parse(path.read_bytes())
+  held = _read(path)
   if held.get('token') != mine['token']:
-    raise _locked(path, held)
+    raise _locked(path, held, seconds)
   stop = threading.Event()
 
   def keep():
@@ -128,7 +130,7 @@ def lease(
   finally:
     stop.set()
     thread.join()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(errors.StorageError), storage.reporting(path):
       path.unlink()
 
 
@@ -137,8 +139,48 @@ def _owner() -> dict[str, object]:
   return {
     'pid': os.getpid(),
     'host': socket.gethostname(),
+    'machine': _machine(),
     'since': now.isoformat(timespec='seconds'),
   }
+
+
+def _machine() -> str | None:
+  """Where process numbers mean the same: this start of this machine.
+
+  Containers of one machine see other processes under the same numbers.
+  """
+  try:
+    with open('/proc/sys/kernel/random/boot_id') as file:
+      return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+  except OSError:
+    return None  # Not Linux.
+
+
+def _is_dead(owner: dict[str, object]) -> bool:
+  """Whether an owner is known to be no more, and its lease worth nothing."""
+  pid, machine = owner.get('pid'), owner.get('machine')
+  if not machine or machine != _machine() or not isinstance(pid, int):
+    return False
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return True
+  except PermissionError:
+    pass  # Another user's.
+  return False
+
+
+def _read(path: epath.Path) -> dict[str, object]:
+  """The owner that a lease names; empty where there is none.
+
+  Raises:
+    StorageError: the store cannot be read.
+  """
+  with storage.reporting(path):
+    try:
+      return _parse(path.read_bytes())
+    except FileNotFoundError:
+      return {}
 
 
 def _parse(data: bytes) -> dict[str, object]:
@@ -149,13 +191,17 @@ def _parse(data: bytes) -> dict[str, object]:
     return {}
 
 
-def _locked(path: epath.Path, owner: dict[str, object]) -> errors.LockedError:
+def _locked(
+  path: epath.Path, owner: dict[str, object], left: float | None = None
+) -> errors.LockedError:
+  """The error for a lock that `owner` holds, a lease for `left` seconds."""
   if owner:
     who = f'process {owner.get("pid")} on {owner.get("host")}'
     who += f' since {owner.get("since")}'
   else:
     who = 'another process'
+  dead = '' if left is None else f' (if it died, for {left:.0f} s yet)'
   return errors.LockedError(
-    f'{path.parent} is in use by {who}: wait for it, stop it, or choose '
+    f'{path.parent} is in use by {who}{dead}: wait for it, stop it, or choose '
     'another MODEL_DIR'
   )

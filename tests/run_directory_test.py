@@ -459,6 +459,44 @@ def test_lease_is_exclusive_renewed_and_expires(tmp_path):
     assert json.loads(path.read_text())['pid'] == os.getpid()
 
 
+LEASE_HOLDER = """
+import sys
+from rest_jax import run_lock
+with run_lock.lease(sys.argv[1], settle=0.0):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
+  path = tmp_path / '.lock'
+  holder = subprocess.Popen(
+    [sys.executable, '-c', LEASE_HOLDER, str(path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  with holder:
+    assert holder.stdout.readline() == b'held\n'
+    with (
+      pytest.raises(errors.LockedError, match=r'if it died, for 1[78]\d s yet'),
+      run_lock.lease(path, settle=0.0),
+    ):
+      pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+  # The same number on another machine says nothing.
+  held = json.loads(path.read_text())
+  path.write_text(json.dumps(held | {'machine': 'another'}))
+  with (
+    pytest.raises(errors.LockedError, match=f'process {holder.pid} on '),
+    run_lock.lease(path, settle=0.0),
+  ):
+    pass
+  path.write_text(json.dumps(held))
+  with run_lock.lease(path, settle=0.0):
+    assert json.loads(path.read_text())['pid'] == os.getpid()
+
+
 def test_of_two_leases_taken_at_once_one_wins(tmp_path):
   path = tmp_path / '.lock'
   outcomes = []

@@ -64,24 +64,45 @@ def import_seqio():
   Raises:
     ConfigurationError: seqio is not installed.
   """
-  # TensorFlow and its friends warn at import, and would take all of a TPU's or
-  # GPU's memory from jax.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
-    with warnings.catch_warnings(), _quiet_stderr():
-      warnings.simplefilter('ignore')
+    with _quiet():
       import seqio
-      import tensorflow as tf
   except ImportError as error:
     raise errors.ConfigurationError(
       f'the data stage needs seqio ({error}): pip install seqio'
     ) from error
+  import_tensorflow()
+  return seqio
+
+
+def import_tensorflow() -> None:
+  """Has TensorFlow, whose file system object stores are, quiet and alone.
+
+  Raises:
+    ConfigurationError: it is not installed.
+  """
+  try:
+    with _quiet():
+      import tensorflow as tf
+  except ImportError as error:
+    raise errors.ConfigurationError(
+      f'object stores need TensorFlow ({error}): pip install tensorflow'
+    ) from error
+  # It would take all of a GPU's or TPU's memory from jax.
   for kind in ('GPU', 'TPU'):
     try:
       tf.config.set_visible_devices([], kind)
     except RuntimeError:
       break  # TensorFlow has started already, on what it was given then.
-  return seqio
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Around imports of TensorFlow and its friends, who warn there."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with warnings.catch_warnings(), _quiet_stderr():
+    warnings.simplefilter('ignore')
+    yield
 
 
 @contextlib.contextmanager
