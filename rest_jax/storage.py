@@ -14,13 +14,14 @@ errors of its own, which `failures` knows.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -50,6 +51,21 @@ _STORE_MEND = (
 def is_local(path: PathLike) -> bool:
   """Whether a path is on a file system of this machine, not an object store."""
   return '://' not in os.fspath(path)
+
+
+@contextlib.contextmanager
+def seekable(path: PathLike) -> Iterator[BinaryIO]:
+  """Opens a file for reading here and there, as Parquet's are read.
+
+  Of a store it is read whole: each part would be asked for, and the files of
+  its client lack what pyarrow needs.
+  """
+  path = epath.Path(path)
+  if is_local(path):
+    with path.open('rb') as file:
+      yield file
+  else:
+    yield io.BytesIO(path.read_bytes())
 
 
 def absolute(path: PathLike) -> epath.Path:

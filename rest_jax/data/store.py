@@ -425,9 +425,8 @@ def _opened(path: epath.Path) -> Iterator[pq.ParquetFile]:
     if storage.is_local(path):
       yield pq.ParquetFile(os.fspath(path), page_checksum_verification=True)
     else:
-      # A part is small, and columns one by one would each be asked for.
-      whole = pa.BufferReader(path.read_bytes())
-      yield pq.ParquetFile(whole, page_checksum_verification=True)
+      with storage.seekable(path) as file:
+        yield pq.ParquetFile(file, page_checksum_verification=True)
   except (OSError, pa.ArrowException) as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise errors.CorruptStateError(

@@ -67,27 +67,18 @@ def import_seqio():
   try:
     with _quiet():
       import seqio
+    import_tensorflow()
   except ImportError as error:
     raise errors.ConfigurationError(
       f'the data stage needs seqio ({error}): pip install seqio'
     ) from error
-  import_tensorflow()
   return seqio
 
 
 def import_tensorflow() -> None:
-  """Has TensorFlow, whose file system object stores are, quiet and alone.
-
-  Raises:
-    ConfigurationError: it is not installed.
-  """
-  try:
-    with _quiet():
-      import tensorflow as tf
-  except ImportError as error:
-    raise errors.ConfigurationError(
-      f'object stores need TensorFlow ({error}): pip install tensorflow'
-    ) from error
+  """Has TensorFlow, whose file system object stores are, quiet and alone."""
+  with _quiet():
+    import tensorflow as tf
   # It would take all of a GPU's or TPU's memory from jax.
   for kind in ('GPU', 'TPU'):
     try:
@@ -98,22 +89,21 @@ def import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Around imports of TensorFlow and its friends, who warn there."""
+  """Around imports of TensorFlow and its friends, who warn there.
+
+  What they write to stderr is held back, and shown after an error: TensorFlow's
+  C++ logs at import, before any of its settings is read.
+  """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with warnings.catch_warnings(), _quiet_stderr():
-    warnings.simplefilter('ignore')
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(warnings.catch_warnings(action='ignore'))
+    if 'tensorflow' not in sys.modules:
+      stack.enter_context(_held_stderr())
     yield
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-  """Holds back what libraries write to stderr, and shows it after an error.
-
-  TensorFlow's C++ logs at import, before any of its settings is read.
-  """
-  if 'tensorflow' in sys.modules:
-    yield
-    return
+def _held_stderr() -> Iterator[None]:
   sys.stderr.flush()
   kept = os.dup(2)
   with tempfile.TemporaryFile() as held:
