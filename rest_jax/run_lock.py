@@ -5,7 +5,8 @@ kernel drops when its process ends however it ends, so a killed run never
 blocks the next one. Object stores have no such thing; there the lock is a
 lease: an object that its owner renews, and that counts for nothing when it has
 not been renewed for `LEASE_SECONDS`, or when its owner was a process of this
-machine and is no more.
+machine and is no more. Of another machine nobody knows; so there one waits for
+the renewal or for the end.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -100,10 +102,7 @@ def lease(
     StorageError: the object cannot be written.
   """
   path = epath.Path(path)
-  held = _read(path)
-  left = held.get('renewed', 0.0) + seconds - time.time()
-  if left > 0 and not _is_dead(held):
-    raise _locked(path, held, left)
+  _await_end(path, seconds)
   mine = _owner() | {'token': uuid.uuid4().hex}
 
   def renew():
@@ -114,7 +113,7 @@ def lease(
   time.sleep(settle)
   held = _read(path)
   if held.get('token') != mine['token']:
-    raise _locked(path, held, seconds)
+    raise _locked(path, held)
   stop = threading.Event()
 
   def keep():
@@ -156,18 +155,45 @@ def _machine() -> str | None:
     return None  # Not Linux.
 
 
-def _is_dead(owner: dict[str, object]) -> bool:
-  """Whether an owner is known to be no more, and its lease worth nothing."""
+def _lives(owner: dict[str, object]) -> bool | None:
+  """Whether the owner of a lease lives; None where that is not to be known."""
   pid, machine = owner.get('pid'), owner.get('machine')
   if not machine or machine != _machine() or not isinstance(pid, int):
-    return False
+    return None
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
-    return True
+    return False
   except PermissionError:
     pass  # Another user's.
-  return False
+  return True
+
+
+def _await_end(path: epath.Path, seconds: float) -> None:
+  """Waits for the end of a lease whose owner may be dead.
+
+  Raises:
+    LockedError: its owner lives.
+    StorageError: the store cannot be read.
+  """
+  first, told = _read(path), False
+  held = first
+  while held:
+    left = held.get('renewed', 0.0) + seconds - time.time()
+    lives = _lives(held)
+    if lives or held.get('renewed') != first.get('renewed'):
+      raise _locked(path, held)
+    if left <= 0 or lives is False:
+      return
+    if not told:
+      print(
+        f'{_described(held)} holds {path} and may be dead: waiting for'
+        f' {left:.0f} seconds at most',
+        file=sys.stderr,
+      )
+    told = True
+    time.sleep(min(left, seconds / 60))
+    held = _read(path)
 
 
 def _read(path: epath.Path) -> dict[str, object]:
@@ -191,17 +217,15 @@ def _parse(data: bytes) -> dict[str, object]:
     return {}
 
 
-def _locked(
-  path: epath.Path, owner: dict[str, object], left: float | None = None
-) -> errors.LockedError:
-  """The error for a lock that `owner` holds, a lease for `left` seconds."""
-  if owner:
-    who = f'process {owner.get("pid")} on {owner.get("host")}'
-    who += f' since {owner.get("since")}'
-  else:
-    who = 'another process'
-  dead = '' if left is None else f' (if it died, for {left:.0f} s yet)'
+def _described(owner: dict[str, object]) -> str:
+  if not owner:
+    return 'another process'
+  who = f'process {owner.get("pid")} on {owner.get("host")}'
+  return f'{who} since {owner.get("since")}'
+
+
+def _locked(path: epath.Path, owner: dict[str, object]) -> errors.LockedError:
   return errors.LockedError(
-    f'{path.parent} is in use by {who}{dead}: wait for it, stop it, or choose '
-    'another MODEL_DIR'
+    f'{path.parent} is in use by {_described(owner)}: wait for it, stop it, or'
+    ' choose another MODEL_DIR'
   )

@@ -295,6 +295,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self._answer(403, b'{}')
       # What tensorstore adds to a request is never the same.
       same = re.sub(r'&tensorstore=\w+', '', self.path)
+      before = next(n for n in (_UPLOAD, _API, []) if parts[: len(n)] == n)
+      if not (self.server.root / parts[len(before)]).is_dir():
+        return self._answer(404, b'{}')  # No such bucket.
       trouble = self.server.trouble(f'{self.command} {same}')
       if trouble == 'before':
         return self._answer(503, b'{}')
@@ -323,8 +326,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._content(parts[0], '/'.join(parts[1:]), query)
     bucket, name = parts[3], '/'.join(parts[5:])
     if len(parts) == 4:
-      there = (self.server.root / bucket).is_dir()
-      return self._json({'name': bucket} if there else None)
+      return self._json({'name': bucket})
     if not name:
       return self._json(self.server.listed(bucket, query))
     if query.get('alt') == 'media':
