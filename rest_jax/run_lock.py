@@ -42,14 +42,14 @@ def hold(path: storage.PathLike) -> Iterator[None]:
     StorageError: the lock file cannot be written.
   """
   path = epath.Path(path)
-  with storage.reporting(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     if not storage.is_local(path):
+      # TensorFlow never ends making folders in a bucket that is not there.
       stack.enter_context(lease(path))
       yield
       return
     with storage.reporting(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
       file = stack.enter_context(open(path, 'a+b'))
     if not _has_flock(file):
       stack.enter_context(lease(path))
