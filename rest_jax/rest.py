@@ -60,8 +60,9 @@ class ReST:
       from, this run takes.
     grow_from: a run directory whose BC and first grown dataset, scores
       included, this run takes.
-    imported_samples: a file of others' outputs (.tsv, .jsonl or .parquet) that
-      join D_g of every Grow step; None for none.
+    imported_samples: a file of others' outputs that join D_g of every Grow
+      step, see `data.imported`; None for none.
+    compilation_cache: of compiled programs, see `compiled`; None: a default.
   """
 
   model_dir: str
@@ -86,6 +87,7 @@ class ReST:
   reward_from: str | None = None
   grow_from: str | None = None
   imported_samples: str | None = None
+  compilation_cache: str | None = None
 
   def __post_init__(self):
     steps = self.improve.schedule.num_steps
@@ -165,14 +167,12 @@ class ReST:
   def _check_lengths(self):
     """Finds now what a long row would find after hours of Grow."""
     source, target = self.data.max_source_length, self.data.max_target_length
-    target = max(target, self.grow.batching.max_decode_len)
+    grown, evaluated = self.grow.batching, self.evaluate.batching
+    target = max(target, grown.max_decode_len)
     packing = self.improve.training.packing
     rooms = (
-      ('Grow.batching.source_buckets', self.grow.batching.source_buckets[-1]),
-      (
-        'Evaluate.batching.source_buckets',
-        self.evaluate.batching.source_buckets[-1],
-      ),
+      ('Grow.batching.source_buckets', grown.source_buckets[-1]),
+      ('Evaluate.batching.source_buckets', evaluated.source_buckets[-1]),
       ('Improve.training.packing.source_length', packing.source_length),
       ('Improve.training.packing.target_length', packing.target_length),
     )

@@ -14,6 +14,7 @@ import jax
 import rest_jax
 from rest_jax import (
   branching,
+  compiled,
   fingerprints,
   hosts,
   preemption,
@@ -89,6 +90,8 @@ def open_run(
     progress = Progress(stream, tensorboard, tracer)
     stack.callback(progress.close)
     scores = None
+    if not read_only:
+      stack.enter_context(compiled.kept(run.compilation_cache, directory.path))
     if run.annotate.cache_scores and not read_only:
       folder = scratch.local(directory.path / _score_cache())
       scores = cache.ScoreCache(folder)

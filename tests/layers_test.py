@@ -42,6 +42,7 @@ _LAYERS = (
   (2, 'preview'),
   (3, 'diagnostics'),
   (2, 'run_lock'),
+  (2, 'compiled'),
   (2, 'results'),
   (2, 'alarm'),
   (1, 'profiling'),

@@ -494,9 +494,9 @@ def test_what_is_compiled_does_not_grow_with_a_loops_layers(reference):
       scan_layers=scan_layers,
     )
     policy = Policy(config, Layout(data=1))
-    jaxpr = jax.make_jaxpr(
-      jax.grad(lambda p: loss(policy, p, reference[0]))
-    )(policy.abstract_params())
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(policy, p, reference[0])))(
+      policy.abstract_params()
+    )
     return str(jaxpr).count('dot_general')
 
   assert operations(12, scan_layers=True) == operations(2, scan_layers=True)

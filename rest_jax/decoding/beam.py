@@ -184,8 +184,13 @@ def _reorder(cache: DecodeCache, beams: jax.Array) -> DecodeCache:
 def _gather_lanes(x: jax.Array, beams: jax.Array) -> jax.Array:
   """Takes beams [b, k] of [groups, …, heads × sources of a group × k]."""
   groups, lanes, count = x.shape[0], x.shape[-1], beams.shape[1]
-  places = jnp.arange(lanes).reshape(1, -1, beams.size // groups)
-  chosen = beams - jnp.arange(count)[None, :]
-  index = places + chosen.reshape(groups, 1, -1)
-  index = index.reshape(groups, *(1,) * (x.ndim - 2), lanes)
-  return jnp.take_along_axis(x, index, axis=-1)
+  # A beam comes from at most k − 1 lanes away: to choose among shifted copies
+  # moves whole rows of lanes, where a gather would move single numbers.
+  shifts = (beams - jnp.arange(count)[None, :]).reshape(groups, 1, -1)
+  shifts = jnp.tile(shifts, (1, 1, lanes // shifts.shape[-1]))
+  shifts = shifts.reshape(groups, *(1,) * (x.ndim - 2), lanes)
+  chosen = x
+  for shift in range(1 - count, count):
+    if shift:
+      chosen = jnp.where(shifts == shift, jnp.roll(x, -shift, -1), chosen)
+  return chosen

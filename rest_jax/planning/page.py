@@ -107,7 +107,8 @@ def _head(content: Content) -> list[str]:
     f' ({model.num_encoder_layers} + {model.num_decoder_layers} layers,'
     f' {model.emb_dim} features, {model.num_heads} heads,'
     f' {model.vocab_size:,} ids, {model.dtype} activations, remat'
-    f" '{model.remat}'{', layers as one loop' * model.scan_layers}) on {where.num_chips} chips of {chip.name}:"
+    f" '{model.remat}'{', layers as one loop' * model.scan_layers}) on"
+    f' {where.num_chips} chips of {chip.name}:'
     f' {chip.memory / 1e9:.1f} GB, {chip.flops / 1e12:.0f} Tflop/s in bfloat16,'
     f' {chip.bandwidth / 1e9:,.0f} GB/s to memory and {chip.links / 1e9:.0f}'
     ' GB/s to other chips, as published.',

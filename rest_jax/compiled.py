@@ -1,0 +1,41 @@
+"""Compiled programs are kept, so that a run that goes on compiles none."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from rest_jax.storage import PathLike
+
+FOLDER = 'compilation_cache'  # In a run directory.
+_VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
+
+
+@contextlib.contextmanager
+def kept(folder: PathLike | None, model_dir: PathLike) -> Iterator[None]:
+  """Keeps what JAX compiles within, and takes from there what it finds.
+
+  JAX knows a program by its text, its options and the versions and devices
+  that it is compiled for, so what changed is compiled anew. A folder may serve
+  several runs, and may be deleted at any time.
+
+  Args:
+    folder: where to; None: the environment's JAX_COMPILATION_CACHE_DIR, and
+      without it a folder of the run directory.
+    model_dir: the run directory.
+  """
+  if folder is None and os.environ.get(_VARIABLE):
+    yield
+    return
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update(
+    'jax_compilation_cache_dir',
+    os.fspath(folder or os.path.join(model_dir, FOLDER)),
+  )
+  try:
+    yield
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    compilation_cache.reset_cache()
