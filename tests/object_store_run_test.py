@@ -45,6 +45,7 @@ def store(tmp_path_factory):
       patched.setenv(name, value)
     patched.setenv('TMPDIR', str(temporary))
     server.temporary = temporary
+    server.page = 20  # So that listings have several.
     yield server
 
 
