@@ -179,7 +179,6 @@ class _EventFile:
     self._write(file_version='brain.Event:2')
     self._flushed = time.monotonic()
     self._local = storage.is_local(folder)
-    self._seconds = _FLUSH_SECONDS if self._local else _COPY_SECONDS
 
   def _write(self, **content) -> None:
     from tensorboardX.proto import event_pb2
@@ -192,7 +191,8 @@ class _EventFile:
 
     for name, value in metrics.items():
       self._write(step=step, summary=summary.scalar(name, float(value)))
-    if time.monotonic() - self._flushed >= self._seconds:
+    wait = _FLUSH_SECONDS if self._local else _COPY_SECONDS
+    if time.monotonic() - self._flushed >= wait:
       self._flush()
 
   def _flush(self) -> None:
