@@ -12,7 +12,7 @@ ready_workers
 
 if [[ -n $DATA_DISK ]] && ((WORKERS > 1)); then
   say "DATA_DISK=$DATA_DISK cannot be written by $WORKERS workers: use a TPU" \
-    'of one host, or a MODEL_DIR on gs:// if your version of rest_jax can'
+    'of one host, or a MODEL_DIR on gs:// and no disk'
   exit 2
 fi
 to_workers "$here/worker.sh" rest_jax_worker.sh

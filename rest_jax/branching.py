@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from etils import epath
-
-from rest_jax import rest, stages
+from rest_jax import rest, stages, storage
 from rest_jax.context import Context
 from rest_jax.errors import ConfigurationError
 from rest_jax.run_directory import RunDirectory, Stage
@@ -37,7 +35,7 @@ def elsewhere(
           'data', 'supervised', 'train_reward', 'grow', 'annotate'
       ):  # fmt: skip
         continue
-      stage = RunDirectory(epath.Path(path).resolve()).stage(plan.name)
+      stage = RunDirectory(storage.absolute(path)).stage(plan.name)
       if (
         plan.kind in ('train_reward', 'annotate')
         and path != run.reward_from

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from rest_jax import scratch
 from rest_jax.storage import PathLike
 
 FOLDER = 'compilation_cache'  # In a run directory.
@@ -24,17 +25,16 @@ def kept(folder: PathLike | None, model_dir: PathLike) -> Iterator[None]:
 
   Args:
     folder: where to; None: the environment's JAX_COMPILATION_CACHE_DIR, and
-      without it a folder of the run directory.
+      without it a folder of the run directory, or one that stands for it.
     model_dir: the run directory.
   """
   if folder is None and os.environ.get(_VARIABLE):
     yield
     return
   before = jax.config.jax_compilation_cache_dir
-  jax.config.update(
-    'jax_compilation_cache_dir',
-    os.fspath(folder or os.path.join(model_dir, FOLDER)),
-  )
+  if folder is None:
+    folder = scratch.local(os.path.join(model_dir, FOLDER))
+  jax.config.update('jax_compilation_cache_dir', os.fspath(folder))
   try:
     with warnings.catch_warnings():
       # Nothing is lost with it, and a full disk is told of by what matters.

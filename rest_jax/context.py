@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 from etils import epath
 
-from rest_jax import hosts
+from rest_jax import hosts, storage
 from rest_jax.checkpoint import native
 from rest_jax.data import prepare, store
 from rest_jax.data import tokenizer as tokenizer_lib
@@ -65,7 +65,7 @@ class Context:
     # What a killed process left; the data stage is made in one go.
     for child in stage.folder.iterdir():
       if child.is_dir():
-        child.rmtree()
+        storage.remove_folder(child)
     report = data.prepare(stage.folder, store.write_sources, advance)
     counts = {
       name: split.get('rows', 0) for name, split in report['splits'].items()

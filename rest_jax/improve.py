@@ -20,6 +20,7 @@ from rest_jax import (
   losses,
   penalised,
   schedule,
+  scratch,
   selection,
   supervised,
   values,
@@ -183,7 +184,7 @@ def run(
   counts, mixture, kept = hosts.on_first(
     lambda: _write_rows(context, stage, settings, step, training.loss)
   )
-  rows = loader.TrainingRows(_rows_folder(stage))
+  rows = loader.TrainingRows(scratch.share(_rows_path(stage)))
   _score_rows(context, rows, training, step)
   network, start, training = _network(context, training, step)
   stopping = settings.stopping
@@ -305,7 +306,7 @@ def loss_of(settings: Improve, control: Control) -> losses.PolicyLoss:
   return loss
 
 
-def _rows_folder(stage: Stage) -> epath.Path:
+def _rows_path(stage: Stage) -> epath.Path:
   return stage.work / 'rows'
 
 
@@ -321,7 +322,7 @@ def _write_rows(
   Returns:
     The counts of rows, the mixture, and what else is to be remembered.
   """
-  folder = _rows_folder(stage)
+  folder = scratch.local(_rows_path(stage))
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
     return {'references': len(rows)}, 'union', {}

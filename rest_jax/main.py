@@ -21,7 +21,7 @@ from typing import Any
 from absl import app, flags, logging
 
 import gin
-from rest_jax import allocator, cluster, config, hosts, preemption
+from rest_jax import allocator, cluster, config, hosts, preemption, storage
 from rest_jax import bindings as bindings_lib
 from rest_jax.errors import ConfigurationError, RestJaxError
 
@@ -361,7 +361,8 @@ def _with_exit_code(argv: Sequence[str]) -> int:
 
 def _told(argv: Sequence[str]) -> int:
   try:
-    _main(argv)
+    with storage.answering():
+      _main(argv)
     return 0
   except RestJaxError as error:
     # Gin adds a line about what it called; ours name the binding themselves.

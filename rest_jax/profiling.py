@@ -2,6 +2,7 @@
 
 import re
 
+from rest_jax import scratch
 from rest_jax.errors import ConfigurationError
 
 
@@ -47,7 +48,7 @@ class Profile:
       import jax  # Those who only show progress need not wait for it.
 
       self._stage, self._tracing = stage, True
-      jax.profiler.start_trace(f'{self._folder}/{stage}')
+      jax.profiler.start_trace(str(scratch.local(self._path)))
     elif self._tracing and made == self._stop:
       return self.close()
     return None
@@ -60,4 +61,10 @@ class Profile:
 
     self._tracing = False
     jax.profiler.stop_trace()
+    scratch.publish(self._path)
+    scratch.remove(self._path)
+    return self._path
+
+  @property
+  def _path(self) -> str:
     return f'{self._folder}/{self._stage}'

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 import rich.console
 import rich.progress
 
-from rest_jax import storage
+from rest_jax import scratch, storage
 from rest_jax.profiling import Profile
 
 _PLAIN_SECONDS = 15.0  # Seconds between two lines when not on a terminal.
 _FLUSH_SECONDS = 30.0  # Seconds after which TensorBoard sees what was written.
+_COPY_SECONDS = 300.0  # Likewise in a store, which takes the whole file anew.
 
 
 def _format(value: float) -> str:
@@ -61,6 +62,8 @@ class Progress:
       file=stream or sys.stderr, highlight=False, soft_wrap=True
     )
     self._tensorboard, self._profile = tensorboard, profile
+    if tensorboard is not None:
+      scratch.remove(tensorboard)  # What a killed process left.
     self._updates = 0
     self._files: dict[str, _EventFile] = {}
     self._bar = None
@@ -154,6 +157,8 @@ class Progress:
     for run, file in files.items():
       with storage.reporting(f'{self._tensorboard}/{run}'):
         file.close()
+    if files:
+      scratch.remove(self._tensorboard)
 
 
 class _EventFile:
@@ -166,11 +171,14 @@ class _EventFile:
   def __init__(self, folder: str):
     from tensorboardX import record_writer  # Slow, so only where needed.
 
-    record_writer.directory_check(folder)
     name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
-    self._records = record_writer.RecordWriter(f'{folder}/{name}')
+    self._path = f'{folder}/{name}'
+    self._written = scratch.local(self._path)
+    record_writer.directory_check(str(self._written.parent))
+    self._records = record_writer.RecordWriter(str(self._written))
     self._write(file_version='brain.Event:2')
     self._flushed = time.monotonic()
+    self._local = storage.is_local(folder)
 
   def _write(self, **content) -> None:
     from tensorboardX.proto import event_pb2
@@ -183,12 +191,18 @@ class _EventFile:
 
     for name, value in metrics.items():
       self._write(step=step, summary=summary.scalar(name, float(value)))
-    if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
-      self._records.flush()
-      self._flushed = time.monotonic()
+    wait = _FLUSH_SECONDS if self._local else _COPY_SECONDS
+    if time.monotonic() - self._flushed >= wait:
+      self._flush()
+
+  def _flush(self) -> None:
+    self._records.flush()
+    if not self._local:
+      storage.write_atomic(self._path, self._written.read_bytes())
+    self._flushed = time.monotonic()
 
   def close(self) -> None:
     try:
-      self._records.flush()
+      self._flush()
     finally:
       self._records.close()

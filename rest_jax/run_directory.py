@@ -180,7 +180,7 @@ class Stage:
       self._check_same(begun, config, inputs, 'begun', mend)
       self._remove_temporary()
       return
-    strangers = self._files() if self.folder.exists() else []
+    strangers = self._files()
     if strangers:
       raise errors.CorruptStateError(
         f'{self.folder} holds {strangers[0]}, which belongs to no stage: move '
@@ -292,7 +292,7 @@ class Stage:
       for name in self._files():
         (self.folder / name).unlink()
       for name in (_PARTS, _WORK):
-        (self.folder / name).rmtree(missing_ok=True)
+        storage.remove_folder(self.folder / name)
       (self.folder / _BEGUN).unlink()  # Last: until then it can go on.
 
   def verify(self) -> None:
@@ -326,11 +326,11 @@ class Stage:
     """
     for name in (_BEGUN, _PARTS, _WORK):
       path = self.folder / name
-      with contextlib.suppress(OSError):
-        if path.is_dir():
-          path.rmtree()
-        else:
+      with contextlib.suppress(errors.StorageError), storage.reporting(path):
+        if name == _BEGUN:
           path.unlink(missing_ok=True)
+        else:
+          storage.remove_folder(path)
 
   def _read_manifest(self) -> dict[str, Any]:
     path = self.folder / _STAGE
@@ -381,7 +381,7 @@ class Stage:
       found_size, found_sha256 = storage.checksum(path)
     except OSError as error:
       raise errors.CorruptStateError(
-        f'{path} cannot be read ({error.strerror or error}): {mend}'
+        f'{path} cannot be read ({storage.reason_of(error)}): {mend}'
       ) from error
     if found_size != size:
       raise errors.CorruptStateError(
@@ -395,24 +395,22 @@ class Stage:
 
   def _files(self) -> list[str]:
     """Relative paths of this stage's own files, without nested stages'."""
-    found = []
-
-    def walk(folder: epath.Path, prefix: str) -> None:
-      entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-      if prefix and any(e.name in (_STAGE, _BEGUN) for e in entries):
-        return
-      for entry in entries:
-        if storage.is_temporary(entry.name):
-          continue
-        if not prefix and entry.name in (_STAGE, _BEGUN, _PARTS, _WORK):
-          continue
-        if entry.is_dir():
-          walk(entry, f'{prefix}{entry.name}/')
-        else:
-          found.append(f'{prefix}{entry.name}')
-
-    walk(self.folder, '')
-    return found
+    names = storage.files_below(self.folder)
+    own = (_STAGE, _BEGUN)
+    nested = tuple(
+      name.removesuffix(file)
+      for name in names
+      for file in own
+      if name.endswith(f'/{file}')
+    )
+    apart = (f'{_PARTS}/', f'{_WORK}/', *nested)
+    return [
+      name
+      for name in names
+      if name not in own
+      and not name.startswith(apart)
+      and not storage.is_temporary(name.rpartition('/')[2])
+    ]
 
   def _measure(self, name: str) -> list[Any]:
     """[bytes, SHA-256] of a file: as written if a part, else as it is."""

@@ -4,7 +4,9 @@ On a local (or NFS) file system the lock is an advisory `flock`, which the
 kernel drops when its process ends however it ends, so a killed run never
 blocks the next one. Object stores have no such thing; there the lock is a
 lease: an object that its owner renews, and that counts for nothing when it has
-not been renewed for `LEASE_SECONDS`.
+not been renewed for `LEASE_SECONDS`, or when its owner was a process of this
+machine and is no more. Of another machine nobody knows; so there one waits for
+the renewal or for the end.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -39,14 +42,14 @@ def hold(path: storage.PathLike) -> Iterator[None]:
     StorageError: the lock file cannot be written.
   """
   path = epath.Path(path)
-  with storage.reporting(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     if not storage.is_local(path):
+      # TensorFlow never ends making folders in a bucket that is not there.
       stack.enter_context(lease(path))
       yield
       return
     with storage.reporting(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
       file = stack.enter_context(open(path, 'a+b'))
     if not _has_flock(file):
       stack.enter_context(lease(path))
@@ -99,9 +102,7 @@ def lease(
     StorageError: the object cannot be written.
   """
   path = epath.Path(path)
-  held = _parse(path.read_bytes()) if path.exists() else {}
-  if held and time.time() - held.get('renewed', 0.0) < seconds:
-    raise _locked(path, held)
+  _await_end(path, seconds)
   mine = _owner() | {'token': uuid.uuid4().hex}
 
   def renew():
@@ -110,7 +111,7 @@ def lease(
 
   renew()
   time.sleep(settle)
-  held = _parse(path.read_bytes())
+  held = _read(path)
   if held.get('token') != mine['token']:
     raise _locked(path, held)
   stop = threading.Event()
@@ -128,7 +129,7 @@ def lease(
   finally:
     stop.set()
     thread.join()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(errors.StorageError), storage.reporting(path):
       path.unlink()
 
 
@@ -137,8 +138,75 @@ def _owner() -> dict[str, object]:
   return {
     'pid': os.getpid(),
     'host': socket.gethostname(),
+    'machine': _machine(),
     'since': now.isoformat(timespec='seconds'),
   }
+
+
+def _machine() -> str | None:
+  """Where process numbers mean the same: this start of this machine.
+
+  Containers of one machine see other processes under the same numbers.
+  """
+  try:
+    with open('/proc/sys/kernel/random/boot_id') as file:
+      return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+  except OSError:
+    return None  # Not Linux.
+
+
+def _lives(owner: dict[str, object]) -> bool | None:
+  """Whether the owner of a lease lives; None where that is not to be known."""
+  pid, machine = owner.get('pid'), owner.get('machine')
+  if not machine or machine != _machine() or not isinstance(pid, int):
+    return None
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass  # Another user's.
+  return True
+
+
+def _await_end(path: epath.Path, seconds: float) -> None:
+  """Waits for the end of a lease whose owner may be dead.
+
+  Raises:
+    LockedError: its owner lives.
+    StorageError: the store cannot be read.
+  """
+  first, told = _read(path), False
+  held = first
+  while held:
+    left = held.get('renewed', 0.0) + seconds - time.time()
+    lives = _lives(held)
+    if lives or held.get('renewed') != first.get('renewed'):
+      raise _locked(path, held)
+    if left <= 0 or lives is False:
+      return
+    if not told:
+      print(
+        f'{_described(held)} holds {path} and may be dead: waiting for'
+        f' {left:.0f} seconds at most',
+        file=sys.stderr,
+      )
+    told = True
+    time.sleep(min(left, seconds / 60))
+    held = _read(path)
+
+
+def _read(path: epath.Path) -> dict[str, object]:
+  """The owner that a lease names; empty where there is none.
+
+  Raises:
+    StorageError: the store cannot be read.
+  """
+  with storage.reporting(path):
+    try:
+      return _parse(path.read_bytes())
+    except FileNotFoundError:
+      return {}
 
 
 def _parse(data: bytes) -> dict[str, object]:
@@ -149,13 +217,15 @@ def _parse(data: bytes) -> dict[str, object]:
     return {}
 
 
+def _described(owner: dict[str, object]) -> str:
+  if not owner:
+    return 'another process'
+  who = f'process {owner.get("pid")} on {owner.get("host")}'
+  return f'{who} since {owner.get("since")}'
+
+
 def _locked(path: epath.Path, owner: dict[str, object]) -> errors.LockedError:
-  if owner:
-    who = f'process {owner.get("pid")} on {owner.get("host")}'
-    who += f' since {owner.get("since")}'
-  else:
-    who = 'another process'
   return errors.LockedError(
-    f'{path.parent} is in use by {who}: wait for it, stop it, or choose '
-    'another MODEL_DIR'
+    f'{path.parent} is in use by {_described(owner)}: wait for it, stop it, or'
+    ' choose another MODEL_DIR'
   )

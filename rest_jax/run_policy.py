@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from rest_jax import errors, train_reward
+from rest_jax import errors, storage, train_reward
 from rest_jax.context import PARAMS
 from rest_jax.data import reward_rows
 from rest_jax.data.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def find(folder: epath.PathLike) -> RunPolicy | None:
       reward of several networks, which are listed.
     CorruptStateError: a `stage.json` or a file of the stage was altered.
   """
-  folder = epath.Path(folder).resolve()
+  folder = storage.absolute(folder)
   match = _MEMBER.fullmatch(folder.name)
   folder = folder.parent if match else folder
   if not (folder / _STAGE).exists():
@@ -242,7 +242,7 @@ def _branched_from(root: epath.Path) -> list[epath.Path]:
     except (SyntaxError, ValueError):
       continue  # Another macro's value, which a stage cannot be read from.
     if isinstance(value, str):
-      out.append(epath.Path(value).resolve())
+      out.append(storage.absolute(value))
   return out
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
 import jax
-from etils import epath
 
 import rest_jax
 from rest_jax import (
@@ -22,6 +21,7 @@ from rest_jax import (
   prerequisites,
   reports,
   rest,
+  scratch,
   stage_plan,
   stages,
   storage,
@@ -29,6 +29,7 @@ from rest_jax import (
   translate,
 )
 from rest_jax.context import Context
+from rest_jax.data import tasks
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.profiling import Profile
 from rest_jax.progress import Progress
@@ -66,19 +67,15 @@ def open_run(
     profile: steps to trace, see `profiling.Profile`.
 
   Raises:
-    ConfigurationError: the folder is in an object store, or no such steps.
+    ConfigurationError: no such steps to trace.
     LockedError: another job is working there.
     StorageError: the folder cannot be written.
     HostsError: another process of this job failed.
   """
-  if '://' in run.model_dir:
-    # Training rows are memory-mapped, and the lock is a local one.
-    raise ConfigurationError(
-      f'MODEL_DIR = {run.model_dir!r} must be a local folder in this version;'
-      ' copy the run to the object store when it is done.'
-    )
   # Checkpoints need absolute paths.
-  directory = RunDirectory(epath.Path(run.model_dir).resolve())
+  directory = RunDirectory(storage.absolute(run.model_dir))
+  if not storage.is_local(run.model_dir):
+    tasks.import_tensorflow()
   with contextlib.ExitStack() as stack:
     if not read_only and hosts.is_first():
       stack.enter_context(directory.lock())
@@ -96,7 +93,8 @@ def open_run(
     if not read_only:
       stack.enter_context(compiled.kept(run.compilation_cache, directory.path))
     if run.annotate.cache_scores and not read_only:
-      scores = cache.ScoreCache(directory.path / _score_cache())
+      folder = scratch.local(directory.path / _score_cache())
+      scores = cache.ScoreCache(folder)
       stack.callback(scores.close)
     yield Session(run, texts, directory, progress, scores)
 
@@ -240,6 +238,7 @@ class Session:
     resumed = stage.begun
     fingerprints.check_inputs(plan, stage)
     if hosts.on_first(lambda: self._begin(plan).committed):
+      scratch.remove(stage.work)  # A process may have died on its commit.
       return
     try:
       with self._progress.stage(plan.name):
@@ -252,7 +251,9 @@ class Session:
         hosts.fail(error)
         hosts.await_others()  # They may be reading what is deleted now.
         stage.abandon()
+        scratch.remove(stage.work)
       raise
+    scratch.remove(stage.work)
     if not hosts.is_first():
       hosts.see(stage.folder / 'stage.json')
     # What all read from now on is the same for all.

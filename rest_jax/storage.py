@@ -3,17 +3,25 @@
 Every state that a run keeps is written under a temporary name, forced to disk
 and renamed, so that a process killed at any moment leaves the old file or the
 new one. Object stores (`gs://` …) show an object only when it is complete, so
-there a plain write does the same.
+there a plain write does the same, and nothing is ever renamed.
+
+A store's client (of TensorFlow, whose file system etils takes for `gs://`, and
+of tensorstore, which has the arrays) tries again by itself, later and later,
+what the store did not do at once; see docs/guide/run.md. What it gives up has
+errors of its own, which `failures` knows.
 """
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -23,6 +31,7 @@ PathLike = str | os.PathLike[str]
 
 _TEMPORARY = '.tmp-'
 _BLOCK = 1 << 20  # Bytes read at a time when hashing.
+_PAUSES = (0.1, 0.4, 1.6, 6.4)  # Seconds before a removal is tried again.
 _MENDS = {
   errno.ENOSPC: 'the disk is full: free some space and run again',
   errno.EDQUOT: 'the disk quota is used up: free some space and run again',
@@ -33,10 +42,52 @@ _MENDS = {
   errno.EEXIST: 'a file stands where a folder is needed: move it away',
 }
 
+_STORE_MEND = (
+  'check that the bucket is there and that your credentials may read and write'
+  ' it, and run again'
+)
+
 
 def is_local(path: PathLike) -> bool:
   """Whether a path is on a file system of this machine, not an object store."""
   return '://' not in os.fspath(path)
+
+
+@contextlib.contextmanager
+def seekable(path: PathLike) -> Iterator[BinaryIO]:
+  """Opens a file for reading here and there, as Parquet's are read.
+
+  Of a store it is read whole: each part would be asked for, and the files of
+  its client lack what pyarrow needs.
+  """
+  path = epath.Path(path)
+  if is_local(path):
+    with path.open('rb') as file:
+      yield file
+  else:
+    yield io.BytesIO(path.read_bytes())
+
+
+def absolute(path: PathLike) -> epath.Path:
+  """A path that means the same wherever it is read; a store's always does."""
+  path = epath.Path(path)
+  return path.resolve() if is_local(path) else path
+
+
+def failures() -> tuple[type[Exception], ...]:
+  """What reading and writing may raise: of the system, and of stores' clients.
+
+  For `except` clauses, which ask when something was raised.
+  """
+  # Whoever has touched a store has imported it; nobody else needs to.
+  library = sys.modules.get('tensorflow')
+  return (OSError,) if library is None else (OSError, library.errors.OpError)
+
+
+def reason_of(error: Exception) -> str:
+  """What one of `failures` says, in one line."""
+  text = getattr(error, 'strerror', None) or getattr(error, 'message', None)
+  return ' '.join(str(text or error).split())
 
 
 def is_temporary(name: str) -> bool:
@@ -46,18 +97,38 @@ def is_temporary(name: str) -> bool:
 
 @contextlib.contextmanager
 def reporting(path: PathLike) -> Iterator[None]:
-  """Turns operating-system errors within into a `StorageError` on `path`.
+  """Turns `failures` within into a `StorageError` on `path`.
 
   Raises:
-    StorageError: an OSError happened; the message tells what to do about it.
+    StorageError: one happened; the message tells what to do about it.
   """
   try:
     yield
-  except OSError as error:
-    mend = _MENDS.get(error.errno, 'check that the storage is there')
-    reason = error.strerror or str(error)
+  except failures() as error:
+    number = getattr(error, 'errno', None)
+    mend = _MENDS.get(number, 'check that the storage is there')
+    if not is_local(path):
+      mend = _STORE_MEND
     raise errors.StorageError(
-      f'cannot write {os.fspath(path)}: {reason}: {mend}'
+      f'cannot write {os.fspath(path)}: {reason_of(error)}: {mend}'
+    ) from error
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+  """Turns what a store refused within, and nobody else took, into our error.
+
+  Raises:
+    StorageError: a store did not do what it was asked for.
+  """
+  try:
+    yield
+  except failures() as error:
+    # TensorFlow's errors may be others than a store's.
+    if isinstance(error, OSError) or '://' not in reason_of(error):
+      raise
+    raise errors.StorageError(
+      f'an object store failed: {reason_of(error)}: {_STORE_MEND}'
     ) from error
 
 
@@ -73,8 +144,8 @@ def write_atomic(path: PathLike, data: bytes | memoryview) -> None:
   """
   path = epath.Path(path)
   with reporting(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
     if is_local(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
       _write_and_rename(os.fspath(path), data)
     else:
       path.write_bytes(bytes(data))
@@ -139,6 +210,64 @@ def read_json(path: PathLike) -> Any:
     raise errors.CorruptStateError(
       f'{path} is not valid JSON ({error}): restore it, or delete its folder '
       'to make the stage again'
+    ) from error
+
+
+def files_below(folder: PathLike) -> list[str]:
+  """Paths of all files below a folder, relative to it, sorted.
+
+  Of a store it is asked a page at a time, and not twice for every file.
+
+  Raises:
+    StorageError: the store cannot be asked.
+  """
+  if is_local(folder):
+    return sorted(
+      os.path.relpath(os.path.join(above, name), folder)
+      for above, _, names in os.walk(folder)
+      for name in names
+    )
+  # Empty objects stand for folders: 'a/b/', and '' for this one itself.
+  return sorted(
+    name for name in _objects(folder) if name and not name.endswith('/')
+  )
+
+
+def remove_folder(folder: PathLike) -> None:
+  """Removes a folder with all that is in it, where there is one.
+
+  Raises:
+    StorageError: something cannot be removed.
+  """
+  folder = epath.Path(folder)
+  with reporting(folder):
+    folder.rmtree(missing_ok=True)
+    if is_local(folder):
+      return
+    # TensorFlow takes a folder for missing when its store only stumbled.
+    for seconds in _PAUSES:
+      if not _objects(folder):
+        return
+      time.sleep(seconds)
+      folder.rmtree(missing_ok=True)
+    if left := _objects(folder):
+      raise OSError(f'{len(left)} objects are there after their removal')
+
+
+def _objects(folder: PathLike) -> list[str]:
+  """Names of the objects of a store that begin with a folder's, without it.
+
+  Raises:
+    StorageError: the store cannot be asked.
+  """
+  import tensorstore  # Slow, so only where needed.
+
+  try:
+    store = tensorstore.KvStore.open(f'{os.fspath(folder)}/').result()
+    return [name.decode() for name in store.list().result()]
+  except ValueError as error:
+    raise errors.StorageError(
+      f'cannot list {os.fspath(folder)}: {reason_of(error)}: {_STORE_MEND}'
     ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rest_jax import hosts, losses
+from rest_jax import hosts, losses, scratch
 from rest_jax.checkpoint import formats, native
 from rest_jax.context import PARAMS, Context
 from rest_jax.data import loader
@@ -247,11 +247,14 @@ def _written(
   context: Context, stage: Stage, name: str, split: str
 ) -> loader.TrainingRows:
   """The pairs of a split as rows on disk; the first process writes them."""
-  folder = stage.work / name
-  hosts.on_first(
-    lambda: len(loader.write_rows(folder, original_rows(context, split)))
-  )
-  return loader.TrainingRows(folder)
+  path = stage.work / name
+
+  def write() -> int:
+    folder = scratch.local(path)
+    return len(loader.write_rows(folder, original_rows(context, split)))
+
+  hosts.on_first(write)
+  return loader.TrainingRows(scratch.share(path))
 
 
 def _initial_params(context: Context, settings: Supervised) -> Params:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax import grow, hosts, judging, losses, supervised
+from rest_jax import grow, hosts, judging, losses, scratch, supervised
 from rest_jax.checkpoint import native
 from rest_jax.context import REWARD_DATA, Context
 from rest_jax.data import loader, reward_rows, scored, splits
@@ -187,18 +187,20 @@ def run(context: Context, stage: Stage, settings: TrainReward) -> None:
   regressor = _regressor(context, settings)
   training = dataclasses.replace(settings.training, loss=settings.loss)
   held_out: list[Example] = []
-  folders = stage.work / 'rows', stage.work / 'dev_rows'
+  paths = stage.work / 'rows', stage.work / 'dev_rows'
 
   def write() -> int:
     train, kept = _split(settings, _examples(context, settings))
     held_out.extend(kept)
     rows = _TokenRows(context.tokenizer, settings.pair)
-    loader.write_rows(folders[0], rows(train))
-    loader.write_rows(folders[1], rows(held_out))
+    loader.write_rows(scratch.local(paths[0]), rows(train))
+    loader.write_rows(scratch.local(paths[1]), rows(held_out))
     return rows.too_long
 
   too_long = hosts.on_first(write)
-  written, dev_rows = map(loader.TrainingRows, folders)
+  written, dev_rows = (
+    loader.TrainingRows(scratch.share(path)) for path in paths
+  )
   context.progress.note(
     f'{len(written):,} rows to learn from, {len(dev_rows):,} held out,'
     f' {too_long:,} too long'

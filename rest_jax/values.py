@@ -28,6 +28,7 @@ from rest_jax import (
   losses,
   offline_losses,
   online_losses,
+  scratch,
   selection,
   supervised,
 )
@@ -204,7 +205,7 @@ def run(
   parts = {
     name: loader.TrainingBatches(
       loader.write_rows(
-        stage.work / name,
+        scratch.local(stage.work / name),
         _part(_rows(grown, loss), settings.held_out, name == 'held_out'),
         figures=grown_data.written_figures(loss),
       ),

@@ -47,7 +47,7 @@ _LAYERS = (
   (2, 'results'),
   (2, 'alarm'),
   (1, 'profiling'),
-  (1, 'profiling'),
+  (1, 'scratch'),
   (2, 'progress'),
   (2, 'models.*'),
   (2, 'decoding.*'),

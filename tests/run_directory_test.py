@@ -459,6 +459,62 @@ def test_lease_is_exclusive_renewed_and_expires(tmp_path):
     assert json.loads(path.read_text())['pid'] == os.getpid()
 
 
+LEASE_HOLDER = """
+import sys
+from rest_jax import run_lock
+with run_lock.lease(sys.argv[1], settle=0.0):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
+  path = tmp_path / '.lock'
+  holder = subprocess.Popen(
+    [sys.executable, '-c', LEASE_HOLDER, str(path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  with holder:
+    assert holder.stdout.readline() == b'held\n'
+    with (
+      pytest.raises(errors.LockedError, match=f'process {holder.pid} on '),
+      run_lock.lease(path, settle=0.0),
+    ):
+      pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+  with run_lock.lease(path, settle=0.0):
+    assert json.loads(path.read_text())['pid'] == os.getpid()
+
+
+@pytest.mark.parametrize('renewed', [False, True])
+def test_lease_of_another_machine_is_waited_for(tmp_path, capsys, renewed):
+  path = tmp_path / '.lock'
+  held = {'pid': os.getpid(), 'host': 'far', 'since': '?', 'machine': 'another'}
+
+  def renew():
+    record = held | {'renewed': time.time()}
+    storage.write_atomic(path, json.dumps(record).encode())
+
+  renew()
+  began = time.monotonic()
+  if renewed:
+    timer = threading.Timer(0.2, renew)
+    timer.start()
+    with (
+      pytest.raises(errors.LockedError, match=f'process {os.getpid()} on far'),
+      run_lock.lease(path, seconds=60.0, settle=0.0),
+    ):
+      pass
+    timer.join()
+  else:
+    with run_lock.lease(path, seconds=0.5, settle=0.0):
+      assert time.monotonic() - began >= 0.4
+      assert json.loads(path.read_text())['host'] != 'far'
+  assert 'may be dead: waiting for' in capsys.readouterr().err
+
+
 def test_of_two_leases_taken_at_once_one_wins(tmp_path):
   path = tmp_path / '.lock'
   outcomes = []

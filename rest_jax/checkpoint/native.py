@@ -24,7 +24,11 @@ from rest_jax import errors, hosts, storage
 from rest_jax.checkpoint import native_index, restoring
 
 _OVERHEAD = 1 << 20  # Bytes that orbax writes beside the arrays, at most.
-_NO_SPACE = ('No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED')
+# What orbax says, as a ValueError, where the storage failed it.
+_NOT_WRITTEN = (
+  'No space left', 'RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', 'UNAVAILABLE',
+  'UNAUTHENTICATED', 'ABORTED', 'DEADLINE_EXCEEDED', 'NOT_FOUND',
+)  # fmt: skip
 
 Tree = Any
 PathLike = storage.PathLike
@@ -277,9 +281,9 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
     hosts.on_first(prepare)
     native_arrays.save(_state_path(folder), tree)
     hosts.on_first(commit)
-  except (OSError, ValueError) as error:
+  except (ValueError, *storage.failures()) as error:
     if isinstance(error, ValueError) and not any(
-      sign in str(error) for sign in _NO_SPACE
+      sign in str(error) for sign in _NOT_WRITTEN
     ):
       raise
     reason = native_index.first_line(error)
@@ -330,11 +334,10 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
 
 def _state_path(folder: epath.Path) -> epath.Path:
   """Where orbax writes and reads; it refuses relative paths."""
-  return (folder / native_index.STATE).resolve()
+  return storage.absolute(folder / native_index.STATE)
 
 
 def _clear(folder: epath.Path):
   """Deletes a checkpoint; its index first, so that no half of it counts."""
   (folder / native_index.FILE).unlink(missing_ok=True)
-  if folder.exists():
-    folder.rmtree()
+  storage.remove_folder(folder)

@@ -83,16 +83,12 @@ def read(folder: epath.Path) -> dict[str, Any]:
     ) from error
 
 
-def checksums(folder: epath.Path, prefix: str = '') -> dict[str, list]:
+def checksums(folder: epath.Path) -> dict[str, list]:
   """Path relative to the folder → [size, SHA-256] of all files in it."""
-  files = {}
-  for path in sorted(folder.iterdir()):
-    name = prefix + path.name
-    if path.is_dir():
-      files |= checksums(path, f'{name}/')
-    else:
-      files[name] = list(storage.checksum(path))
-  return files
+  return {
+    name: list(storage.checksum(folder / name))
+    for name in storage.files_below(folder)
+  }
 
 
 def check_files(folder: epath.Path, files: dict[str, list]):

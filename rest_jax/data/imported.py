@@ -250,7 +250,7 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parquet_records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  with path.open('rb') as file:
+  with storage.seekable(path) as file:
     table = pq.ParquetFile(file)
     columns = [n for n in table.schema_arrow.names if n in _FIELDS]
     number = 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from rest_jax import errors
+from rest_jax import errors, storage
 from rest_jax.data import text as text_lib
 
 
@@ -175,7 +175,7 @@ def _tsv_rows(path, columns):
 
 def _parquet_rows(path, columns):
   try:
-    with path.open('rb') as file:
+    with storage.seekable(path) as file:
       table = pq.read_table(file, page_checksum_verification=True)
   except (OSError, pa.ArrowException) as error:
     raise errors.DataError(

@@ -425,7 +425,7 @@ def _opened(path: epath.Path) -> Iterator[pq.ParquetFile]:
     if storage.is_local(path):
       yield pq.ParquetFile(os.fspath(path), page_checksum_verification=True)
     else:
-      with path.open('rb') as file:
+      with storage.seekable(path) as file:
         yield pq.ParquetFile(file, page_checksum_verification=True)
   except (OSError, pa.ArrowException) as error:
     reason = ' '.join(str(error).split()) or type(error).__name__

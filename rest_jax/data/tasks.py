@@ -64,35 +64,46 @@ def import_seqio():
   Raises:
     ConfigurationError: seqio is not installed.
   """
-  # TensorFlow and its friends warn at import, and would take all of a TPU's or
-  # GPU's memory from jax.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
-    with warnings.catch_warnings(), _quiet_stderr():
-      warnings.simplefilter('ignore')
+    with _quiet():
       import seqio
-      import tensorflow as tf
+    import_tensorflow()
   except ImportError as error:
     raise errors.ConfigurationError(
       f'the data stage needs seqio ({error}): pip install seqio'
     ) from error
+  return seqio
+
+
+def import_tensorflow() -> None:
+  """Has TensorFlow, whose file system object stores are, quiet and alone."""
+  with _quiet():
+    import tensorflow as tf
+  # It would take all of a GPU's or TPU's memory from jax.
   for kind in ('GPU', 'TPU'):
     try:
       tf.config.set_visible_devices([], kind)
     except RuntimeError:
       break  # TensorFlow has started already, on what it was given then.
-  return seqio
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-  """Holds back what libraries write to stderr, and shows it after an error.
+def _quiet() -> Iterator[None]:
+  """Around imports of TensorFlow and its friends, who warn there.
 
-  TensorFlow's C++ logs at import, before any of its settings is read.
+  What they write to stderr is held back, and shown after an error: TensorFlow's
+  C++ logs at import, before any of its settings is read.
   """
-  if 'tensorflow' in sys.modules:
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(warnings.catch_warnings(action='ignore'))
+    if 'tensorflow' not in sys.modules:
+      stack.enter_context(_held_stderr())
     yield
-    return
+
+
+@contextlib.contextmanager
+def _held_stderr() -> Iterator[None]:
   sys.stderr.flush()
   kept = os.dup(2)
   with tempfile.TemporaryFile() as held:
