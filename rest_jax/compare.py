@@ -66,7 +66,7 @@ def run(
   """
   significance.check_seed()
   runs = read_all(paths, split)
-  folder = epath.Path(OUTPUT if output == '-' else output).resolve()
+  folder = storage.absolute(OUTPUT if output == '-' else output)
   _check_outside(folder, runs)
   found = systems(runs)
   progress = Progress()

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float64
 
+from rest_jax import storage
 from rest_jax.data import store
 from rest_jax.errors import ConfigurationError, CorruptStateError
 from rest_jax.run_directory import RunDirectory, Stage
@@ -124,7 +125,7 @@ def read_all(paths: Sequence[str], split: str) -> list[Run]:
 
 
 def _read(path: str, split: str) -> Run:
-  directory = RunDirectory(epath.Path(path).resolve())
+  directory = RunDirectory(storage.absolute(path))
   root = directory.path
   for name in ('config.gin', 'run.json'):
     if not (root / name).exists():
