@@ -70,6 +70,8 @@ setuptools.setup(
     'test': _TEST,
     # libtpu, of the version that belongs to this JAX; for Linux alone.
     'plan': ["jax[tpu]>=0.10,<0.11; sys_platform == 'linux'"],
+    # Whom benchmarks/speed compares with.
+    'bench': ['torch>=2.8', 'transformers>=4.57,<4.58', 'ctranslate2>=4.8'],
     'tpu': ['jax[tpu]>=0.10,<0.11'],
     'cuda': ['jax[cuda13]>=0.10,<0.11'],
   },

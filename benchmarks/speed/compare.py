@@ -1,0 +1,155 @@
+"""Grow, beam search and training beside what a user would pick instead.
+
+  python benchmarks/speed/compare.py --folder=/tmp/speed --rounds=7 \\
+      --huggingface=PYTHON --ctranslate2=PYTHON --t5x=PYTHON > table.md
+
+Each PYTHON is the interpreter of an environment that has that library; a side
+whose interpreter is not given is left out. All sides have the same weights
+(T5-small's shape, at random), the same sources and as many threads as cores.
+Every side is a process that has warmed up; they take turns, so that what else
+the machine does falls on all of them. Figures are medians over the rounds.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+_HERE = pathlib.Path(__file__).parent
+_WORKS = {'grow': 'tokens', 'beam': 'tokens', 'train': 'target tokens'}
+_MFLOP_A_TOKEN = 77.0  # Of a decoded token, matrix products alone.
+
+
+class Side:
+  """A process of one library."""
+
+  def __init__(self, name: str, python: str, *arguments: str):
+    self.name = name
+    script = {
+      'rest_jax': 'rest_jax',
+      'floor': 'rest_jax',
+      'int8': 'ctranslate2',
+    }
+    self._process = subprocess.Popen(
+      [python, str(_HERE / f'side_{script.get(name, name)}.py'), *arguments],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.about = self._answer()['about']
+    self.rates: list[float] = []
+
+  def turn(self) -> None:
+    """Works once."""
+    self._process.stdin.write('\n')
+    self._process.stdin.flush()
+    answer = self._answer()
+    self.rates.append(answer['tokens'] / answer['seconds'])
+
+  def _answer(self) -> dict:
+    line = self._process.stdout.readline()
+    if not line:
+      raise SystemExit(f'the side of {self.name} ended; see what it said above')
+    return json.loads(line)
+
+  def close(self) -> None:
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def make(folder: pathlib.Path, pythons: dict[str, str]) -> None:
+  """Writes the checkpoints of all sides, as far as they are not there."""
+
+  def side(name: str) -> list[str]:
+    return [pythons[name], str(_HERE / f'side_{name}.py'), str(folder), 'make']
+
+  made = folder / 'huggingface'
+  if not made.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(side('huggingface'), check=True)
+  if 'ctranslate2' in pythons and not (folder / 'ctranslate2').exists():
+    subprocess.run(side('ctranslate2'), check=True)
+  if 't5x' in pythons and not (folder / 't5x').exists():
+    subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        'rest_jax.main',
+        '--run_mode=convert',
+        f'--input={made}',
+        f'--output={folder}/t5x/checkpoint_0',
+        '--format=t5x',
+        '--verify=tensors',
+      ],
+      check=True,
+    )
+
+
+def measure(work: str, folder: str, pythons: dict[str, str], rounds: int):
+  """The sides of one work, after their turns."""
+  wanted = [('rest_jax', sys.executable, (folder, work))]
+  for name in ('huggingface', 't5x', 'ctranslate2'):
+    if name in pythons and not (name == 'ctranslate2' and work == 'train'):
+      wanted.append((name, pythons[name], (folder, work)))
+  if 'ctranslate2' in pythons and work != 'train':
+    wanted.append(('int8', pythons['ctranslate2'], (folder, work, 'int8')))
+  if work == 'grow':
+    wanted.append(('floor', sys.executable, (folder, 'floor')))
+  sides = [Side(name, python, *given) for name, python, given in wanted]
+  for _ in range(rounds):
+    for side in sides:
+      side.turn()
+  for side in sides:
+    side.close()
+  return sides
+
+
+def table(work: str, sides: list[Side]) -> list[str]:
+  """A table of one work, in Markdown."""
+  ours = statistics.median(sides[0].rates)
+  lines = [
+    f'## {work}',
+    '',
+    f'| side | {_WORKS[work]} a second | range | rest_jax is … times as fast |',
+    '| --- | ---: | ---: | ---: |',
+  ]
+  for side in sides:
+    rates = side.rates
+    if side.name == 'floor':
+      rates = [rate / (1e6 * _MFLOP_A_TOKEN) for rate in rates]
+    median = statistics.median(rates)
+    lines.append(
+      f'| {side.name} ({side.about}) | {median:,.0f} |'
+      f' {min(rates):,.0f}–{max(rates):,.0f} | {ours / median:.2f} |'
+    )
+  return lines
+
+
+def main() -> None:
+  """Does what the module says."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--folder', required=True, type=pathlib.Path)
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--work', choices=tuple(_WORKS), action='append')
+  for name in ('huggingface', 'ctranslate2', 't5x'):
+    parser.add_argument(f'--{name}')
+  given = parser.parse_args()
+  pythons = {
+    name: getattr(given, name)
+    for name in ('huggingface', 'ctranslate2', 't5x')
+    if getattr(given, name)
+  }
+  make(given.folder, pythons)
+  cores = len(os.sched_getaffinity(0))
+  print(f'{cores} cores, {platform.machine()}, {given.rounds} rounds.')
+  for work in given.work or _WORKS:
+    sides = measure(work, str(given.folder), pythons, given.rounds)
+    print('\n' + '\n'.join(table(work, sides)), flush=True)
+
+
+if __name__ == '__main__':
+  main()

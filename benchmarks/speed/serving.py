@@ -1,0 +1,55 @@
+"""What every side of a comparison is: a process that works when it is told to.
+
+It warms up, says that it is ready, and then does its work once for each line on
+its standard input, answering with the seconds that it took. So the sides can
+take turns while each keeps its programs, weights and threads.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+SOURCES, SAMPLES, LENGTH, NEW_TOKENS, PAIRS = 16, 8, 32, 32, 64
+TEMPERATURE, NUM_BEAMS = 0.8, 4
+VOCAB_SIZE = 32128
+_WARM_UPS = 2
+
+
+def sources(rows: int = SOURCES) -> np.ndarray:
+  """int32 [rows, LENGTH] of ids at random, each ended by EOS (1)."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, VOCAB_SIZE - 128, (rows, LENGTH))
+  tokens[:, -1] = 1
+  return tokens.astype(np.int32)
+
+
+def targets(rows: int = PAIRS) -> np.ndarray:
+  """int32 [rows, LENGTH], likewise."""
+  return sources(2 * rows)[rows:]
+
+
+def serve(work: Callable[[], int], about: str) -> None:
+  """Answers for ever.
+
+  Args:
+    work: does it once, all of it, and returns how many tokens it made.
+    about: the library and its version.
+  """
+  answers = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)  # Whatever else prints, prints to standard error.
+  for _ in range(_WARM_UPS):
+    work()
+  print(json.dumps({'about': about}), file=answers, flush=True)
+  for _ in sys.stdin:
+    began = time.perf_counter()
+    tokens = work()
+    seconds = time.perf_counter() - began
+    print(
+      json.dumps({'seconds': seconds, 'tokens': tokens}),
+      file=answers,
+      flush=True,
+    )

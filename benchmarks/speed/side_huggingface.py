@@ -1,0 +1,113 @@
+"""Hugging Face's side, in torch; see `serving`.
+
+  python side_huggingface.py FOLDER_WITH_CHECKPOINTS make|grow|beam|train
+
+`make` writes the model of all sides: T5-small's shape, with random weights.
+"""
+
+import os
+import pathlib
+import sys
+
+import serving
+import tokenizers
+import torch
+import transformers
+
+
+def _model(folder: pathlib.Path):
+  return transformers.T5ForConditionalGeneration.from_pretrained(
+    folder / 'huggingface'
+  )
+
+
+def make(folder: pathlib.Path) -> None:
+  """Writes the checkpoint."""
+  torch.manual_seed(0)
+  config = transformers.T5Config(
+    vocab_size=serving.VOCAB_SIZE,
+    d_model=512,
+    d_kv=64,
+    d_ff=2048,
+    num_layers=6,
+    num_heads=8,
+    decoder_start_token_id=0,
+  )
+  model = transformers.T5ForConditionalGeneration(config)
+  model.save_pretrained(folder / 'huggingface')
+  # CTranslate2 converts no model without a tokenizer: each id is its own word.
+  words = ['<pad>', '</s>', '<unk>', *map(str, range(3, serving.VOCAB_SIZE))]
+  vocabulary = {word: number for number, word in enumerate(words)}
+  transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizers.Tokenizer(
+      tokenizers.models.WordLevel(vocabulary, unk_token='<unk>')
+    ),
+    pad_token='<pad>',
+    eos_token='</s>',
+    unk_token='<unk>',
+  ).save_pretrained(folder / 'huggingface')
+
+
+@torch.inference_mode()
+def grow(model) -> int:
+  """Samples of all sources."""
+  tokens = model.generate(
+    torch.from_numpy(serving.sources()).long(),
+    do_sample=True,
+    temperature=serving.TEMPERATURE,
+    top_k=0,
+    top_p=1.0,
+    num_return_sequences=serving.SAMPLES,
+    min_new_tokens=serving.NEW_TOKENS,
+    max_new_tokens=serving.NEW_TOKENS,
+  )
+  return tokens[:, 1:].numel()
+
+
+@torch.inference_mode()
+def beam(model) -> int:
+  """The best beam of all sources."""
+  tokens = model.generate(
+    torch.from_numpy(serving.sources()).long(),
+    num_beams=serving.NUM_BEAMS,
+    max_new_tokens=serving.NEW_TOKENS,
+  )
+  return int((tokens[:, 1:] != 0).sum())
+
+
+class Train:
+  """Updates, one at a time."""
+
+  def __init__(self, model):
+    self._model = model.train()
+    self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    self._sources = torch.from_numpy(serving.sources(serving.PAIRS)).long()
+    self._targets = torch.from_numpy(serving.targets()).long()
+
+  def __call__(self) -> int:
+    loss = self._model(input_ids=self._sources, labels=self._targets).loss
+    loss.backward()
+    self._optimizer.step()
+    self._optimizer.zero_grad()
+    loss.item()
+    return self._targets.numel()
+
+
+def main(folder: str, work: str) -> None:
+  """Does what the module says."""
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  path = pathlib.Path(folder)
+  if work == 'make':
+    make(path)
+    return
+  model = _model(path).eval()
+  about = f'transformers {transformers.__version__}, torch {torch.__version__}'
+  if work == 'train':
+    serving.serve(Train(model), about)
+  else:
+    does = {'grow': grow, 'beam': beam}[work]
+    serving.serve(lambda: does(model), about)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

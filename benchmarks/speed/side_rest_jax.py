@@ -1,0 +1,106 @@
+"""rest_jax's side; see `serving`.
+
+python side_rest_jax.py FOLDER_WITH_CHECKPOINTS grow|beam|train|floor
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import serving
+
+import rest_jax
+from rest_jax import losses
+from rest_jax.checkpoint import formats, huggingface
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.policy import Policy, sample_keys
+from rest_jax.sharding import Layout
+from rest_jax.training import optimizer, state, step
+from rest_jax.types import Batch
+
+_SIDE = 2048  # Of the matrices whose product shows what the machine can do.
+
+
+def grow(policy: Policy, params) -> int:
+  """Samples of all sources."""
+  tokens = serving.sources()
+  keys = sample_keys(0, 'grow', 1, np.arange(len(tokens)), serving.SAMPLES)
+  samples = policy.sample(
+    params,
+    tokens,
+    keys,
+    sampling=Sampling(temperature=serving.TEMPERATURE),
+    max_decode_len=serving.NEW_TOKENS,
+  )
+  return int(np.asarray(samples.lengths).sum())
+
+
+def beam(policy: Policy, params) -> int:
+  """The best beam of all sources."""
+  beams = policy.beam_search(
+    params,
+    serving.sources(),
+    num_beams=serving.NUM_BEAMS,
+    max_decode_len=serving.NEW_TOKENS,
+  )
+  return int(np.count_nonzero(np.asarray(beams.tokens)[:, 0]))
+
+
+class Train:
+  """Updates, one at a time."""
+
+  def __init__(self, policy: Policy, params):
+    adam = optimizer.Optimizer(name='adamw', learning_rate=1e-4)
+    self._step = step.make_train_step(policy, adam, losses.BehavioralCloning())
+    self._state = state.init_state(policy, adam, params)
+    target = serving.targets()
+    self._batch = Batch(
+      encoder_input_tokens=serving.sources(serving.PAIRS),
+      decoder_input_tokens=np.pad(target[:, :-1], ((0, 0), (1, 0))),
+      decoder_target_tokens=target,
+      decoder_loss_weights=np.ones(target.shape, np.float32),
+      encoder_segment_ids=np.ones_like(target),
+      decoder_segment_ids=np.ones_like(target),
+    )
+
+  def __call__(self) -> int:
+    self._state, metrics = self._step(
+      self._state, self._batch, jax.random.key(0), 1.0
+    )
+    jax.block_until_ready(metrics)
+    return self._batch.decoder_target_tokens.size
+
+
+def floor() -> int:
+  """A matrix product; its operations stand where the others' tokens do."""
+  a = jnp.ones((_SIDE, _SIDE), jnp.float32)
+  jax.block_until_ready(_product(a))
+  return 2 * _SIDE**3
+
+
+@jax.jit
+def _product(a):
+  return a @ a
+
+
+def main(folder: str, work: str) -> None:
+  """Does what the module says."""
+  about = f'rest_jax {rest_jax.__version__}, jax {jax.__version__}'
+  if work == 'floor':
+    serving.serve(floor, about)
+    return
+  path = pathlib.Path(folder, 'huggingface')
+  policy = Policy(huggingface.read_config(path), Layout(data=1))
+  params = formats.restore(formats.find(path), policy.placed_params())
+  if work == 'train':
+    serving.serve(Train(policy, params), about)
+  else:
+    does = {'grow': grow, 'beam': beam}[work]
+    serving.serve(functools.partial(does, policy, params), about)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

@@ -1,0 +1,139 @@
+"""T5X's side; see `serving`, and docs/t5x.md for how to install T5X.
+
+python side_t5x.py FOLDER grow|beam|train
+"""
+
+import functools
+import inspect
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import seqio
+import serving
+from t5x import checkpoints, decoding, models, partitioning, train_state
+from t5x.examples.t5 import network
+
+
+class _Ids(seqio.PassThroughVocabulary):
+  """Ids without text; EOS is 1."""
+
+  @property
+  def eos_id(self):
+    return 1
+
+
+def _model(folder: pathlib.Path, decode_fn) -> models.EncoderDecoderModel:
+  fields = json.loads((folder / 'config.json').read_text())
+  known = inspect.signature(network.T5Config).parameters
+  config = network.T5Config(
+    **{k: v for k, v in fields.items() if k in known and k != 'dtype'}
+  )
+  ids = _Ids(config.vocab_size)
+  return models.EncoderDecoderModel(
+    network.Transformer(config),
+    input_vocabulary=ids,
+    output_vocabulary=ids,
+    optimizer_def=None,
+    decode_fn=decode_fn,
+  )
+
+
+def _params(model, folder: pathlib.Path):
+  shape = serving.sources().shape
+  variables = jax.eval_shape(
+    lambda: model.get_initial_variables(
+      jax.random.PRNGKey(0),
+      {'encoder_input_tokens': shape, 'decoder_input_tokens': shape},
+    )
+  )
+  checkpointer = checkpoints.Checkpointer(
+    train_state.InferenceState.create(variables),
+    partitioning.PjitPartitioner(num_partitions=1),
+    str(folder.parent),
+    restore_dtype=np.float32,
+  )
+  restored = checkpointer.restore(path=str(folder)).params
+  return jax.tree.map(jnp.asarray, restored)
+
+
+def _decoder(model, params, num_decodes: int, decoder_params):
+  """What decodes all sources and counts the best sequences' tokens."""
+  tokens = jnp.asarray(serving.sources())
+  batch = {
+    'encoder_input_tokens': tokens,
+    'decoder_input_tokens': jnp.zeros(
+      (len(tokens), serving.NEW_TOKENS), jnp.int32
+    ),
+  }
+
+  @jax.jit
+  def decode(params, batch, key):
+    return model.predict_batch_with_aux(
+      params,
+      batch,
+      rng=key,
+      decoder_params=decoder_params,
+      return_all_decodes=True,
+      num_decodes=num_decodes,
+    )[0]
+
+  return lambda: np.asarray(decode(params, batch, jax.random.PRNGKey(0)))
+
+
+def _trainer(model, params):
+  adam = optax.adamw(1e-4)
+  target = serving.targets()
+  batch = {
+    'encoder_input_tokens': jnp.asarray(serving.sources(serving.PAIRS)),
+    'decoder_input_tokens': jnp.pad(target[:, :-1], ((0, 0), (1, 0))),
+    'decoder_target_tokens': jnp.asarray(target),
+    'decoder_loss_weights': jnp.ones(target.shape),
+  }
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def update(params, moments, key):
+    gradient = jax.grad(lambda p: model.loss_fn(p, batch, key)[0])(params)
+    changes, moments = adam.update(gradient, moments, params)
+    return optax.apply_updates(params, changes), moments
+
+  state = [params, adam.init(params)]
+
+  def train() -> int:
+    state[:] = update(*state, jax.random.PRNGKey(0))
+    jax.block_until_ready(state)
+    return target.size
+
+  return train
+
+
+def main(folder: str, work: str) -> None:
+  """Does what the module says."""
+  path = pathlib.Path(folder, 't5x', 'checkpoint_0').resolve()
+  search = decoding.beam_search
+  model = _model(
+    path, decoding.temperature_sample if work == 'grow' else search
+  )
+  params = _params(model, path)
+  if work == 'grow':
+    decode = _decoder(
+      model,
+      params,
+      serving.SAMPLES,
+      {'temperature': serving.TEMPERATURE, 'topk': 0},
+    )
+    does = lambda: int((decode() != 0).sum())  # noqa: E731
+  elif work == 'beam':
+    decode = _decoder(model, params, serving.NUM_BEAMS, {'alpha': 0.6})
+    does = lambda: int((decode()[:, -1] != 0).sum())  # noqa: E731
+  else:
+    does = _trainer(model, params)
+  serving.serve(does, f't5x, jax {jax.__version__}')
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
