@@ -387,11 +387,20 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     sys.exit(ConfigurationError.exit_code)
 
 
+def _to_the_end(argv: Sequence[str]) -> int:
+  exit_code = _with_exit_code(argv)
+  if 'tensorflow' in sys.modules and '://' in gin.config_str():
+    # The threads of its client for object stores abort, now and then, a process
+    # that ends as others do.
+    cluster.end(exit_code)
+  return exit_code
+
+
 def main() -> None:
   """Entry point of `python -m rest_jax.main`."""
   # gin logs every folder that it looks for a file in as an error.
   logging.set_verbosity(logging.FATAL)
-  app.run(_with_exit_code, flags_parser=_parse_flags)
+  app.run(_to_the_end, flags_parser=_parse_flags)
 
 
 if __name__ == '__main__':
