@@ -25,10 +25,10 @@ from rest_jax.training.optimizer import Optimizer
 CONFIG = T5Config(vocab_size=1024, emb_dim=128, mlp_dim=256, head_dim=32)
 
 
-def seconds(lower) -> float:
+def seconds(lower, config: T5Config) -> float:
   jax.clear_caches()
   began = time.process_time()
-  lower(Layout(data=1)).compile()
+  lower(config, Layout(data=1)).compile()
   return time.process_time() - began
 
 
@@ -54,8 +54,8 @@ def main():
         num_decoder_layers=layers,
         scan_layers=scan_layers,
       )
-      gradient = seconds(lambda at: update.lower_gradient(config, at))  # noqa: B023
-      whole = seconds(lambda at: update.lower(config, at))  # noqa: B023
+      gradient = seconds(update.lower_gradient, config)
+      whole = seconds(update.lower, config)
       print(
         f'| {layers} | {"yes" if scan_layers else "no"} | {gradient:.1f} |'
         f' {whole:.1f} |',

@@ -43,7 +43,7 @@ class AnchoredScores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Anchored:
+class Anchored(policy_lib.AroundPolicy):
   """A network of a policy, its anchors and dual variables; static in `jit`.
 
   Parameters are `policy`, `anchors/NAME` (of the policy's form) and
@@ -58,21 +58,6 @@ class Anchored:
   policy: policy_lib.Policy
   anchors: tuple[str, ...]
   duals: tuple[str, ...]
-
-  @property
-  def config(self):
-    """The policy's."""
-    return self.policy.config
-
-  @property
-  def mesh(self):
-    """The policy's."""
-    return self.policy.mesh
-
-  @property
-  def placement(self):
-    """The policy's."""
-    return self.policy.placement
 
   def _tree(self, policy: Any, dual: Any) -> dict[str, Any]:
     return {

@@ -13,11 +13,13 @@ from rest_jax.decoding.keys import sample_keys
 from rest_jax.decoding.loop import sample
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
+from rest_jax.models.config import T5Config
 from rest_jax.models.t5 import Transformer
 from rest_jax.network import Network
+from rest_jax.sharding import Placement
 from rest_jax.types import Batch, DecodeCache, Params, Samples, TokenScores
 
-__all__ = ['Policy', 'sample_keys', 'score_tokens']
+__all__ = ['AroundPolicy', 'Policy', 'sample_keys', 'score_tokens']
 
 Tokens = Int[Array | np.ndarray, 'b s']
 
@@ -277,6 +279,27 @@ class Policy(Network):
         f'The tokenizer has {num_tokens} tokens, T5Config.vocab_size is '
         f'{self.config.vocab_size}; set it to at least as many.'
       )
+
+
+class AroundPolicy:
+  """A network that a policy is a part of, laid out as the policy is."""
+
+  policy: Policy
+
+  @property
+  def config(self) -> T5Config:
+    """The policy's."""
+    return self.policy.config
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The policy's."""
+    return self.policy.mesh
+
+  @property
+  def placement(self) -> Placement:
+    """The policy's."""
+    return self.policy.placement
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))

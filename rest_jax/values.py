@@ -38,7 +38,7 @@ from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.models.heads import Valuer
 from rest_jax.network import Network
-from rest_jax.policy import Policy
+from rest_jax.policy import AroundPolicy, Policy
 from rest_jax.rewards import agreement
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
@@ -105,7 +105,7 @@ class ValueModel(Network):
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorCritic:
+class ActorCritic(AroundPolicy):
   """PPO's network: the policy and a value model; static in `jit`.
 
   Attributes:
@@ -115,21 +115,6 @@ class ActorCritic:
 
   policy: Policy
   value: ValueModel
-
-  @property
-  def config(self):
-    """The policy's."""
-    return self.policy.config
-
-  @property
-  def mesh(self):
-    """The policy's."""
-    return self.policy.mesh
-
-  @property
-  def placement(self):
-    """The policy's."""
-    return self.policy.placement
 
   def abstract_params(self) -> Params:
     """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""

@@ -61,8 +61,11 @@ def _params(model, folder: pathlib.Path):
   return jax.tree.map(jnp.asarray, restored)
 
 
-def _decoder(model, params, num_decodes: int, decoder_params):
-  """What decodes all sources and counts the best sequences' tokens."""
+def _decoder(model, params, num_decodes: int, best: int, decoder_params):
+  """What decodes all sources and counts the tokens of the `best` last of each.
+
+  T5X gives the best sequence last.
+  """
   tokens = jnp.asarray(serving.sources())
   batch = {
     'encoder_input_tokens': tokens,
@@ -82,7 +85,11 @@ def _decoder(model, params, num_decodes: int, decoder_params):
       num_decodes=num_decodes,
     )[0]
 
-  return lambda: np.asarray(decode(params, batch, jax.random.PRNGKey(0)))
+  def count() -> int:
+    found = np.asarray(decode(params, batch, jax.random.PRNGKey(0)))
+    return int(np.count_nonzero(found[:, -best:]))
+
+  return count
 
 
 def _trainer(model, params):
@@ -120,16 +127,15 @@ def main(folder: str, work: str) -> None:
   )
   params = _params(model, path)
   if work == 'grow':
-    decode = _decoder(
+    does = _decoder(
       model,
       params,
       serving.SAMPLES,
+      serving.SAMPLES,
       {'temperature': serving.TEMPERATURE, 'topk': 0},
     )
-    does = lambda: int((decode() != 0).sum())  # noqa: E731
   elif work == 'beam':
-    decode = _decoder(model, params, serving.NUM_BEAMS, {'alpha': 0.6})
-    does = lambda: int((decode()[:, -1] != 0).sum())  # noqa: E731
+    does = _decoder(model, params, serving.NUM_BEAMS, 1, {'alpha': 0.6})
   else:
     does = _trainer(model, params)
   serving.serve(does, f't5x, jax {jax.__version__}')

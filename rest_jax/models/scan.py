@@ -42,7 +42,7 @@ def run_as_loop(
   layer = layers[0].clone(parent=None, name=None)
   params = jax.tree.map(
     lambda *leaves: jnp.stack(leaves),
-    *[layer.variables['params'] for layer in layers],
+    *[each.variables['params'] for each in layers],
   )
   keys = None
   if caller.has_rng('dropout'):
