@@ -26,6 +26,7 @@ _GROUPS = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _IOTA_GROUPS = re.compile(r'replica_groups=\[([\d,]+)\]<=')
 _MESH_GROUPS = re.compile(r'replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}')
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
+_CHANNEL = re.compile(r'channel_id=(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +166,22 @@ def costs_of(compiled: Any) -> Costs:
 
 
 def collectives_in(text: str) -> list[Collective]:
-  """The collectives of a compiled module's text, each once."""
-  found, computation = [], ''
+  """The collectives of a compiled module's text, each once.
+
+  One that goes on beside computations is written again in each of them, and
+  under the same channel.
+  """
+  found, computation, channels = [], '', set()
   for line in text.splitlines():
     if opened := _COMPUTATION.match(line):
       computation = opened[1]
     match = _COLLECTIVE.match(line)
     if match is None:
       continue
+    channel = _CHANNEL.search(line)
+    if channel and channel[1] in channels:
+      continue
+    channels.update(channel.groups() if channel else ())
     kind, chips = match[2], _group_size(line)
     arrays = [_array_bytes(*array) for array in _ARRAY.findall(match[1])]
     size = float(sum(arrays))

@@ -13,6 +13,16 @@ replica_groups=[2,4]<=[8], use_global_device_ids=true, to_apply=%add
   ROOT %dynamic-slice.1 = f32[4,8]{1,0} dynamic-slice(%all-reduce.9, %c)
 }
 
+%async_collective_fusion.2 (p: f32[4,4]) -> f32[4,4] {
+  ROOT %ag.1 = f32[4,4]{1,0} all-gather(%p), channel_id=6, \
+replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.3 (p: f32[4,4]) -> f32[4,4] {
+  ROOT %ag.2 = f32[4,4]{1,0} all-gather(%p), channel_id=6, \
+replica_groups=[2,4]<=[8], dimensions={0}
+}
+
 ENTRY %main.7 (p: bf16[8,128]) -> bf16[8,128] {
   %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
   %all-reduce.1 = bf16[8,128]{1,0:T(8,128)(2,1)} all-reduce(%p), \
@@ -26,7 +36,7 @@ replica_groups={{0,1}}, to_apply=%add
 collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
   %of_mesh = f32[6]{0} all-reduce(%a), channel_id=3, \
 replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_0','axis_1'}
-  %of_axis = f32[6]{0} all-reduce(%a), channel_id=3, \
+  %of_axis = f32[6]{0} all-reduce(%a), channel_id=5, \
 replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], \
 device_ids=([2,4]T(1,0)) {'axis_0'}, use_global_device_ids=true
   %alone = f32[5]{0} all-reduce(%a), replica_groups={{0},{1}}, to_apply=%add
@@ -38,6 +48,7 @@ device_ids=([2,4]T(1,0)) {'axis_0'}, use_global_device_ids=true
 def test_collectives_are_read_from_the_compiled_text():
   assert costs.collectives_in(TEXT) == [
     Collective('reduce-scatter', 16 * 8 * 4, 4),
+    Collective('all-gather', 4 * 4 * 4, 4),
     Collective('all-reduce', 8 * 128 * 2, 4),
     Collective('all-gather', 8 * 10 * 4, 4),
     Collective('reduce-scatter', 2 * (6 * 4 + 4 * 2), 2),
