@@ -178,10 +178,10 @@ def collectives_in(text: str) -> list[Collective]:
     match = _COLLECTIVE.match(line)
     if match is None:
       continue
-    channel = _CHANNEL.search(line)
-    if channel and channel[1] in channels:
-      continue
-    channels.update(channel.groups() if channel else ())
+    if channel := _CHANNEL.search(line):
+      if channel[1] in channels:
+        continue
+      channels.add(channel[1])
     kind, chips = match[2], _group_size(line)
     arrays = [_array_bytes(*array) for array in _ARRAY.findall(match[1])]
     size = float(sum(arrays))

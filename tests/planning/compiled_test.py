@@ -193,7 +193,7 @@ def test_fsdp_gathers_weights_and_keeps_a_part(devices, fsdp):
   # Each part in bfloat16 for the forward and again for the backward pass, but
   # for embeddings, of which rows are sent instead.
   gathered = plan.costs.collectives['all-gather'][1]
-  assert gathered <= 4 * counts.num_params(config)
+  assert 0 < gathered <= 4 * counts.num_params(config)
 
 
 def test_a_batch_of_grow_is_what_it_is_by_hand(devices):
