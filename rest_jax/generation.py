@@ -1,21 +1,28 @@
-"""Sampling for many sources: buckets of source length, batches of one shape.
+"""Sampling for many sources: buckets of source length, slots of one shape.
 
-The bridge between lists of sources on the host and `Policy.sample` on the
+The bridge between lists of sources on the host and the policy's slots on the
 devices; Grow, Evaluate and Translate all generate through it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Int, Int32
 
 from rest_jax import hosts
 from rest_jax import policy as policy_lib
+from rest_jax import slots as slots_lib
 from rest_jax.data import buckets as buckets_lib
 from rest_jax.decoding import sampling as sampling_lib
 from rest_jax.errors import ConfigurationError
 from rest_jax.types import Batch, Params, Samples
+
+# Slots are filled an eighth at a time: each source is encoded in a batch of
+# this size, and no more slots than this wait for others to end.
+_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +67,14 @@ class Batching:
     return buckets_lib.batches(
       sources, buckets, [rows] * len(buckets), self._mend
     )
+
+  def members(self, sources: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Returns the indices of each bucket's sources, the shortest first.
+
+    Raises:
+      DataError: a source is longer than the last bucket.
+    """
+    return buckets_lib.members(sources, self.source_buckets, self._mend)
 
   def check_fits(self, longest: int) -> None:
     """Checks that sources of up to so many tokens fit the buckets.
@@ -107,12 +122,19 @@ class Generated:
       finished=np.zeros(shape[:2], bool),
     )
 
-  def put(self, sources: np.ndarray, first_sample: int, samples: Samples):
-    """Writes `samples` of `sources`, whose first has index `first_sample`."""
-    span = slice(first_sample, first_sample + samples.lengths.shape[1])
+  def put(
+    self, source: int, first_sample: int, samples: Samples, row: int
+  ) -> int:
+    """Writes a source's samples from `first_sample` on, which stand in a row.
+
+    Returns:
+      Their tokens.
+    """
+    rest = slice(first_sample, first_sample + samples.lengths.shape[1])
     for field in dataclasses.fields(self):
-      value = np.asarray(getattr(samples, field.name))[: len(sources)]
-      getattr(self, field.name)[sources, span] = value
+      room = getattr(self, field.name)[source, rest]
+      room[...] = getattr(samples, field.name)[row, : len(room)]
+    return int(self.lengths[source, rest].sum())
 
   def gathered(self, num_sources: int) -> 'Generated':
     """The samples of all processes, each having drawn those of its share.
@@ -181,29 +203,106 @@ def generate(
     sampling: how tokens are drawn; temperature 0 is greedy.
     batching: shapes.
     num_tokens: size of the tokenizer; higher ids are never drawn.
-    advance: called after every batch with the number of tokens it decoded.
+    advance: called now and then with the tokens of samples that have ended.
 
   Returns:
     The samples, in the order of `sources`.
   """
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
   group = batching.group(num_samples)
-  batch_size = policy.whole_batches(batching.rows // group)
-  for indices, tokens in batching.batches(sources, batch_size):
-    ids = buckets_lib.filled(np.asarray(source_ids)[indices], batch_size)
-    keys = policy_lib.sample_keys(seed, purpose, step, ids, num_samples)
-    for first in range(0, num_samples, group):
-      samples = policy.sample(
+  num_slots = policy.whole_batches(batching.rows // group)
+  at_once = policy.whole_batches(-(-num_slots // _PARTS))
+  ids = np.asarray(source_ids)
+  of_buckets = batching.members(sources)
+  for bucket, members in zip(batching.source_buckets, of_buckets, strict=True):
+    # The longest first: when no source is left to fill the slots with, they
+    # wait for short ones.
+    queue = _Queue(
+      members[::-1].tolist(), range(0, num_samples, group), num_slots
+    )
+    slots = None
+    while queue.goes_on:
+      if slots is None:
+        shape = (num_slots, bucket, group, batching.max_decode_len)
+        slots = slots_lib.empty(policy, *shape)
+      while queue.fills(at_once):
+        places, indices, firsts = queue.take(at_once)
+        keys = policy_lib.sample_keys(
+          seed, purpose, step, ids[indices], group, firsts
+        )
+        tokens = buckets_lib.padded([sources[i] for i in indices], bucket)
+        slots = slots_lib.fill(policy, params, slots, places, tokens, keys)
+      slots, free, samples = slots_lib.decode(
+        policy,
         params,
-        tokens,
-        keys[:, first : first + group],
+        slots,
+        queue.wanted(at_once),
         sampling=sampling,
-        max_decode_len=batching.max_decode_len,
         num_tokens=num_tokens,
       )
-      out.put(indices, first, samples)
-      advance(int(out.lengths[indices, first : first + group].sum()))
+      samples = jax.device_get(samples)
+      ended = queue.give(np.asarray(free))
+      advance(sum(out.put(*one, samples, place) for place, *one in ended))
   return out
+
+
+class _Queue:
+  """The sources of a bucket on their way through the slots.
+
+  Attributes:
+    waiting: (source, first sample) not yet begun, the last of them first.
+    held: what each slot holds, None where it is free.
+  """
+
+  def __init__(
+    self, sources: Iterable[int], firsts: Iterable[int], num_slots: int
+  ):
+    self.waiting = list(itertools.product(sources, firsts))[::-1]
+    self.held: list[tuple[int, int] | None] = [None] * num_slots
+
+  @property
+  def goes_on(self) -> bool:
+    """Whether a source waits or is in a slot."""
+    return bool(self.waiting) or self._num_free < len(self.held)
+
+  @property
+  def _num_free(self) -> int:
+    return self.held.count(None)
+
+  def fills(self, at_once: int) -> bool:
+    """Whether it is time to fill slots, which is done for so many at once."""
+    return bool(self.waiting) and self._num_free >= at_once
+
+  def wanted(self, at_once: int) -> int:
+    """How many slots are to be free before the next ones are filled."""
+    return at_once if self.waiting else len(self.held)
+
+  def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Puts what waits longest into free slots.
+
+    Returns:
+      The slots, sources and first samples, `count` of each; where less waits,
+      the first source again, and a slot that there is not.
+    """
+    free = [place for place, held in enumerate(self.held) if held is None]
+    taken = [self.waiting.pop() for _ in range(min(count, len(self.waiting)))]
+    for place, one in zip(free, taken, strict=False):
+      self.held[place] = one
+    rest = count - len(taken)
+    places = free[: len(taken)] + [len(self.held)] * rest
+    indices, firsts = zip(*taken, *[taken[0]] * rest, strict=True)
+    return np.array(places, np.int32), np.array(indices), np.array(firsts)
+
+  def give(self, free: np.ndarray) -> list[tuple[int, int, int]]:
+    """Frees slots that have ended: their numbers, sources and first samples."""
+    ended = [
+      (place, *held)
+      for place, held in enumerate(self.held)
+      if held is not None and free[place]
+    ]
+    for place, *_ in ended:
+      self.held[place] = None
+    return ended
 
 
 def generate_beam(

@@ -17,7 +17,14 @@ from rest_jax.models.config import T5Config
 from rest_jax.models.t5 import Transformer
 from rest_jax.network import Network
 from rest_jax.sharding import Placement
-from rest_jax.types import Batch, DecodeCache, Params, Samples, TokenScores
+from rest_jax.types import (
+  Batch,
+  DecodeCache,
+  Memory,
+  Params,
+  Samples,
+  TokenScores,
+)
 
 __all__ = ['AroundPolicy', 'Policy', 'sample_keys', 'score_tokens']
 
@@ -93,6 +100,34 @@ class Policy(Network):
       self.param_shardings(),
     )
 
+  def empty_cache(
+    self,
+    num_sources: int,
+    source_length: int,
+    *,
+    num_samples: int,
+    max_decode_len: int,
+  ) -> DecodeCache:
+    """Room for n samples of t tokens of b sources. Traceable."""
+    return self._decoding_model.apply(
+      {},
+      num_sources,
+      source_length,
+      num_samples,
+      max_decode_len,
+      method=Transformer.empty_cache,
+    )
+
+  def project_memory(
+    self, params: Params, encoder_input_tokens: Tokens
+  ) -> Memory:
+    """Encodes sources, as far as all samples share it. Traceable."""
+    return self._decoding_model.apply(
+      {'params': params},
+      encoder_input_tokens,
+      method=Transformer.project_memory,
+    )
+
   def start_cache(
     self,
     params: Params,
@@ -105,9 +140,9 @@ class Policy(Network):
     return self._decoding_model.apply(
       {'params': params},
       jnp.asarray(encoder_input_tokens),
-      method=lambda model, tokens: model.start_cache(
-        model.encode(tokens), tokens, num_samples, max_decode_len
-      ),
+      num_samples,
+      max_decode_len,
+      method=Transformer.start_cache,
     )
 
   def decode_step(
@@ -145,58 +180,14 @@ class Policy(Network):
       ConfigurationError: the batch does not divide over the mesh, or
         num_tokens exceeds the vocabulary.
     """
-    self._check_num_tokens(num_tokens)
-    temperature = jnp.float32(sampling.temperature)
-    if not sampling.is_greedy:
-      sampling = dataclasses.replace(sampling, temperature=1.0)
+    self.check_num_tokens(num_tokens)
+    temperature, sampling = sampling.traced()
     return _sample(
       self,
       params,
       self.place(encoder_input_tokens),
       self.place(keys),
       temperature,
-      sampling,
-      max_decode_len,
-      num_tokens,
-    )
-
-  def lower_sample(
-    self,
-    params: Params,
-    num_sources: int,
-    source_length: int,
-    num_samples: int,
-    *,
-    sampling: Sampling,
-    max_decode_len: int,
-    num_tokens: int | None = None,
-  ) -> jax.stages.Lowered:
-    """Lowers what `sample` runs, to be compiled for devices of any kind.
-
-    Args:
-      params: shapes with shardings, as `placed_params` gives them.
-      num_sources: rows of a batch.
-      source_length: tokens of a source.
-      num_samples: samples a source.
-      sampling: as in `sample`.
-      max_decode_len: as in `sample`.
-      num_tokens: as in `sample`.
-    """
-    self._check_num_tokens(num_tokens)
-
-    def rows(shape, dtype):
-      sharding = self.placement.sharding('batch', None)
-      return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    if not sampling.is_greedy:
-      sampling = dataclasses.replace(sampling, temperature=1.0)
-    return _sample.lower(
-      self,
-      params,
-      rows((num_sources, source_length), jnp.int32),
-      rows((num_sources, num_samples), key.dtype),
-      jax.ShapeDtypeStruct((), jnp.float32),
       sampling,
       max_decode_len,
       num_tokens,
@@ -250,7 +241,7 @@ class Policy(Network):
     Raises:
       ConfigurationError: as in `sample`, or num_beams below 1.
     """
-    self._check_num_tokens(num_tokens)
+    self.check_num_tokens(num_tokens)
     if num_beams < 1:
       raise ConfigurationError(f'num_beams = {num_beams!r}: set at least 1.')
     return _beam_search(
@@ -273,7 +264,8 @@ class Policy(Network):
     config = dataclasses.replace(self.config, scan_layers=False)
     return Transformer(config, self.placement)
 
-  def _check_num_tokens(self, num_tokens: int | None):
+  def check_num_tokens(self, num_tokens: int | None) -> None:
+    """Raises ConfigurationError unless the tokenizer fits the vocabulary."""
     if num_tokens is not None and not 1 < num_tokens <= self.config.vocab_size:
       raise ConfigurationError(
         f'The tokenizer has {num_tokens} tokens, T5Config.vocab_size is '

@@ -1,11 +1,11 @@
 """The records that pass between the parts of rest_jax.
 
-Device records (`Batch`, `DecodeCache`, `Samples`, `TrainState`) are pytrees of
-arrays that may enter `jit`. Text and identifiers stay in Parquet tables and
+Device records (`Batch`, `DecodeCache`, `Samples`, `TrainState` …) are pytrees
+of arrays that may enter `jit`. Text and identifiers stay in Parquet tables and
 numpy arrays on the host; the two never mix in one record.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 
@@ -68,21 +68,31 @@ class TokenScores:
   mean_log_probs: Leaf
 
 
+class Memory(NamedTuple):
+  """What all samples of a source share, see `DecodeCache`."""
+
+  cross_keys: tuple[Leaf, ...]
+  cross_values: tuple[Leaf, ...]
+  source_mask: Leaf
+
+
 @flax.struct.dataclass
 class DecodeCache:
   """What decoding keeps between steps; N samples of a source share its source.
 
   Attributes:
     self_keys: one array a decoder layer, [groups, t_max, head_dim, lanes], keys
-      of the tokens decoded so far of every sample. A group is b / groups
-      sources, one after another, and its lanes are heads × sources × n, the
-      samples fastest; see `models.lanes`.
+      of the last t_max tokens of every sample: a ring, that of step i in place
+      i mod t_max. A group is b / groups sources, one after another, and its
+      lanes are heads × sources × n, the samples fastest; see `models.lanes`.
     self_values: likewise, values.
     cross_keys: one array a decoder layer, [b, heads, s, head_dim], computed
       once a source.
     cross_values: likewise, values.
     source_mask: bool [b, s], True where the source has a token.
-    step: int32 [], how many tokens each sample has.
+    step: int32 [], steps made.
+    begun: int32 [b], the step at which the samples of each source began: they
+      have step − begun tokens.
   """
 
   self_keys: tuple[Leaf, ...]
@@ -91,6 +101,7 @@ class DecodeCache:
   cross_values: tuple[Leaf, ...]
   source_mask: Leaf
   step: Leaf
+  begun: Leaf
 
 
 @flax.struct.dataclass

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_policy
 
-from rest_jax import generation
+from rest_jax import generation, slots
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.policy import Policy
@@ -25,19 +25,19 @@ def params(policy):
   return policy.init(0)
 
 
-def draw(policy, params, order, num_samples=3, rows=6):
+def draw(policy, params, order, num_samples=3, rows=6, length=5):
   return generation.generate(
     policy,
     params,
     [SOURCES[i] for i in order],
-    IDS[order],
+    np.arange(len(order)) if len(order) > 12 else IDS[order],
     seed=0,
     purpose='grow',
     step=1,
     num_samples=num_samples,
     sampling=Sampling(),
     batching=generation.Batching(
-      max_decode_len=5, rows=rows, source_buckets=(4, 8)
+      max_decode_len=length, rows=rows, source_buckets=(4, 8)
     ),
     num_tokens=12,
   )
@@ -49,6 +49,43 @@ def test_samples_belong_to_their_source_whatever_the_order(policy, params):
   np.testing.assert_array_equal(straight.tokens, turned.tokens[::-1])
   assert straight.tokens.max() < 12
   assert len(np.unique(straight.tokens.reshape(12, -1), axis=0)) > 3
+
+
+def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it(policy, params):
+  order = np.arange(12) % 4
+  together = draw(policy, params, order, rows=9)
+  for source in range(4):
+    alone = draw(policy, params, [source], rows=9)
+    for field in dataclasses.fields(generation.Generated):
+      both = getattr(together, field.name)[order == source]
+      one = getattr(alone, field.name)
+      np.testing.assert_array_equal(both, np.repeat(one, 3, axis=0))
+
+
+def test_slots_are_compiled_once_a_bucket(policy, params):
+  programs = slots.programs(policy)
+  fills = programs.fill._cache_size()
+  decodes = programs.decode._cache_size()
+  draw(policy, params, np.arange(8) % 4, num_samples=2, rows=10)
+  draw(policy, params, [0, 1], num_samples=2, rows=10)
+  assert programs.fill._cache_size() == fills + 2
+  assert programs.decode._cache_size() == decodes + 2
+
+
+def test_slots_do_not_wait_for_the_longest_sample(policy, params, monkeypatch):
+  steps = []
+
+  def decode(*args, **kwargs):
+    drawn = decode_slots(*args, **kwargs)
+    steps.append(int(drawn[0].cache.step))
+    return drawn
+
+  decode_slots = slots.decode
+  monkeypatch.setattr(slots, 'decode', decode)
+  drawn = draw(policy, params, [0] * 80, num_samples=1, rows=8, length=40)
+  longest = drawn.lengths.reshape(-1, 8).max(axis=1)
+  # With the tail, when no source is left, slots are not always full.
+  assert drawn.lengths.sum() / 8 <= steps[-1] < 0.7 * longest.sum()
 
 
 def test_many_samples_are_drawn_in_groups_of_the_same_samples(policy, params):

@@ -64,6 +64,7 @@ _LAYERS = (
   (2, 'data.*'),
   (3, 'network'),
   (3, 'policy'),
+  (3, 'slots'),
   (3, 'generation'),
   (3, 'divergence'),
   (3, 'anchored'),

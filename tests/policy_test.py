@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rest_jax import generation
 from rest_jax import policy as policy_lib
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
@@ -295,6 +296,30 @@ def reference(params, sources, samples):
   return batch, value, gradient, beams
 
 
+def assert_generated(policy, params, sources, samples):
+  """Checks samples of thrice as many sources as there are slots."""
+  order = np.random.default_rng(0).permutation(24) % 8
+  drawn = generation.generate(
+    policy,
+    params,
+    [sources[index][sources[index] > 0].tolist() for index in order],
+    order,
+    seed=3,
+    purpose='grow',
+    step=1,
+    num_samples=4,
+    sampling=Sampling(0.8),
+    batching=generation.Batching(LENGTH, rows=32, source_buckets=(6,)),
+    num_tokens=NUM_TOKENS,
+  )
+  for field in ('tokens', 'lengths', 'finished'):
+    expected = np.asarray(getattr(samples, field))[order]
+    np.testing.assert_array_equal(getattr(drawn, field), expected)
+  for field in ('token_log_probs', 'token_sampling_log_probs'):
+    expected = np.asarray(getattr(samples, field))[order]
+    np.testing.assert_allclose(getattr(drawn, field), expected, atol=5e-5)
+
+
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
 def test_sharded_equals_unsharded(layout, params, sources, samples, reference):
   policy = Policy(CONFIG, layout)
@@ -304,11 +329,7 @@ def test_sharded_equals_unsharded(layout, params, sources, samples, reference):
   got_value, got_gradient = sharded(placed)
   np.testing.assert_allclose(got_value, value, rtol=1e-5)
   assert_gradients_close(got_gradient, gradient)
-  drawn = draw(policy, placed, sources, keys_of())
-  np.testing.assert_array_equal(drawn.tokens, samples.tokens)
-  np.testing.assert_allclose(
-    drawn.token_log_probs, samples.token_log_probs, atol=5e-5
-  )
+  assert_generated(policy, placed, sources, samples)
   found = policy.beam_search(
     placed, sources, num_beams=3, max_decode_len=LENGTH, num_tokens=NUM_TOKENS
   )

@@ -51,19 +51,41 @@ def batches(
   Raises:
     DataError: a sequence is longer than the last bucket.
   """
-  lengths = np.array([len(sequence) for sequence in sequences])
+  of_buckets = members(sequences, buckets, mend)
+  for bucket, size, inside in zip(buckets, rows, of_buckets, strict=True):
+    for start in range(0, len(inside), size):
+      indices = inside[start : start + size]
+      rows_of = [sequences[index] for index in filled(indices, size)]
+      yield indices, padded(rows_of, bucket)
+
+
+def members(
+  sequences: Sequence[Sequence[int]], buckets: Sequence[int], mend: str
+) -> list[np.ndarray]:
+  """Returns which sequences belong into each bucket, the shortest first.
+
+  Args:
+    sequences: token sequences.
+    buckets: rising lengths.
+    mend: as in `batches`.
+
+  Raises:
+    DataError: a sequence is longer than the last bucket.
+  """
+  lengths = np.array([len(sequence) for sequence in sequences], np.int64)
   check_fits(int(max(lengths, default=0)), buckets, mend)
   bucket_of = np.searchsorted(buckets, lengths)
-  for b, (bucket, size) in enumerate(zip(buckets, rows, strict=True)):
-    members = np.flatnonzero(bucket_of == b)
-    # Like lengths together: a batch decodes until its longest sample ends.
-    members = members[np.argsort(lengths[members], kind='stable')]
-    for start in range(0, len(members), size):
-      indices = members[start : start + size]
-      tokens = np.zeros((size, bucket), np.int32)
-      for row, index in enumerate(filled(indices, size)):
-        tokens[row, : lengths[index]] = sequences[index]
-      yield indices, tokens
+  # Like lengths together: a batch decodes until its longest sample ends.
+  order = np.argsort(lengths, kind='stable')
+  return [order[bucket_of[order] == b] for b in range(len(buckets))]
+
+
+def padded(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
+  """Returns sequences as int32 [k, length], 0 after the end of each."""
+  tokens = np.zeros((len(sequences), length), np.int32)
+  for row, sequence in zip(tokens, sequences, strict=True):
+    row[: len(sequence)] = sequence
+  return tokens
 
 
 def filled(indices: np.ndarray, size: int) -> np.ndarray:

@@ -71,6 +71,16 @@ class Sampling:
     """Whether the most probable token is taken and no number drawn."""
     return self.temperature == 0
 
+  def traced(self) -> tuple[Float[Array, ''], 'Sampling']:
+    """Returns the temperature, and the rest of what is to be static.
+
+    Programs are compiled for the rest; temperatures above 0 share them.
+    """
+    temperature = jnp.float32(self.temperature)
+    if self.is_greedy:
+      return temperature, self
+    return temperature, dataclasses.replace(self, temperature=1.0)
+
   def __call__(
     self,
     logits: Float[Array, '*r v'],

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float
 
 from rest_jax.models import lanes
 from rest_jax.models.config import T5Config
@@ -12,6 +13,8 @@ from rest_jax.sharding import Placement
 
 # Added to masked logits: finite, so that a row of padding alone stays finite.
 MASKED = -1e10
+# What the axes of a memory's keys and values are, for their layout.
+MEMORY_AXES = ('batch', 'heads', 'length', 'kv')
 
 
 class Attention(nn.Module):
@@ -94,7 +97,7 @@ class Attention(nn.Module):
     inputs: Float[Array, 'b n e'],
     keys: Float[Array, 'g t d l'],
     values: Float[Array, 'g t d l'],
-    step: Int[Array, ''],
+    ring: lanes.Ring,
     bias: Float[Array, '1 t h'],
   ) -> tuple[
     Float[Array, 'b n e'],
@@ -105,41 +108,44 @@ class Attention(nn.Module):
 
     Args:
       inputs: float, the current token of every sample.
-      keys: float, keys of the tokens before, see `lanes`; positions ≥ step are
-        unset.
+      keys: float, keys of the tokens before, see `lanes`.
       values: float, values likewise.
-      step: int32, position of the current token.
-      bias: float, of each key position relative to `step`.
+      ring: which of them each sample sees, and where the current token goes.
+      bias: float, of each key's place relative to the current token.
 
     Returns:
-      The output, and keys and values with the current token at `step`.
+      The output, and keys and values with the current token.
     """
-    groups, length, _, width = keys.shape
+    groups, _, _, width = keys.shape
 
     def project(dense):
       return lanes.to_lanes(self._heads(dense(inputs)), groups)
 
     query = project(self.query)
-    keys = self._write(keys, project(self.key), step)
-    values = self._write(values, project(self.value), step)
+    keys = self._write(keys, project(self.key), ring.place)
+    values = self._write(values, project(self.value), ring.place)
     # Summed in float32, as a matrix unit does.
     logits = lanes.dot_keys(_wide(keys), _wide(query))
     logits = logits.astype(self._logit_dtype(query).dtype)
-    seen = (jnp.arange(length) <= step)[None, :, None]
-    weights = self._softmax(logits + lanes.over_lanes(bias, width), seen, 1)
-    output = lanes.mix_values(_wide(values), _wide(weights))
+    logits = _wide(logits + lanes.over_lanes(bias, width))
+    logits = jnp.where(ring.seen, logits, MASKED)
+    weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
+    output = lanes.mix_values(_wide(values), weights, ring)
     output = lanes.from_lanes(
       output.astype(self.config.dtype), len(inputs), self.config.num_heads
     )
     return self.out(_join(output)), keys, values
 
   def _write(
-    self, cache: jax.Array, token: jax.Array, step: jax.Array
+    self, cache: jax.Array, token: jax.Array, place: jax.Array
   ) -> jax.Array:
     # [g, d, l] into [g, t, d, l]; inside a loop this happens in place.
     token = token.astype(cache.dtype)[:, None]
-    cache = jax.lax.dynamic_update_slice(cache, token, (0, step, 0, 0))
-    return self.placement.constrain(cache, 'batch', 'length', 'kv', 'heads')
+    cache = jax.lax.dynamic_update_slice(cache, token, (0, place, 0, 0))
+    cache = self.placement.constrain(cache, *lanes.AXES)
+    # Left to choose, a TPU's compiler turns every cache round at both ends of
+    # a loop, and holds it twice.
+    return with_layout_constraint(cache, Layout(range(cache.ndim)))
 
   def _heads(self, x: jax.Array) -> jax.Array:
     cfg = self.config
@@ -151,10 +157,8 @@ class Attention(nn.Module):
       jnp.float32 if self.config.float32_attention_logits else x.dtype
     )
 
-  def _softmax(
-    self, logits: jax.Array, mask: jax.Array, axis: int = -1
-  ) -> jax.Array:
-    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=axis)
+  def _softmax(self, logits: jax.Array, mask: jax.Array) -> jax.Array:
+    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED))
     return weights.astype(self.config.dtype)
 
 

@@ -8,12 +8,18 @@ block of its own, and reads each number once, without a matrix product, since
 no two samples share a key. Where one source's samples do not fill the rows,
 several sources form a group; self-attention never asks which source a sample
 belongs to.
+
+The positions are a ring: see `Ring`.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 LANES = 128
+# What the axes of keys and values are, for their layout over devices.
+AXES = ('batch', 'length', 'kv', 'heads')
 
 
 def sources_in_group(sources: int, width: int) -> int:
@@ -58,6 +64,54 @@ def over_lanes(x: jax.Array, lanes: int) -> jax.Array:
   return x.reshape(1, length, lanes)
 
 
+class Ring(NamedTuple):
+  """Which places of a ring of keys the current tokens go to and see.
+
+  All samples write to the same place, one after another, and begin again with
+  the first after the last. So sources may begin at different steps: what a
+  place held before a sample began is not seen by it.
+
+  Attributes:
+    place: int32 [], of the current tokens.
+    ages: int32 [t], how many steps ago each place was written; 0: now.
+    oldest: int32 [], the greatest age that any sample sees.
+    seen: bool [groups, t, lanes].
+  """
+
+  place: jax.Array
+  ages: jax.Array
+  oldest: jax.Array
+  seen: jax.Array
+
+
+def ring(
+  keys: jax.Array, step: jax.Array, begun: jax.Array, heads: int
+) -> Ring:
+  """Returns where the tokens of a step stand among the keys.
+
+  Args:
+    keys: [groups, t, d, lanes] or the shape of it.
+    step: int32 [], steps made before.
+    begun: int32 [b], at which step each source's samples began.
+    heads: of the network.
+  """
+  groups, length, _, lanes = keys.shape
+  ages = jnp.mod(step - jnp.arange(length), length)
+  # A source that ended long ago stays, and sees the whole ring.
+  own = jnp.minimum(step - begun, length - 1)
+  sources = len(begun) // groups
+  of_lanes = jnp.broadcast_to(
+    own.reshape(groups, 1, sources, 1),
+    (groups, heads, sources, lanes // heads // sources),
+  ).reshape(groups, 1, lanes)
+  return Ring(
+    place=jnp.mod(step, length),
+    ages=ages,
+    oldest=jnp.max(own),
+    seen=ages[None, :, None] <= of_lanes,
+  )
+
+
 def dot_keys(keys: jax.Array, query: jax.Array) -> jax.Array:
   """Returns Σ_d keys[g, t, d, l] · query[g, d, l] as [g, t, l]."""
   # XLA fuses a product into its sum, and on a CPU does not vectorise a sum over
@@ -72,23 +126,33 @@ def dot_keys(keys: jax.Array, query: jax.Array) -> jax.Array:
   )
 
 
-def mix_values(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """Returns Σ_t values[g, t, d, l] · weights[g, t, l] as [g, d, l]."""
+def mix_values(values: jax.Array, weights: jax.Array, ring: Ring) -> jax.Array:
+  """Returns the mean of values [g, t, d, l], weighted, as [g, d, l].
 
-  def add(values, weights):
-    def one(t, total):
-      value = jax.lax.dynamic_index_in_dim(values, t, 1, keepdims=False)
-      weight = jax.lax.dynamic_index_in_dim(weights, t, 1)
-      return total + value * weight
+  On a CPU in the order of their ages, so that a sample gets the same bits
+  wherever in the ring it stands.
 
-    zeros = jnp.zeros_like(values[:, 0])
-    return jax.lax.fori_loop(0, values.shape[1], one, zeros)
+  Args:
+    values: float32.
+    weights: float32 [g, t, l], at least 0, and 0 where a value is not seen.
+    ring: the order.
+  """
+
+  def add(values, weights, place, oldest):
+    def one(age, sums):
+      at = jnp.mod(place - age, values.shape[1])
+      value = jax.lax.dynamic_index_in_dim(values, at, 1, keepdims=False)
+      weight = jax.lax.dynamic_index_in_dim(weights, at, 1)
+      return sums[0] + value * weight, sums[1] + weight
+
+    zeros = jnp.zeros_like(values[:, 0]), jnp.zeros_like(weights[:, :1])
+    total, weight = jax.lax.fori_loop(0, oldest + 1, one, zeros)
+    return total / weight
+
+  def reduce(values, weights, *_):
+    total = jnp.sum(values * weights[:, :, None], axis=1)
+    return total / jnp.sum(weights, axis=1, keepdims=True)
 
   return jax.lax.platform_dependent(
-    values,
-    weights,
-    cpu=add,
-    default=lambda values, weights: jnp.sum(
-      values * weights[:, :, None], axis=1
-    ),
+    values, weights, ring.place, ring.oldest, cpu=add, default=reduce
   )

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rest_jax.models import lanes, scan
-from rest_jax.models.attention import Attention
+from rest_jax.models.attention import MEMORY_AXES, Attention
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import (
   Dense,
@@ -24,7 +24,7 @@ from rest_jax.models.layers import (
   dropout,
 )
 from rest_jax.sharding import Placement
-from rest_jax.types import DecodeCache
+from rest_jax.types import DecodeCache, Memory
 
 __all__ = ['T5Config', 'Transformer']
 
@@ -124,12 +124,12 @@ class DecoderLayer(nn.Module):
     x = x + dropout(self, self.mlp(self.pre_mlp_layer_norm(x)), rate)
     return self.placement.constrain(x, 'batch', 'length', 'act_embed')
 
-  def step(self, x, self_cache, cross_cache, source_mask, step, bias):
+  def step(self, x, self_cache, cross_cache, source_mask, ring, bias):
     """Does the same for one token of each sample; returns x and its cache."""
     if self.config.relpos_per_layer:
-      bias = _step_bias(self.relpos_bias, self_cache[0].shape[1], step)
+      bias = _ring_bias(self.relpos_bias, ring)
     y = self.pre_self_attention_layer_norm(x)
-    y, *self_cache = self.self_attention.step_self(y, *self_cache, step, bias)
+    y, *self_cache = self.self_attention.step_self(y, *self_cache, ring, bias)
     x = x + y
     y = self.pre_cross_attention_layer_norm(x)
     x = x + self.encoder_decoder_attention.step_memory(
@@ -203,10 +203,12 @@ class Decoder(nn.Module):
 
   def step(self, x, cache: DecodeCache):
     """Runs one token of each sample; returns hidden states and the cache."""
+    ring = lanes.ring(
+      cache.self_keys[0], cache.step, cache.begun, self.config.num_heads
+    )
     bias = None
     if not self.config.relpos_per_layer:
-      length = cache.self_keys[0].shape[1]
-      bias = _step_bias(self.relpos_bias, length, cache.step)
+      bias = _ring_bias(self.relpos_bias, ring)
     source_mask = cache.source_mask[:, None, None, :]
     keys, values = list(cache.self_keys), list(cache.self_values)
     for i, layer in enumerate(self.layers):
@@ -215,7 +217,7 @@ class Decoder(nn.Module):
         (keys[i], values[i]),
         (cache.cross_keys[i], cache.cross_values[i]),
         source_mask,
-        cache.step,
+        ring,
         bias,
       )
     return self.decoder_norm(x), cache.replace(
@@ -223,12 +225,12 @@ class Decoder(nn.Module):
     )
 
 
-def _step_bias(relpos: RelativePositionBias, length: int, step: jax.Array):
-  """Biases [1, t, h] of all key positions for the query at `step`."""
+def _ring_bias(relpos: RelativePositionBias, ring: lanes.Ring):
+  """Biases [1, t, h] of the places of a ring, for the current token."""
+  length = len(ring.ages)
   # by_offset[:, i] belongs to offset i − (length − 1), key minus query.
   by_offset = relpos.by_offset(1 - length, 0)
-  index = jnp.arange(length) - step + length - 1
-  return by_offset.T[None, jnp.clip(index, 0, length - 1)]
+  return by_offset.T[None, length - 1 - ring.ages]
 
 
 class Transformer(nn.Module):
@@ -273,39 +275,66 @@ class Transformer(nn.Module):
     x = self._embed(decoder_input_tokens)
     return self.logits(self.decoder(x, encoded, causal, cross_mask))
 
+  def project_memory(self, encoder_input_tokens: Int[Array, 'b s']) -> Memory:
+    """Encodes sources, as far as all steps of their samples share it."""
+    encoded = self.encode(encoder_input_tokens)
+    return Memory(
+      *self.decoder.project_memory(encoded), encoder_input_tokens > 0
+    )
+
+  def empty_cache(
+    self,
+    num_sources: int,
+    source_length: int,
+    num_samples: int,
+    max_decode_len: int,
+  ) -> DecodeCache:
+    """Room for n samples of t tokens of b sources of s tokens each."""
+    cfg = self.config
+    width = cfg.num_heads * num_samples
+    together = lanes.sources_in_group(
+      max(1, num_sources // self.placement.num_shards('batch')),
+      width // self.placement.num_shards('heads'),
+    )
+
+    def layers(shape, *axes):
+      empty = jnp.zeros(shape, cfg.dtype)
+      # An array of its own a layer: each can be written in place.
+      return tuple(
+        self.placement.constrain(empty, *axes)
+        for _ in range(cfg.num_decoder_layers)
+      )
+
+    own = (
+      (num_sources // together, max_decode_len, cfg.head_dim, width * together),
+      *lanes.AXES,
+    )
+    shared = (
+      (num_sources, cfg.num_heads, source_length, cfg.head_dim),
+      *MEMORY_AXES,
+    )
+    return DecodeCache(
+      self_keys=layers(*own),
+      self_values=layers(*own),
+      cross_keys=layers(*shared),
+      cross_values=layers(*shared),
+      source_mask=jnp.zeros((num_sources, source_length), bool),
+      step=jnp.zeros((), jnp.int32),
+      begun=jnp.zeros(num_sources, jnp.int32),
+    )
+
   def start_cache(
     self,
-    encoded: Float[Array, 'b s e'],
     encoder_input_tokens: Int[Array, 'b s'],
     num_samples: int,
     max_decode_len: int,
   ) -> DecodeCache:
-    """Computes what all steps share; room for n samples of t tokens each."""
-    cfg = self.config
-    sources = encoded.shape[0]
-    width = cfg.num_heads * num_samples
-    together = lanes.sources_in_group(
-      max(1, sources // self.placement.num_shards('batch')),
-      width // self.placement.num_shards('heads'),
+    """Encodes sources, with room for n samples of t tokens of each."""
+    cache = self.empty_cache(
+      *encoder_input_tokens.shape, num_samples, max_decode_len
     )
-    shape = (
-      sources // together,
-      max_decode_len,
-      cfg.head_dim,
-      width * together,
-    )
-    empty = self.placement.constrain(
-      jnp.zeros(shape, cfg.dtype), 'batch', 'length', 'kv', 'heads'
-    )
-    keys, values = self.decoder.project_memory(encoded)
-    return DecodeCache(
-      self_keys=(empty,) * cfg.num_decoder_layers,
-      self_values=(empty,) * cfg.num_decoder_layers,
-      cross_keys=keys,
-      cross_values=values,
-      source_mask=encoder_input_tokens > 0,
-      step=jnp.zeros((), jnp.int32),
-    )
+    memory = self.project_memory(encoder_input_tokens)
+    return cache.replace(**memory._asdict())
 
   def decode_step(
     self, tokens: Int[Array, 'b n'], cache: DecodeCache

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from rest_jax import anchored, generation
+from rest_jax import anchored, generation, slots
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
@@ -108,10 +107,10 @@ class Update:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One batch of Grow; every host decodes batches of its own.
+  """The slots of Grow; every host decodes in slots of its own.
 
   Attributes:
-    sources: of the batch, over all chips of a host.
+    sources: at a time, over all chips of a host.
     num_samples: samples of each that are drawn at once.
     source_length: tokens that a source is padded to.
     max_decode_len: steps of decoding.
@@ -133,7 +132,7 @@ class Sample:
     sampling: Sampling,
     num_hosts: int,
   ) -> 'Sample':
-    """The batch that a host makes in Grow of the longest sources."""
+    """The slots of a host in Grow of the longest sources."""
     group = batching.group(num_samples)
     share = -(-(batching.rows // group) // num_hosts)
     return cls(
@@ -145,22 +144,25 @@ class Sample:
     )
 
   def lower(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
-    """The real program: encodes the sources, then decodes in a loop."""
+    """The real program: decodes in a loop until slots are free."""
     policy = Policy(config, layout)
-    return policy.lower_sample(
+    return slots.lower_decode(
+      policy,
       policy.placed_decode_params(),
-      self.sources,
-      self.source_length,
-      self.num_samples,
+      self._shape,
       sampling=self.sampling,
-      max_decode_len=self.max_decode_len,
       num_tokens=config.vocab_size,
     )
 
   def lower_start(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
-    """What of it comes before the loop."""
+    """What fills the slots: sources are encoded, for all steps."""
     policy = Policy(config, layout)
-    return jax.jit(self._start(policy)).lower(
+    start = functools.partial(
+      policy.start_cache,
+      num_samples=self.num_samples,
+      max_decode_len=self.max_decode_len,
+    )
+    return jax.jit(start).lower(
       policy.placed_decode_params(), self._tokens(policy, self.source_length)
     )
 
@@ -182,38 +184,16 @@ class Sample:
     )
 
   def placed_cache(self, policy: Policy) -> DecodeCache:
-    """Shapes and shardings of the keys and values of a batch."""
-    cache = jax.eval_shape(
-      self._start(policy),
-      policy.placed_decode_params(),
-      self._tokens(policy, self.source_length),
-    )
+    """Shapes and shardings of the keys and values."""
+    return slots.placed(policy, self._shape).cache
 
-    def place(leaves, *axes):
-      sharding = policy.placement.sharding(*axes)
-      return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        leaves,
-      )
-
-    own = ('batch', 'length', 'kv', 'heads')
-    shared = ('batch', 'heads', 'length', 'kv')
-    return DecodeCache(
-      self_keys=place(cache.self_keys, *own),
-      self_values=place(cache.self_values, *own),
-      cross_keys=place(cache.cross_keys, *shared),
-      cross_values=place(cache.cross_values, *shared),
-      source_mask=place(cache.source_mask, 'batch', None),
-      step=place(cache.step),
-    )
-
-  def _start(self, policy: Policy) -> Callable[..., DecodeCache]:
-    return functools.partial(
-      policy.start_cache,
-      num_samples=self.num_samples,
-      max_decode_len=self.max_decode_len,
+  @property
+  def _shape(self) -> tuple[int, int, int, int]:
+    return (
+      self.sources,
+      self.source_length,
+      self.num_samples,
+      self.max_decode_len,
     )
 
   def _tokens(

@@ -37,3 +37,50 @@ def test_what_all_samples_share_is_spread_over_the_lanes_of_its_head():
   spread = lanes.over_lanes(x, 8)
   np.testing.assert_array_equal(spread[..., :4], np.repeat(x[..., :1], 4, -1))
   np.testing.assert_array_equal(spread[..., 4:], np.repeat(x[..., 1:], 4, -1))
+
+
+def ring_of(step, begun, length=4, heads=2, samples=1):
+  keys = jnp.zeros((1, length, 1, heads * len(begun) * samples))
+  return lanes.ring(keys, jnp.int32(step), jnp.array(begun), heads)
+
+
+def test_a_sample_sees_what_was_written_since_it_began():
+  ring = ring_of(6, [6, 5, 0])
+  assert ring.place == 2  # the seventh token, in a ring of four
+  np.testing.assert_array_equal(ring.ages, [2, 1, 0, 3])
+  assert ring.oldest == 3
+  seen = np.array(
+    [
+      [0, 0, 1, 0],  # begins now
+      [0, 1, 1, 0],
+      [1, 1, 1, 1],  # ended long ago
+    ]
+  )
+  np.testing.assert_array_equal(ring.seen[0], np.tile(seen, (2, 1)).T)
+
+
+def test_before_the_ring_is_full_only_what_is_there_is_seen():
+  ring = ring_of(1, [0], length=5, heads=1)
+  np.testing.assert_array_equal(ring.seen[0, :, 0], [1, 1, 0, 0, 0])
+  assert ring.oldest == 1
+
+
+def test_a_mean_of_values_is_the_same_to_the_bit_wherever_it_stands():
+  length, begun = 5, 3
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=(1, length, 7, 1)).astype(np.float32)
+  weights = rng.random((1, length, 1)).astype(np.float32)
+  means = []
+  for step in range(begun + 2, begun + 2 + length):
+    # Three values, the last of them written in this step.
+    ring = ring_of(step, [step - 2], length, heads=1)
+    places = np.asarray(ring.ages)
+    seen = np.where(ring.seen, weights[:, places], 0.0)
+    means.append(
+      lanes.mix_values(jnp.array(values[:, places]), jnp.array(seen), ring)
+    )
+  np.testing.assert_array_equal(means, np.broadcast_to(means[0], (5, 1, 7, 1)))
+  expected = np.sum(values[0, :3] * weights[0, :3, None], 0)
+  np.testing.assert_allclose(
+    means[0][0], expected / weights[0, :3].sum(), rtol=1e-5
+  )

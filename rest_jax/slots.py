@@ -1,0 +1,224 @@
+"""Slots of a policy: one program that decodes any number of sources.
+
+A slot that has drawn the samples of its source is filled with the next source
+while the others go on, so a batch never waits for its longest sample; see
+`decoding.loop`. What comes out is what `Policy.sample` draws.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from rest_jax.decoding import loop
+from rest_jax.decoding.loop import Slots
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.models import lanes
+from rest_jax.models.attention import MEMORY_AXES
+from rest_jax.policy import Policy
+from rest_jax.types import DecodeCache, Params, Samples
+
+
+def empty(
+  policy: Policy,
+  num_sources: int,
+  source_length: int,
+  num_samples: int,
+  max_decode_len: int,
+) -> Slots:
+  """Returns b slots of n samples each, all of them free.
+
+  Args:
+    policy: whose.
+    num_sources: b, what divides over the mesh.
+    source_length: tokens that sources are padded to.
+    num_samples: n.
+    max_decode_len: most tokens of a sample, EOS counted.
+  """
+  shape = (num_sources, source_length, num_samples, max_decode_len)
+  return programs(policy).empty(*shape)
+
+
+def fill(
+  policy: Policy,
+  params: Params,
+  slots: Slots,
+  places: Int[np.ndarray, ' p'],
+  encoder_input_tokens: Int[np.ndarray, 'p s'],
+  keys: Key[Array, 'p n'],
+) -> Slots:
+  """Begins the samples of p sources; uses up the slots given.
+
+  Args:
+    policy: whose slots.
+    params: its parameters.
+    slots: b slots.
+    places: int32, the slot of each source; b: none, it is left out.
+    encoder_input_tokens: int32, sources; 0 is padding. p is what divides over
+      the mesh.
+    keys: one a sample, see `sample_keys`.
+  """
+  tokens, keys = policy.place(encoder_input_tokens), policy.place(keys)
+  places = jnp.asarray(places)
+  return programs(policy).fill(params, slots, places, tokens, keys)
+
+
+def decode(
+  policy: Policy,
+  params: Params,
+  slots: Slots,
+  num_free: int,
+  *,
+  sampling: Sampling,
+  num_tokens: int | None = None,
+) -> tuple[Slots, Bool[Array, ' b'], Samples]:
+  """Draws tokens until so many slots are free; uses up the slots given.
+
+  Args:
+    policy: whose slots.
+    params: its parameters.
+    slots: b slots.
+    num_free: at most b.
+    sampling: how to draw. Temperatures above 0 share their compilation.
+    num_tokens: as in `Policy.sample`.
+
+  Returns:
+    The slots, which of them are free, and the samples in all of them.
+
+  Raises:
+    ConfigurationError: num_tokens exceeds the vocabulary.
+  """
+  policy.check_num_tokens(num_tokens)
+  temperature, sampling = sampling.traced()
+  return programs(policy).decode(
+    params, slots, jnp.int32(num_free), temperature, sampling, num_tokens
+  )
+
+
+def lower_decode(
+  policy: Policy,
+  params: Params,
+  shape: Sequence[int],
+  *,
+  sampling: Sampling,
+  num_tokens: int | None = None,
+) -> jax.stages.Lowered:
+  """Lowers what `decode` runs, to be compiled for devices of any kind.
+
+  Args:
+    policy: whose slots.
+    params: shapes with shardings, as `Policy.placed_params` gives them.
+    shape: of the slots, as in `empty`.
+    sampling: as in `decode`.
+    num_tokens: as in `decode`.
+  """
+  policy.check_num_tokens(num_tokens)
+  return programs(policy).decode.lower(
+    params,
+    placed(policy, shape),
+    jax.ShapeDtypeStruct((), jnp.int32),
+    jax.ShapeDtypeStruct((), jnp.float32),
+    sampling.traced()[1],
+    num_tokens,
+  )
+
+
+def placed(policy: Policy, shape: Sequence[int]) -> Slots:
+  """Returns shapes with shardings of slots of this `shape`, as in `empty`."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    jax.eval_shape(functools.partial(_empty, policy, *shape)),
+    shardings(policy),
+  )
+
+
+def shardings(policy: Policy) -> Slots:
+  """Returns the `NamedSharding`s of a policy's slots."""
+  place = policy.placement.sharding
+  rows, layers = place('batch', None), policy.config.num_decoder_layers
+  own, memory = place(*lanes.AXES), place(*MEMORY_AXES)
+  return Slots(
+    keys=rows,
+    tokens=rows,
+    finished=rows,
+    lengths=rows,
+    outputs=(place(None, 'batch', None),) * 3,
+    cache=DecodeCache(
+      self_keys=(own,) * layers,
+      self_values=(own,) * layers,
+      cross_keys=(memory,) * layers,
+      cross_values=(memory,) * layers,
+      source_mask=rows,
+      step=place(),
+      begun=place('batch'),
+    ),
+  )
+
+
+class Programs(NamedTuple):
+  """What is compiled for a policy, once a shape and setting.
+
+  Slots go in and come out laid out alike, so that they compile nothing again.
+  """
+
+  empty: Any
+  fill: Any
+  decode: Any
+
+
+@functools.cache
+def programs(policy: Policy) -> Programs:
+  """Returns what `empty`, `fill` and `decode` run."""
+  laid_out = shardings(policy)
+  return Programs(
+    empty=jax.jit(
+      functools.partial(_empty, policy),
+      static_argnums=(0, 1, 2, 3),
+      out_shardings=laid_out,
+    ),
+    fill=jax.jit(
+      functools.partial(_fill, policy), donate_argnums=1, out_shardings=laid_out
+    ),
+    decode=jax.jit(
+      functools.partial(_decode, policy),
+      static_argnums=(4, 5),
+      donate_argnums=1,
+      out_shardings=(laid_out, None, None),
+    ),
+  )
+
+
+def _empty(policy, num_sources, source_length, num_samples, max_decode_len):
+  cache = policy.empty_cache(
+    num_sources,
+    source_length,
+    num_samples=num_samples,
+    max_decode_len=max_decode_len,
+  )
+  keys = jax.random.split(jax.random.key(0), (num_sources, num_samples))
+  return loop.vacate(loop.begin(cache, keys, max_decode_len))
+
+
+def _fill(policy, params, slots, places, tokens, keys):
+  memory = policy.project_memory(policy.decode_params(params), tokens)
+  return loop.fill(slots, places, memory, keys)
+
+
+def _decode(policy, params, slots, num_free, temperature, sampling, num_tokens):
+  params = policy.decode_params(params)
+  slots = loop.decode(
+    functools.partial(policy.decode_step, params),
+    slots,
+    num_free,
+    sampling=sampling,
+    num_tokens=num_tokens,
+    temperature=temperature,
+    eos_id=policy.config.eos_id,
+  )
+  return slots, slots.ended, loop.samples(slots)
