@@ -2,10 +2,14 @@
 
   python benchmarks/speed/compare.py --folder=/tmp/speed --rounds=7 \\
       --huggingface=PYTHON --ctranslate2=PYTHON --t5x=PYTHON > table.md
+  python benchmarks/speed/compare.py --folder=/tmp/natural --run=RUN \\
+      --work=natural …
 
 Each PYTHON is the interpreter of an environment that has that library; a side
 whose interpreter is not given is left out. All sides have the same weights
 (T5-small's shape, at random), the same sources and as many threads as cores.
+With `--run` the weights are those of that run's supervised policy, and the
+sources of `natural` the first of its Grow sources.
 Every side is a process that has warmed up; they take turns, so that what else
 the machine does falls on all of them. Figures are medians over the rounds.
 """
@@ -19,8 +23,18 @@ import statistics
 import subprocess
 import sys
 
+from etils import epath
+
+from rest_jax.data import store
+
 _HERE = pathlib.Path(__file__).parent
-_WORKS = {'grow': 'tokens', 'beam': 'tokens', 'train': 'target tokens'}
+_WORKS = {
+  'grow': 'tokens',
+  'beam': 'tokens',
+  'train': 'target tokens',
+  'natural': 'tokens',
+}
+_NATURAL_SOURCES = 512
 _MFLOP_A_TOKEN = 77.0  # Of a decoded token, matrix products alone.
 
 
@@ -61,32 +75,51 @@ class Side:
     self._process.wait()
 
 
-def make(folder: pathlib.Path, pythons: dict[str, str]) -> None:
-  """Writes the checkpoints of all sides, as far as they are not there."""
+def make(
+  folder: pathlib.Path, pythons: dict[str, str], run: pathlib.Path | None
+) -> None:
+  """Writes the checkpoints of all sides, as far as they are not there.
 
-  def side(name: str) -> list[str]:
-    return [pythons[name], str(_HERE / f'side_{name}.py'), str(folder), 'make']
+  Args:
+    folder: where to.
+    pythons: the interpreters of the sides.
+    run: whose policy it is; None: one with weights at random.
+  """
+
+  def side(name: str, work: str) -> None:
+    script = str(_HERE / f'side_{name}.py')
+    subprocess.run([pythons[name], script, str(folder), work], check=True)
+
+  def convert(source: pathlib.Path, to: pathlib.Path, form: str) -> None:
+    flags = (f'--input={source}', f'--output={to}', f'--format={form}')
+    subprocess.run(
+      [
+        *(sys.executable, '-m', 'rest_jax.main', '--run_mode=convert'),
+        *(*flags, '--verify=tensors'),
+      ],
+      check=True,
+    )
 
   made = folder / 'huggingface'
   if not made.exists():
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(side('huggingface'), check=True)
+    if run is None:
+      side('huggingface', 'make')
+    else:
+      convert(run / 'supervised', made, 'huggingface')
+      side('huggingface', 'words')
+      write_sources(run, folder)
   if 'ctranslate2' in pythons and not (folder / 'ctranslate2').exists():
-    subprocess.run(side('ctranslate2'), check=True)
+    side('ctranslate2', 'make')
   if 't5x' in pythons and not (folder / 't5x').exists():
-    subprocess.run(
-      [
-        sys.executable,
-        '-m',
-        'rest_jax.main',
-        '--run_mode=convert',
-        f'--input={made}',
-        f'--output={folder}/t5x/checkpoint_0',
-        '--format=t5x',
-        '--verify=tensors',
-      ],
-      check=True,
-    )
+    convert(made, folder / 't5x' / 'checkpoint_0', 't5x')
+
+
+def write_sources(run: pathlib.Path, folder: pathlib.Path) -> None:
+  """Writes the sources of `natural`: the first that a run grows from."""
+  rows = store.read_rows(epath.Path(run / 'data/grow'), 0, _NATURAL_SOURCES)
+  tokens = rows['source_tokens'].to_pylist()
+  (folder / 'sources.json').write_text(json.dumps(tokens))
 
 
 def measure(work: str, folder: str, pythons: dict[str, str], rounds: int):
@@ -133,6 +166,7 @@ def main() -> None:
   """Does what the module says."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--folder', required=True, type=pathlib.Path)
+  parser.add_argument('--run', type=pathlib.Path)
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--work', choices=tuple(_WORKS), action='append')
   for name in ('huggingface', 'ctranslate2', 't5x'):
@@ -143,10 +177,13 @@ def main() -> None:
     for name in ('huggingface', 'ctranslate2', 't5x')
     if getattr(given, name)
   }
-  make(given.folder, pythons)
+  works = given.work or [name for name in _WORKS if name != 'natural']
+  if ('natural' in works) != (given.run is not None):
+    parser.error('--run and --work=natural belong together')
+  make(given.folder, pythons, given.run)
   cores = len(os.sched_getaffinity(0))
   print(f'{cores} cores, {platform.machine()}, {given.rounds} rounds.')
-  for work in given.work or _WORKS:
+  for work in works:
     sides = measure(work, str(given.folder), pythons, given.rounds)
     print('\n' + '\n'.join(table(work, sides)), flush=True)
 

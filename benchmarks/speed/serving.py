@@ -7,6 +7,7 @@ take turns while each keeps its programs, weights and threads.
 
 import json
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 SOURCES, SAMPLES, LENGTH, NEW_TOKENS, PAIRS = 16, 8, 32, 32, 64
+# Of `natural`: samples of real sources by a real policy, as long as they come.
+NATURAL_SAMPLES, NATURAL_ROWS, NATURAL_LONGEST = 16, 256, 64
 TEMPERATURE, NUM_BEAMS = 0.8, 4
 VOCAB_SIZE = 32128
 _WARM_UPS = 2
@@ -30,6 +33,32 @@ def sources(rows: int = SOURCES) -> np.ndarray:
 def targets(rows: int = PAIRS) -> np.ndarray:
   """int32 [rows, LENGTH], likewise."""
   return sources(2 * rows)[rows:]
+
+
+def natural(folder: str | pathlib.Path) -> list[list[int]]:
+  """The sources of `natural`, EOS included, as `compare.py` wrote them."""
+  return json.loads(pathlib.Path(folder, 'sources.json').read_text())
+
+
+def natural_batches(
+  folder: str | pathlib.Path, buckets: tuple[int, ...] = (32, 64)
+) -> list[np.ndarray]:
+  """Those sources in batches, like lengths together, 0 after the end.
+
+  Args:
+    folder: where they are.
+    buckets: lengths that sources are padded to.
+  """
+  ordered = sorted(natural(folder), key=len)
+  size = NATURAL_ROWS // NATURAL_SAMPLES
+  batches = []
+  for start in range(0, len(ordered), size):
+    some = ordered[start : start + size]
+    length = min(x for x in buckets if x >= len(some[-1]))
+    batches.append(
+      np.array([row + [0] * (length - len(row)) for row in some], np.int32)
+    )
+  return batches
 
 
 def serve(work: Callable[[], int], about: str) -> None:

@@ -1,10 +1,12 @@
 """Hugging Face's side, in torch; see `serving`.
 
-  python side_huggingface.py FOLDER_WITH_CHECKPOINTS make|grow|beam|train
+  python side_huggingface.py FOLDER make|words|grow|natural|beam|train
 
-`make` writes the model of all sides: T5-small's shape, with random weights.
+`make` writes the model of all sides: T5-small's shape, with random weights;
+`words` a tokenizer for a model that is there, whose words are numbers.
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -35,8 +37,14 @@ def make(folder: pathlib.Path) -> None:
   )
   model = transformers.T5ForConditionalGeneration(config)
   model.save_pretrained(folder / 'huggingface')
+  write_words(folder)
+
+
+def write_words(folder: pathlib.Path) -> None:
+  """Writes the tokenizer beside the checkpoint."""
+  config = transformers.T5Config.from_pretrained(folder / 'huggingface')
   # CTranslate2 converts no model without a tokenizer: each id is its own word.
-  words = ['<pad>', '</s>', '<unk>', *map(str, range(3, serving.VOCAB_SIZE))]
+  words = ['<pad>', '</s>', '<unk>', *map(str, range(3, config.vocab_size))]
   vocabulary = {word: number for number, word in enumerate(words)}
   transformers.PreTrainedTokenizerFast(
     tokenizer_object=tokenizers.Tokenizer(
@@ -62,6 +70,26 @@ def grow(model) -> int:
     max_new_tokens=serving.NEW_TOKENS,
   )
   return tokens[:, 1:].numel()
+
+
+@torch.inference_mode()
+def natural(model, folder: str) -> int:
+  """Samples of real sources, batch by batch until the last of one ends."""
+  count = 0
+  for batch in serving.natural_batches(folder):
+    tokens = torch.from_numpy(batch).long()
+    found = model.generate(
+      tokens,
+      attention_mask=(tokens > 0).long(),
+      do_sample=True,
+      temperature=serving.TEMPERATURE,
+      top_k=0,
+      top_p=1.0,
+      num_return_sequences=serving.NATURAL_SAMPLES,
+      max_new_tokens=serving.NATURAL_LONGEST,
+    )
+    count += int((found[:, 1:] != 0).sum())
+  return count
 
 
 @torch.inference_mode()
@@ -100,12 +128,16 @@ def main(folder: str, work: str) -> None:
   if work == 'make':
     make(path)
     return
+  if work == 'words':
+    write_words(path)
+    return
   model = _model(path).eval()
   about = f'transformers {transformers.__version__}, torch {torch.__version__}'
   if work == 'train':
     serving.serve(Train(model), about)
   else:
-    does = {'grow': grow, 'beam': beam}[work]
+    natural_of = functools.partial(natural, folder=folder)
+    does = {'grow': grow, 'natural': natural_of, 'beam': beam}[work]
     serving.serve(lambda: does(model), about)
 
 

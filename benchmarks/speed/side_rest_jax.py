@@ -1,6 +1,6 @@
 """rest_jax's side; see `serving`.
 
-python side_rest_jax.py FOLDER_WITH_CHECKPOINTS grow|beam|train|floor
+python side_rest_jax.py FOLDER grow|natural|beam|train|floor
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import serving
 
 import rest_jax
-from rest_jax import losses
+from rest_jax import generation, losses
 from rest_jax.checkpoint import formats, huggingface
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.policy import Policy, sample_keys
@@ -36,6 +36,32 @@ def grow(policy: Policy, params) -> int:
     max_decode_len=serving.NEW_TOKENS,
   )
   return int(np.asarray(samples.lengths).sum())
+
+
+class Natural:
+  """Samples of real sources until they end, as Grow draws them."""
+
+  def __init__(self, folder: str, policy: Policy, params):
+    self._policy, self._params = policy, params
+    self._sources = serving.natural(folder)
+
+  def __call__(self) -> int:
+    generated = generation.generate(
+      self._policy,
+      self._params,
+      self._sources,
+      np.arange(len(self._sources)),
+      seed=0,
+      purpose='grow',
+      step=1,
+      num_samples=serving.NATURAL_SAMPLES,
+      sampling=Sampling(temperature=serving.TEMPERATURE),
+      batching=generation.Batching(
+        serving.NATURAL_LONGEST, serving.NATURAL_ROWS, (32, 64)
+      ),
+      num_tokens=self._policy.config.vocab_size,
+    )
+    return int(generated.lengths.sum())
 
 
 def beam(policy: Policy, params) -> int:
@@ -97,6 +123,8 @@ def main(folder: str, work: str) -> None:
   params = formats.restore(formats.find(path), policy.placed_params())
   if work == 'train':
     serving.serve(Train(policy, params), about)
+  elif work == 'natural':
+    serving.serve(Natural(folder, policy, params), about)
   else:
     does = {'grow': grow, 'beam': beam}[work]
     serving.serve(functools.partial(does, policy, params), about)

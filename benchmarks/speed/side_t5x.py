@@ -1,6 +1,6 @@
 """T5X's side; see `serving`, and docs/t5x.md for how to install T5X.
 
-python side_t5x.py FOLDER grow|beam|train
+python side_t5x.py FOLDER grow|natural|beam|train
 """
 
 import functools
@@ -61,21 +61,26 @@ def _params(model, folder: pathlib.Path):
   return jax.tree.map(jnp.asarray, restored)
 
 
-def _decoder(model, params, num_decodes: int, best: int, decoder_params):
+def _decoder(
+  model,
+  params,
+  batches: list[np.ndarray],
+  length: int,
+  num_decodes: int,
+  best: int,
+  decoder_params,
+):
   """What decodes all sources and counts the tokens of the `best` last of each.
 
   T5X gives the best sequence last.
   """
-  tokens = jnp.asarray(serving.sources())
-  batch = {
-    'encoder_input_tokens': tokens,
-    'decoder_input_tokens': jnp.zeros(
-      (len(tokens), serving.NEW_TOKENS), jnp.int32
-    ),
-  }
 
   @jax.jit
-  def decode(params, batch, key):
+  def decode(params, tokens, key):
+    batch = {
+      'encoder_input_tokens': tokens,
+      'decoder_input_tokens': jnp.zeros((len(tokens), length), jnp.int32),
+    }
     return model.predict_batch_with_aux(
       params,
       batch,
@@ -86,8 +91,8 @@ def _decoder(model, params, num_decodes: int, best: int, decoder_params):
     )[0]
 
   def count() -> int:
-    found = np.asarray(decode(params, batch, jax.random.PRNGKey(0)))
-    return int(np.count_nonzero(found[:, -best:]))
+    found = [decode(params, x, jax.random.PRNGKey(0)) for x in batches]
+    return sum(int(np.count_nonzero(np.asarray(x)[:, -best:])) for x in found)
 
   return count
 
@@ -121,21 +126,21 @@ def _trainer(model, params):
 def main(folder: str, work: str) -> None:
   """Does what the module says."""
   path = pathlib.Path(folder, 't5x', 'checkpoint_0').resolve()
-  search = decoding.beam_search
-  model = _model(
-    path, decoding.temperature_sample if work == 'grow' else search
-  )
+  samples = work in ('grow', 'natural')
+  decode = decoding.temperature_sample if samples else decoding.beam_search
+  model = _model(path, decode)
   params = _params(model, path)
+  sampling = {'temperature': serving.TEMPERATURE, 'topk': 0}
+  one, new = [serving.sources()], serving.NEW_TOKENS
+  n, beams = serving.SAMPLES, serving.NUM_BEAMS
   if work == 'grow':
-    does = _decoder(
-      model,
-      params,
-      serving.SAMPLES,
-      serving.SAMPLES,
-      {'temperature': serving.TEMPERATURE, 'topk': 0},
-    )
+    does = _decoder(model, params, one, new, n, n, sampling)
+  elif work == 'natural':
+    batches, n = serving.natural_batches(folder), serving.NATURAL_SAMPLES
+    longest = serving.NATURAL_LONGEST
+    does = _decoder(model, params, batches, longest, n, n, sampling)
   elif work == 'beam':
-    does = _decoder(model, params, serving.NUM_BEAMS, 1, {'alpha': 0.6})
+    does = _decoder(model, params, one, new, beams, 1, {'alpha': 0.6})
   else:
     does = _trainer(model, params)
   serving.serve(does, f't5x, jax {jax.__version__}')
