@@ -43,7 +43,10 @@ _STAGES = {
 # parameters and loss. Neither thresholds, learning rates, temperatures, splits,
 # controls nor Improve steps add any.
 _COMPILED = {
-  'jit(_sample)': 2,
+  # Grow and sampled evaluations share their slots; greedy decoding has others.
+  'jit(_empty)': 2,
+  'jit(_fill)': 2,
+  'jit(_decode)': 2,
   'jit(_update)': 1,  # BC and Improve share it.
   'jit(learning_rate)': 2,
   'jit(_beam_search)': 1,

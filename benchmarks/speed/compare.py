@@ -3,13 +3,14 @@
   python benchmarks/speed/compare.py --folder=/tmp/speed --rounds=7 \\
       --huggingface=PYTHON --ctranslate2=PYTHON --t5x=PYTHON > table.md
   python benchmarks/speed/compare.py --folder=/tmp/natural --run=RUN \\
-      --work=natural …
+      --work=natural --work=improve …
 
 Each PYTHON is the interpreter of an environment that has that library; a side
 whose interpreter is not given is left out. All sides have the same weights
 (T5-small's shape, at random), the same sources and as many threads as cores.
-With `--run` the weights are those of that run's supervised policy, and the
-sources of `natural` the first of its Grow sources.
+With `--run` the weights are those of that run's supervised policy, the sources
+of `natural` the first of its Grow sources, and the pairs of `improve`, all in
+one update, the first that it was trained on.
 Every side is a process that has warmed up; they take turns, so that what else
 the machine does falls on all of them. Figures are medians over the rounds.
 """
@@ -33,8 +34,11 @@ _WORKS = {
   'beam': 'tokens',
   'train': 'target tokens',
   'natural': 'tokens',
+  'improve': 'target tokens',
 }
-_NATURAL_SOURCES = 512
+_OF_RUNS = ('natural', 'improve')
+_TRAINING = ('train', 'improve')
+_NATURAL_SOURCES, _NATURAL_PAIRS = 512, 256
 _MFLOP_A_TOKEN = 77.0  # Of a decoded token, matrix products alone.
 
 
@@ -56,6 +60,7 @@ class Side:
     )
     self.about = self._answer()['about']
     self.rates: list[float] = []
+    self.peak_mb = 0.0
 
   def turn(self) -> None:
     """Works once."""
@@ -63,6 +68,7 @@ class Side:
     self._process.stdin.flush()
     answer = self._answer()
     self.rates.append(answer['tokens'] / answer['seconds'])
+    self.peak_mb = answer['peak_mb']
 
   def _answer(self) -> dict:
     line = self._process.stdout.readline()
@@ -108,27 +114,31 @@ def make(
     else:
       convert(run / 'supervised', made, 'huggingface')
       side('huggingface', 'words')
-      write_sources(run, folder)
+      write_text(run, folder)
   if 'ctranslate2' in pythons and not (folder / 'ctranslate2').exists():
     side('ctranslate2', 'make')
   if 't5x' in pythons and not (folder / 't5x').exists():
     convert(made, folder / 't5x' / 'checkpoint_0', 't5x')
 
 
-def write_sources(run: pathlib.Path, folder: pathlib.Path) -> None:
-  """Writes the sources of `natural`: the first that a run grows from."""
+def write_text(run: pathlib.Path, folder: pathlib.Path) -> None:
+  """Writes the first sources that a run grows from, and pairs it trains on."""
   rows = store.read_rows(epath.Path(run / 'data/grow'), 0, _NATURAL_SOURCES)
   tokens = rows['source_tokens'].to_pylist()
   (folder / 'sources.json').write_text(json.dumps(tokens))
+  rows = store.read_rows(epath.Path(run / 'data/train'), 0, _NATURAL_PAIRS)
+  sides = (rows[f'{side}_tokens'].to_pylist() for side in ('source', 'target'))
+  pairs = list(zip(*sides, strict=True))
+  (folder / 'pairs.json').write_text(json.dumps(pairs))
 
 
 def measure(work: str, folder: str, pythons: dict[str, str], rounds: int):
   """The sides of one work, after their turns."""
   wanted = [('rest_jax', sys.executable, (folder, work))]
   for name in ('huggingface', 't5x', 'ctranslate2'):
-    if name in pythons and not (name == 'ctranslate2' and work == 'train'):
+    if name in pythons and not (name == 'ctranslate2' and work in _TRAINING):
       wanted.append((name, pythons[name], (folder, work)))
-  if 'ctranslate2' in pythons and work != 'train':
+  if 'ctranslate2' in pythons and work not in _TRAINING:
     wanted.append(('int8', pythons['ctranslate2'], (folder, work, 'int8')))
   if work == 'grow':
     wanted.append(('floor', sys.executable, (folder, 'floor')))
@@ -147,8 +157,9 @@ def table(work: str, sides: list[Side]) -> list[str]:
   lines = [
     f'## {work}',
     '',
-    f'| side | {_WORKS[work]} a second | range | rest_jax is … times as fast |',
-    '| --- | ---: | ---: | ---: |',
+    f'| side | {_WORKS[work]} a second | range | rest_jax is … times as fast |'
+    ' peak MB |',
+    '| --- | ---: | ---: | ---: | ---: |',
   ]
   for side in sides:
     rates = side.rates
@@ -158,6 +169,7 @@ def table(work: str, sides: list[Side]) -> list[str]:
     lines.append(
       f'| {side.name} ({side.about}) | {median:,.0f} |'
       f' {min(rates):,.0f}–{max(rates):,.0f} | {ours / median:.2f} |'
+      f' {side.peak_mb:,.0f} |'
     )
   return lines
 
@@ -177,9 +189,10 @@ def main() -> None:
     for name in ('huggingface', 'ctranslate2', 't5x')
     if getattr(given, name)
   }
-  works = given.work or [name for name in _WORKS if name != 'natural']
-  if ('natural' in works) != (given.run is not None):
-    parser.error('--run and --work=natural belong together')
+  of_run = given.run is not None
+  works = given.work or [n for n in _WORKS if (n in _OF_RUNS) == of_run]
+  if any((name in _OF_RUNS) != of_run for name in works):
+    parser.error(f'--run goes with {" and ".join(_OF_RUNS)}, and they with it')
   make(given.folder, pythons, given.run)
   cores = len(os.sched_getaffinity(0))
   print(f'{cores} cores, {platform.machine()}, {given.rounds} rounds.')

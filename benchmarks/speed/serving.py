@@ -8,9 +8,10 @@ take turns while each keeps its programs, weights and threads.
 import json
 import os
 import pathlib
+import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -61,6 +62,20 @@ def natural_batches(
   return batches
 
 
+def pairs(folder: str | pathlib.Path) -> list[tuple[list[int], list[int]]]:
+  """The pairs of `improve`, EOS included, as `compare.py` wrote them."""
+  read = json.loads(pathlib.Path(folder, 'pairs.json').read_text())
+  return [tuple(pair) for pair in read]
+
+
+def padded(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+  """int32 [k, longest], 0 after the end of each."""
+  out = np.zeros((len(sequences), max(map(len, sequences))), np.int32)
+  for row, sequence in zip(out, sequences, strict=True):
+    row[: len(sequence)] = sequence
+  return out
+
+
 def serve(work: Callable[[], int], about: str) -> None:
   """Answers for ever.
 
@@ -78,7 +93,12 @@ def serve(work: Callable[[], int], about: str) -> None:
     tokens = work()
     seconds = time.perf_counter() - began
     print(
-      json.dumps({'seconds': seconds, 'tokens': tokens}),
+      json.dumps({'seconds': seconds, 'tokens': tokens, 'peak_mb': _peak()}),
       file=answers,
       flush=True,
     )
+
+
+def _peak() -> float:
+  """The most memory that this process has had, in MB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,6 +1,6 @@
 """Hugging Face's side, in torch; see `serving`.
 
-  python side_huggingface.py FOLDER make|words|grow|natural|beam|train
+  python side_huggingface.py FOLDER make|words|grow|natural|beam|train|improve
 
 `make` writes the model of all sides: T5-small's shape, with random weights;
 `words` a tokenizer for a model that is there, whose words are numbers.
@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 
+import numpy as np
 import serving
 import tokenizers
 import torch
@@ -106,19 +107,24 @@ def beam(model) -> int:
 class Train:
   """Updates, one at a time."""
 
-  def __init__(self, model):
+  def __init__(self, model, sources: np.ndarray, targets: np.ndarray):
     self._model = model.train()
     self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    self._sources = torch.from_numpy(serving.sources(serving.PAIRS)).long()
-    self._targets = torch.from_numpy(serving.targets()).long()
+    self._sources = torch.from_numpy(sources).long()
+    targets = torch.from_numpy(targets).long()
+    self._labels = torch.where(targets > 0, targets, -100)
 
   def __call__(self) -> int:
-    loss = self._model(input_ids=self._sources, labels=self._targets).loss
+    loss = self._model(
+      input_ids=self._sources,
+      attention_mask=(self._sources > 0).long(),
+      labels=self._labels,
+    ).loss
     loss.backward()
     self._optimizer.step()
     self._optimizer.zero_grad()
     loss.item()
-    return self._targets.numel()
+    return int((self._labels > 0).sum())
 
 
 def main(folder: str, work: str) -> None:
@@ -134,7 +140,11 @@ def main(folder: str, work: str) -> None:
   model = _model(path).eval()
   about = f'transformers {transformers.__version__}, torch {torch.__version__}'
   if work == 'train':
-    serving.serve(Train(model), about)
+    pairs = serving.sources(serving.PAIRS), serving.targets()
+    serving.serve(Train(model, *pairs), about)
+  elif work == 'improve':
+    pairs = map(serving.padded, zip(*serving.pairs(folder), strict=True))
+    serving.serve(Train(model, *pairs), about)
   else:
     natural_of = functools.partial(natural, folder=folder)
     does = {'grow': grow, 'natural': natural_of, 'beam': beam}[work]

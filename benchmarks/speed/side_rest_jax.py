@@ -1,6 +1,6 @@
 """rest_jax's side; see `serving`.
 
-python side_rest_jax.py FOLDER grow|natural|beam|train|floor
+python side_rest_jax.py FOLDER grow|natural|beam|train|improve|floor
 """
 
 import functools
@@ -15,6 +15,7 @@ import serving
 import rest_jax
 from rest_jax import generation, losses
 from rest_jax.checkpoint import formats, huggingface
+from rest_jax.data import loader
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.policy import Policy, sample_keys
 from rest_jax.sharding import Layout
@@ -78,26 +79,42 @@ def beam(policy: Policy, params) -> int:
 class Train:
   """Updates, one at a time."""
 
-  def __init__(self, policy: Policy, params):
+  def __init__(self, policy: Policy, params, batch: Batch):
     adam = optimizer.Optimizer(name='adamw', learning_rate=1e-4)
     self._step = step.make_train_step(policy, adam, losses.BehavioralCloning())
     self._state = state.init_state(policy, adam, params)
-    target = serving.targets()
-    self._batch = Batch(
-      encoder_input_tokens=serving.sources(serving.PAIRS),
-      decoder_input_tokens=np.pad(target[:, :-1], ((0, 0), (1, 0))),
-      decoder_target_tokens=target,
-      decoder_loss_weights=np.ones(target.shape, np.float32),
-      encoder_segment_ids=np.ones_like(target),
-      decoder_segment_ids=np.ones_like(target),
-    )
+    self._batch = batch
 
   def __call__(self) -> int:
     self._state, metrics = self._step(
       self._state, self._batch, jax.random.key(0), 1.0
     )
     jax.block_until_ready(metrics)
-    return self._batch.decoder_target_tokens.size
+    return int(np.count_nonzero(self._batch.decoder_target_tokens))
+
+
+def pairs_at_random() -> Batch:
+  """Rows of one pair each, all of one length."""
+  target = serving.targets()
+  return Batch(
+    encoder_input_tokens=serving.sources(serving.PAIRS),
+    decoder_input_tokens=np.pad(target[:, :-1], ((0, 0), (1, 0))),
+    decoder_target_tokens=target,
+    decoder_loss_weights=np.ones(target.shape, np.float32),
+    encoder_segment_ids=np.ones_like(target),
+    decoder_segment_ids=np.ones_like(target),
+  )
+
+
+def real_pairs(folder: str) -> Batch:
+  """All pairs of a text in one batch, packed as Improve packs them."""
+  rows = loader.write_rows(
+    pathlib.Path(folder, 'rows'),
+    [(*pair, 1.0, False) for pair in serving.pairs(folder)],
+  )
+  one = loader.TrainingBatches(rows, loader.Packing(128, 128, 1), 0)
+  packing = loader.Packing(128, 128, int(one.steps_per_epoch))
+  return loader.TrainingBatches(rows, packing, 0)[0]
 
 
 def floor() -> int:
@@ -122,7 +139,9 @@ def main(folder: str, work: str) -> None:
   policy = Policy(huggingface.read_config(path), Layout(data=1))
   params = formats.restore(formats.find(path), policy.placed_params())
   if work == 'train':
-    serving.serve(Train(policy, params), about)
+    serving.serve(Train(policy, params, pairs_at_random()), about)
+  elif work == 'improve':
+    serving.serve(Train(policy, params, real_pairs(folder)), about)
   elif work == 'natural':
     serving.serve(Natural(folder, policy, params), about)
   else:

@@ -1,6 +1,6 @@
 """T5X's side; see `serving`, and docs/t5x.md for how to install T5X.
 
-python side_t5x.py FOLDER grow|natural|beam|train
+python side_t5x.py FOLDER grow|natural|beam|train|improve
 """
 
 import functools
@@ -97,14 +97,13 @@ def _decoder(
   return count
 
 
-def _trainer(model, params):
+def _trainer(model, params, source: np.ndarray, target: np.ndarray):
   adam = optax.adamw(1e-4)
-  target = serving.targets()
   batch = {
-    'encoder_input_tokens': jnp.asarray(serving.sources(serving.PAIRS)),
+    'encoder_input_tokens': jnp.asarray(source),
     'decoder_input_tokens': jnp.pad(target[:, :-1], ((0, 0), (1, 0))),
     'decoder_target_tokens': jnp.asarray(target),
-    'decoder_loss_weights': jnp.ones(target.shape),
+    'decoder_loss_weights': jnp.asarray(target > 0, jnp.float32),
   }
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -118,7 +117,7 @@ def _trainer(model, params):
   def train() -> int:
     state[:] = update(*state, jax.random.PRNGKey(0))
     jax.block_until_ready(state)
-    return target.size
+    return int(np.count_nonzero(target))
 
   return train
 
@@ -141,8 +140,12 @@ def main(folder: str, work: str) -> None:
     does = _decoder(model, params, batches, longest, n, n, sampling)
   elif work == 'beam':
     does = _decoder(model, params, one, new, beams, 1, {'alpha': 0.6})
+  elif work == 'train':
+    pairs = serving.sources(serving.PAIRS), serving.targets()
+    does = _trainer(model, params, *pairs)
   else:
-    does = _trainer(model, params)
+    pairs = map(serving.padded, zip(*serving.pairs(folder), strict=True))
+    does = _trainer(model, params, *pairs)
   serving.serve(does, f't5x, jax {jax.__version__}')
 
 

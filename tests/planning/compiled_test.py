@@ -207,7 +207,7 @@ def test_a_batch_of_grow_is_what_it_is_by_hand(devices):
   cross = 2 * 256 * 128 * counts.weights(SMALL).cross * 3
   assert plan.start.flops == pytest.approx(start + cross, rel=0.1)
   assert plan.cache == pytest.approx(step.self_bytes + step.cross_bytes)
-  assert plan.whole.memory.temporaries >= plan.cache
+  assert plan.whole.memory.arguments >= plan.cache
 
 
 def test_what_does_not_fit_is_said_and_not_raised(devices):
