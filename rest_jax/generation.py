@@ -197,7 +197,7 @@ def generate(
     sources: k token sequences, EOS included.
     source_ids: int64 [k], the sources' lasting numbers.
     seed: the run's seed.
-    purpose: 'grow', 'evaluate' or 'online'.
+    purpose: one of `decoding.keys.PURPOSES`.
     step: the Grow step or update that the samples belong to.
     num_samples: n, samples a source.
     sampling: how tokens are drawn; temperature 0 is greedy.

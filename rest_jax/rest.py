@@ -18,6 +18,7 @@ from rest_jax import (
 from rest_jax import check_reward as check_reward_lib
 from rest_jax import online as online_lib
 from rest_jax import train_reward as train_reward_lib
+from rest_jax import translate as translate_lib
 from rest_jax.context import IMPORTED
 from rest_jax.data import prepare, splits
 from rest_jax.errors import ConfigurationError
@@ -39,6 +40,7 @@ class ReST:
     annotate: the reward model and further metrics.
     improve: how policies are improved.
     evaluate: how policies are evaluated.
+    translate: how a policy translates text that it is given.
     train_reward: how the learned reward is trained; None where there is none.
     check_reward: how the reward is checked before Grow.
     layout: how the policy lies on the devices while it is trained.
@@ -73,6 +75,7 @@ class ReST:
   annotate: annotate.Annotate
   improve: improve.Improve
   evaluate: evaluate.Evaluate
+  translate: translate_lib.Translate = translate_lib.Translate()
   train_reward: train_reward_lib.TrainReward | None = None
   check_reward: check_reward_lib.CheckReward = check_reward_lib.CheckReward()
   layout: Layout = Layout()

@@ -362,7 +362,7 @@ class Session:
   def translate(
     self, policy_name: str | None, source: str, target: str
   ) -> None:
-    """Translates a file, a line a line, with beam search.
+    """Translates a file, a line a line.
 
     Args:
       policy_name: stage of the policy; None takes the last one trained.
@@ -372,6 +372,7 @@ class Session:
     hosts.on_first(
       lambda: translate.run(
         self._context,
+        self._run.translate,
         self._run.evaluate,
         policy_name=policy_name or self._last_policy(),
         source=source,

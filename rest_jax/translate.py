@@ -1,18 +1,55 @@
-"""Translate: one line of text in, one line of text out, by beam search."""
+"""Translate: one line of text in, one line of text out."""
 
+import dataclasses
+import hashlib
 import sys
 
-from rest_jax import generation, storage
+import numpy as np
+
+from rest_jax import generation, grow, mbr, storage
 from rest_jax.context import Context
 from rest_jax.data import text as text_lib
+from rest_jax.decoding.sampling import Sampling
+from rest_jax.errors import ConfigurationError
 from rest_jax.evaluate import Evaluate
+from rest_jax.types import Params
 
 _STDIN = '/dev/stdin'
+# Lines whose samples are held against each other at once.
+_LINES_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Translate:
+  """How lines are translated.
+
+  Attributes:
+    mbr_samples: samples of a line, of which the one that agrees best with all
+      of them, by chrF, is its translation (minimum Bayes risk, see `mbr`); 0:
+      beam search, as in evaluations.
+    mbr_sampling: how they are drawn, by default as in Freitag et al. 2023,
+      arXiv:2305.09860.
+  """
+
+  mbr_samples: int = 0
+  mbr_sampling: Sampling = Sampling(temperature=1.0, epsilon=0.02)
+
+  def __post_init__(self):
+    if self.mbr_samples < 0:
+      raise ConfigurationError(
+        f'Translate.mbr_samples = {self.mbr_samples} must be at least 0.'
+      )
+    if self.mbr_samples and self.mbr_sampling.is_greedy:
+      raise ConfigurationError(
+        'Translate.mbr_sampling draws the same sample each time at temperature'
+        ' 0; set it above, or mbr_samples = 0.'
+      )
 
 
 def run(
   context: Context,
-  settings: Evaluate,
+  settings: Translate,
+  evaluate: Evaluate,
   *,
   policy_name: str,
   source: str,
@@ -22,7 +59,8 @@ def run(
 
   Args:
     context: the run.
-    settings: the beam and the shapes of decoding.
+    settings: how to choose among translations.
+    evaluate: the beam and the shapes of decoding.
     policy_name: stage of the policy.
     source: file to read, '.gz' allowed, or '-' for standard input.
     target: file to write, or '-' for standard output.
@@ -33,7 +71,7 @@ def run(
   """
   lines = list(text_lib.read_lines(_STDIN if source == '-' else source))
   filled = [i for i, line in enumerate(lines) if line.strip()]
-  longest = settings.batching.source_buckets[-1]
+  longest = evaluate.batching.source_buckets[-1]
   tokens, cut = [], 0
   sources = [lines[i] for i in filled]
   for encoded in context.tokenizer.encode_sources(sources):
@@ -41,21 +79,74 @@ def run(
     tokens.append([*encoded[: longest - 1], context.tokenizer.eos_id])
   if cut:
     context.progress.note(f'{cut:,} lines were cut to {longest} tokens')
-  beams = generation.generate_beam(
-    context.decoder,
-    context.decoding_params(policy_name),
-    tokens,
-    num_beams=settings.num_beams,
-    alpha=settings.alpha,
-    batching=settings.batching,
-    num_tokens=context.tokenizer.size,
-  )
+  params = context.decoding_params(policy_name)
+  translate = _by_agreement if settings.mbr_samples else _by_beam_search
   out = [''] * len(lines)
-  for i, beam in zip(filled, beams, strict=True):
+  texts = translate(context, settings, evaluate, params, tokens)
+  for i, text in zip(filled, texts, strict=True):
     # A policy may write line ends; a line must stay a line.
-    out[i] = ' '.join(context.tokenizer.decode(beam.tolist()).splitlines())
+    out[i] = ' '.join(text.splitlines())
   written = ''.join(line + '\n' for line in out)
   if target == '-':
     sys.stdout.write(written)
   else:
     storage.write_atomic(target, written.encode())
+
+
+def _by_beam_search(
+  context: Context,
+  settings: Translate,
+  evaluate: Evaluate,
+  params: Params,
+  sources: list[list[int]],
+) -> list[str]:
+  del settings
+  beams = generation.generate_beam(
+    context.decoder,
+    params,
+    sources,
+    num_beams=evaluate.num_beams,
+    alpha=evaluate.alpha,
+    batching=evaluate.batching,
+    num_tokens=context.tokenizer.size,
+  )
+  return [context.tokenizer.decode(beam.tolist()) for beam in beams]
+
+
+def _by_agreement(
+  context: Context,
+  settings: Translate,
+  evaluate: Evaluate,
+  params: Params,
+  sources: list[list[int]],
+) -> list[str]:
+  # By what it says, so that a line is translated alike wherever it stands.
+  ids = np.array([_number(source) for source in sources], np.int64)
+  generated = generation.generate(
+    context.decoder,
+    params,
+    sources,
+    ids,
+    seed=context.seed,
+    purpose='translate',
+    step=0,
+    num_samples=settings.mbr_samples,
+    sampling=settings.mbr_sampling,
+    batching=evaluate.batching,
+    num_tokens=context.tokenizer.size,
+  )
+  texts = np.array(grow.decode(context, generated), object)
+  groups = texts.reshape(len(sources), settings.mbr_samples).tolist()
+  best = []
+  for start in range(0, len(groups), _LINES_AT_ONCE):
+    some = groups[start : start + _LINES_AT_ONCE]
+    for group, utilities in zip(
+      some, mbr.expected_utilities(some, mbr.chrf), strict=True
+    ):
+      best.append(group[int(np.argmax(utilities))])
+  return best
+
+
+def _number(source: list[int]) -> int:
+  digest = hashlib.blake2b(np.array(source, '<i4').tobytes(), digest_size=8)
+  return int.from_bytes(digest.digest(), 'big') >> 1  # An int64 at least 0.

@@ -329,7 +329,10 @@ def test_one_stage_alone(whole_run, compiled, tmp_path):
   )
 
 
-def test_translate_gives_a_line_a_line(whole_run, compiled, tmp_path):
+@pytest.mark.parametrize(
+  'flags', [(), ('--gin.translate.Translate.mbr_samples=5',)]
+)
+def test_translate_gives_a_line_a_line(flags, whole_run, compiled, tmp_path):
   source = tmp_path / 'source.txt'
   source.write_text('zwei\n\nein Haus\u2028mit Garten\nzwei\n')
   done = running.start(
@@ -338,6 +341,7 @@ def test_translate_gives_a_line_a_line(whole_run, compiled, tmp_path):
       '--run_mode=translate',
       '--policy=grow_1/improve_0',
       f'--input={source}',
+      *flags,
     ),
     cache=compiled,
   )

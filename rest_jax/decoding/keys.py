@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 # The numbers are part of the keys of stored samples: never change them.
-PURPOSES = {'grow': 1, 'evaluate': 2, 'online': 3}
+PURPOSES = {'grow': 1, 'evaluate': 2, 'online': 3, 'translate': 4}
 
 
 def sample_keys(
@@ -26,8 +26,8 @@ def sample_keys(
 
   Args:
     seed: the run's.
-    purpose: 'grow', 'evaluate' or 'online'.
-    step: the Grow step or the update.
+    purpose: one of `PURPOSES`.
+    step: the Grow step or the update; else 0.
     source_ids: int64, at least 0.
     num_samples: samples a source, n.
     first_samples: the index of the first of them, for each source; None: 0.
