@@ -358,6 +358,7 @@ def test_a_run_from_an_imported_checkpoint_ends_in_an_export(
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_a_run_with_frozen_embeddings_in_bfloat16(tmp_path, compiled):
   """Whole ReST by Adafactor; what is frozen goes out as it came in."""
   model_dir, out = tmp_path / 'run', tmp_path / 'out'

@@ -18,7 +18,11 @@ import pytest
 import running
 
 # TensorFlow, whose file system etils takes for gs://, is imported by each.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.release,
+  pytest.mark.timeout(1800),
+]
 _TROUBLE_EVERY = 40  # Requests.
 _POLICIES = ('supervised', 'grow_1/improve_1', 'random/grow_1/improve_1')
 # Objects before which the run is killed: in Grow, and while Improve trains.

@@ -198,6 +198,7 @@ def iwslt14_archive(path, pairs):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_iwslt14(tmp_path):
   pairs = sentences(GERMAN, ' ', '.')
   archive = iwslt14_archive(tmp_path / 'de-en.tgz', pairs)

@@ -161,7 +161,11 @@ def test_parameters_split_over_processes(four_devices, compiled, tmp_path):
   [
     ('grow_1/samples/part-00000.parquet', 1),
     ('grow_1/improve_1/.work/checkpoints/2/checkpoint.json', 1),
-    ('grow_1/improve_1/.work/checkpoints/0/checkpoint.json', 0),
+    pytest.param(
+      'grow_1/improve_1/.work/checkpoints/0/checkpoint.json',
+      0,
+      marks=pytest.mark.release,
+    ),
   ],
 )
 def test_a_job_that_lost_a_process_ends_and_goes_on(
@@ -188,7 +192,9 @@ def test_a_job_that_lost_a_process_ends_and_goes_on(
 @pytest.mark.parametrize(
   'file',
   [
-    'grow_1/samples/part-00000.parquet',
+    pytest.param(
+      'grow_1/samples/part-00000.parquet', marks=pytest.mark.release
+    ),
     'grow_1/improve_1/.work/checkpoints/0/checkpoint.json',
   ],
 )
