@@ -20,7 +20,7 @@ SOURCES, SAMPLES, LENGTH, NEW_TOKENS, PAIRS = 16, 8, 32, 32, 64
 NATURAL_SAMPLES, NATURAL_ROWS, NATURAL_LONGEST = 16, 256, 64
 TEMPERATURE, NUM_BEAMS = 0.8, 4
 VOCAB_SIZE = 32128
-_WARM_UPS = 2
+_WARM_UPS, _WARM_SECONDS = 2, 20.0
 
 
 def sources(rows: int = SOURCES) -> np.ndarray:
@@ -85,8 +85,11 @@ def serve(work: Callable[[], int], about: str) -> None:
   """
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # Whatever else prints, prints to standard error.
+  began = time.perf_counter()
   for _ in range(_WARM_UPS):
     work()
+    if time.perf_counter() - began > _WARM_SECONDS:
+      break
   print(json.dumps({'about': about}), file=answers, flush=True)
   for _ in sys.stdin:
     began = time.perf_counter()
