@@ -94,7 +94,8 @@ def make(
 
   def side(name: str, work: str) -> None:
     script = str(_HERE / f'side_{name}.py')
-    subprocess.run([pythons[name], script, str(folder), work], check=True)
+    command = [pythons[name], script, str(folder), work]
+    subprocess.run(command, check=True, stdout=sys.stderr)
 
   def convert(source: pathlib.Path, to: pathlib.Path, form: str) -> None:
     flags = (f'--input={source}', f'--output={to}', f'--format={form}')
@@ -104,6 +105,7 @@ def make(
         *(*flags, '--verify=tensors'),
       ],
       check=True,
+      stdout=sys.stderr,
     )
 
   made = folder / 'huggingface'

@@ -1,0 +1,178 @@
+"""Tables and pictures of the runs that `family.py` made, from their rows.
+
+  python benchmarks/family_tables.py --rows=docs/results/family \\
+      --out=docs/results/family
+
+reads ROWS/TASK_TABLE_SEED.csv and writes OUT/TASK.md, a table for each TABLE,
+and OUT/TASK_TABLE.svg. Each line is the last policy of a run on the report
+split: the mean over seeds, and in brackets the least and the greatest where
+there are several.
+"""
+
+import argparse
+import csv
+import pathlib
+import statistics
+from collections import defaultdict
+
+import matplotlib
+from matplotlib import figure as figures
+
+_FIGURES = {
+  'reward_mean': 'reward_mean',
+  'reward_greedy': 'reward_greedy',
+  'bleu': 'BLEU',
+  'chrf': 'chrF',
+  'kl_bc': 'KL to BC',
+  'entropy': 'entropy',
+  'kept_samples': 'kept',
+  'samples_drawn': 'drawn',
+  'device_seconds': 'device s',
+}
+_WHOLE = ('kept_samples', 'samples_drawn', 'device_seconds')
+_TITLES = {
+  'table_1': 'Grow, Improve and online RL (the form of the paper’s Table 1)',
+  'losses': 'Losses at one threshold (Fig. 5)',
+  'losses_by_step': 'Losses over Improve steps (Figs. 13, 14)',
+  'thresholds': 'Thresholds, original data, decay (Figs. 15, 16)',
+  'permuted': 'Rewards permuted within a source',
+  'relatives': 'Relatives at equal samples',
+  'best_of_n': 'Best-of-N (Fig. 6)',
+}
+# Of the run that all others of a table branch from, each policy is a line.
+_BASE = 'base'
+
+Rows = list[dict[str, str]]
+
+
+def read(folder: pathlib.Path) -> dict[tuple[str, str], dict[int, Rows]]:
+  """Rows by (task, table) and seed."""
+  found = defaultdict(dict)
+  for path in sorted(folder.glob('*_*_[0-9]*.csv')):
+    name, _, seed = path.stem.rpartition('_')
+    task, _, table = name.partition('_')
+    with open(path, newline='') as file:
+      found[task, table][int(seed)] = list(csv.DictReader(file))
+  return found
+
+
+def lines_of(seeds: dict[int, Rows]) -> dict[str, list[dict[str, str]]]:
+  """Each line's name → its rows, one a seed."""
+  lines = defaultdict(list)
+  for rows in seeds.values():
+    last = {}
+    for row in rows:
+      if row['split'] != 'report':
+        continue
+      if row['run'] == _BASE:
+        last[row['policy']] = row
+      elif row['policy'] != 'BC':
+        # Controls of a run stand beside its policies.
+        control = row['policy'].startswith('BC+') or ' ' in row['policy'][6:]
+        name = f'{row["run"]} {row["policy"]}' if control else row['run']
+        last[name] = row
+    for name, row in last.items():
+      lines[name].append(row)
+  return lines
+
+
+def cell(rows: Rows, name: str) -> str:
+  """The mean of a figure over seeds, with its range."""
+  values = [float(row[name]) for row in rows if row.get(name)]
+  if not values:
+    return '–'
+  form = '{:,.0f}' if name in _WHOLE else '{:.2f}'
+  if name.startswith(('reward', 'bleu', 'chrf')):
+    form = '{:.1f}'
+  text = form.format(statistics.mean(values))
+  if len(values) > 1 and name not in _WHOLE:
+    text += f' ({form.format(min(values))}–{form.format(max(values))})'
+  return text
+
+
+def table(seeds: dict[int, Rows]) -> list[str]:
+  """A table in Markdown."""
+  heads = ['run', 'last policy', 'seeds', *_FIGURES.values()]
+  out = ['| ' + ' | '.join(heads) + ' |']
+  out.append('|---|---|' + '---:|' * (len(heads) - 2))
+  for name, rows in lines_of(seeds).items():
+    cells = [name, rows[-1]['policy'], str(len(rows))]
+    cells += [cell(rows, figure) for figure in _FIGURES]
+    out.append('| ' + ' | '.join(cells) + ' |')
+  return out
+
+
+def picture(seeds: dict[int, Rows]) -> figures.Figure:
+  """Rewards and BLEU, a dot a seed."""
+  lines = lines_of(seeds)
+  names = list(lines)[::-1]
+  figure = figures.Figure((8, 1 + 0.26 * len(names)), layout='constrained')
+  for axes, column in zip(
+    figure.subplots(1, 3, sharey=True),
+    ('reward_mean', 'reward_greedy', 'bleu'),
+    strict=True,
+  ):
+    for y, name in enumerate(names):
+      values = [float(row[column]) for row in lines[name] if row[column]]
+      axes.plot(values, [y] * len(values), 'o', color='C0', alpha=0.5)
+      if values:
+        axes.plot(statistics.mean(values), y, 'D', color='C1', markersize=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title(_FIGURES[column], fontsize=9)
+    axes.grid(alpha=0.3)
+  return figure
+
+
+def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
+  """The reward of the best of N, for each policy."""
+  curves = defaultdict(lambda: defaultdict(list))
+  for rows in seeds.values():
+    for row in rows:
+      if row['run'] == 'best_of_n' and row['chosen_by'] == 'reward':
+        curves[row['policy']][int(row['n'])].append(float(row['reward']))
+  counts = sorted({n for curve in curves.values() for n in curve})
+  out = ['| policy | ' + ' | '.join(f'N = {n}' for n in counts) + ' |']
+  out.append('|---|' + '---:|' * len(counts))
+  figure = figures.Figure((5, 3.2), layout='constrained')
+  axes = figure.subplots()
+  for policy, curve in curves.items():
+    means = [statistics.mean(curve[n]) for n in counts]
+    out.append(f'| {policy} | ' + ' | '.join(f'{m:.1f}' for m in means) + ' |')
+    axes.plot(counts, means, 'o-', markersize=3, label=policy)
+  axes.set(xscale='log', xlabel='N', ylabel='reward of the best')
+  axes.legend(fontsize=7)
+  axes.grid(alpha=0.3)
+  return out, figure
+
+
+def main() -> None:
+  """Does what the module says."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--rows', type=pathlib.Path, required=True)
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  given = parser.parse_args()
+  pages = defaultdict(list)
+  found = read(given.rows)
+  # The same every time it is drawn.
+  matplotlib.rcParams.update({'svg.hashsalt': 'x', 'svg.fonttype': 'none'})
+  for (task, name), seeds in sorted(
+    found.items(), key=lambda item: list(_TITLES).index(item[0][1])
+  ):
+    if name == 'best_of_n':
+      text, figure = best_of_n(seeds)
+    else:
+      text, figure = table(seeds), picture(seeds)
+    file = f'{task}_{name}.svg'
+    figure.savefig(given.out / file, metadata={'Date': None, 'Creator': None})
+    pages[task] += [
+      *(f'## {_TITLES[name]}', '', f'`{name}`, seeds'),
+      ', '.join(map(str, sorted(seeds))) + '.',
+      *('', *text, '', f'![{_TITLES[name]}]({file})', ''),
+    ]
+  for task, text in pages.items():
+    head = [f'# {task}', '', 'Made by benchmarks/family_tables.py.', '']
+    (given.out / f'{task}.md').write_text('\n'.join([*head, *text]))
+
+
+if __name__ == '__main__':
+  main()
