@@ -85,7 +85,7 @@ def _decoder(
       params,
       batch,
       rng=key,
-      decoder_params=decoder_params,
+      decoder_params=dict(decoder_params),  # It adds the key to them.
       return_all_decodes=True,
       num_decodes=num_decodes,
     )[0]
