@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jaxtyping import Array, Bool, Int, Key
 
 from rest_jax.decoding import loop
@@ -139,10 +140,15 @@ def placed(policy: Policy, shape: Sequence[int]) -> Slots:
 
 
 def shardings(policy: Policy) -> Slots:
-  """Returns the `NamedSharding`s of a policy's slots."""
+  """Returns how a policy's slots lie: shardings, and formats of the caches.
+
+  The loop has its keys and values in the order of their axes. A TPU's default
+  may be another, and each call of `decode` would turn all of them round twice.
+  """
   place = policy.placement.sharding
   rows, layers = place('batch', None), policy.config.num_decoder_layers
-  own, memory = place(*lanes.AXES), place(*MEMORY_AXES)
+  own = Format(Layout(range(len(lanes.AXES))), place(*lanes.AXES))
+  memory = place(*MEMORY_AXES)
   return Slots(
     keys=rows,
     tokens=rows,
