@@ -133,7 +133,7 @@ def sources(folder: pathlib.Path) -> list[dict]:
       "--gin.TRAIN_SPLIT='train[:1000]'",
       "--gin.GROW_SPLIT='train[1000:]'",
       "--gin.TEST_SPLIT='val'",
-      *('--gin.VOCAB_SIZE=300', '--gin.t5.T5Config.vocab_size=384'),
+      *('--gin.VOCAB_SIZE=120', '--gin.t5.T5Config.vocab_size=128'),
       *('--gin.MAX_TARGET_LENGTH=16', '--gin.NUM_SAMPLES=2'),
       *('--gin.SUPERVISED_STEPS=2', '--gin.SUPERVISED_EVAL_EVERY=1'),
       '--gin.grow.Grow.samples_per_part=4096',
