@@ -120,7 +120,7 @@ def sources(folder: pathlib.Path) -> list[dict]:
     rng = np.random.default_rng(0)
     for name, lines in (('train', 1_000 + count), ('val', 300)):
       text = '\n'.join(
-        ' '.join(rng.choice(_WORDS, 6)) + f' {number}'
+        ' '.join(rng.choice(_WORDS, 3)) + f' {number}'
         for number in range(lines)
       )
       for language in ('en', 'de'):
@@ -132,9 +132,9 @@ def sources(folder: pathlib.Path) -> list[dict]:
       f'--gin.MODEL_DIR={folder}/run_{count}',
       "--gin.TRAIN_SPLIT='train[:1000]'",
       "--gin.GROW_SPLIT='train[1000:]'",
-      "--gin.TEST_SPLIT='val'",
+      "--gin.TEST_SPLIT=''",
       *('--gin.VOCAB_SIZE=120', '--gin.t5.T5Config.vocab_size=128'),
-      *('--gin.MAX_TARGET_LENGTH=16', '--gin.NUM_SAMPLES=2'),
+      *('--gin.MAX_TARGET_LENGTH=24', '--gin.NUM_SAMPLES=1'),
       *('--gin.SUPERVISED_STEPS=2', '--gin.SUPERVISED_EVAL_EVERY=1'),
       '--gin.grow.Grow.samples_per_part=4096',
     ]
@@ -279,7 +279,7 @@ def write(path: pathlib.Path, found: list[dict]) -> None:
   ):
     axes.plot([row[x] for row in found], [row[name] for row in found], 'o-')
     axes.set(xscale='log', xlabel=x, title=name)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(row[name] for row in found))
     axes.grid(alpha=0.3)
   figure.savefig(path.with_suffix('.svg'), metadata={'Date': None})
 
