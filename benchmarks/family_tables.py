@@ -12,6 +12,7 @@ there are several.
 import argparse
 import csv
 import pathlib
+import re
 import statistics
 from collections import defaultdict
 
@@ -27,9 +28,8 @@ _FIGURES = {
   'entropy': 'entropy',
   'kept_samples': 'kept',
   'samples_drawn': 'drawn',
-  'device_seconds': 'device s',
 }
-_WHOLE = ('kept_samples', 'samples_drawn', 'device_seconds')
+_WHOLE = ('kept_samples', 'samples_drawn')
 _TITLES = {
   'table_1': 'Grow, Improve and online RL (the form of the paper’s Table 1)',
   'losses': 'Losses at one threshold (Fig. 5)',
@@ -39,8 +39,10 @@ _TITLES = {
   'relatives': 'Relatives at equal samples',
   'best_of_n': 'Best-of-N (Fig. 6)',
 }
-# Of the run that all others of a table branch from, each policy is a line.
-_BASE = 'base'
+# The run that all others of a table branch from, and its policies that stand in
+# tables of something else.
+_BASE, _SHOWN = 'base', ('BC', 'BC+', 'G1 I4', 'G1 I4 random')
+_POLICY = re.compile(r'G\d+ I\d+|RLOO|PPO')
 
 Rows = list[dict[str, str]]
 
@@ -56,8 +58,15 @@ def read(folder: pathlib.Path) -> dict[tuple[str, str], dict[int, Rows]]:
   return found
 
 
-def lines_of(seeds: dict[int, Rows]) -> dict[str, list[dict[str, str]]]:
-  """Each line's name → its rows, one a seed."""
+def lines_of(
+  seeds: dict[int, Rows], every: bool
+) -> dict[str, list[dict[str, str]]]:
+  """Each line's name → its rows, one a seed.
+
+  Args:
+    seeds: rows by seed.
+    every: whether every policy of `base` is a line.
+  """
   lines = defaultdict(list)
   for rows in seeds.values():
     last = {}
@@ -65,10 +74,11 @@ def lines_of(seeds: dict[int, Rows]) -> dict[str, list[dict[str, str]]]:
       if row['split'] != 'report':
         continue
       if row['run'] == _BASE:
-        last[row['policy']] = row
+        if every or row['policy'] in _SHOWN:
+          last[row['policy']] = row
       elif row['policy'] != 'BC':
         # Controls of a run stand beside its policies.
-        control = row['policy'].startswith('BC+') or ' ' in row['policy'][6:]
+        control = not _POLICY.fullmatch(row['policy'])
         name = f'{row["run"]} {row["policy"]}' if control else row['run']
         last[name] = row
     for name, row in last.items():
@@ -90,21 +100,21 @@ def cell(rows: Rows, name: str) -> str:
   return text
 
 
-def table(seeds: dict[int, Rows]) -> list[str]:
+def table(seeds: dict[int, Rows], every: bool) -> list[str]:
   """A table in Markdown."""
   heads = ['run', 'last policy', 'seeds', *_FIGURES.values()]
   out = ['| ' + ' | '.join(heads) + ' |']
   out.append('|---|---|' + '---:|' * (len(heads) - 2))
-  for name, rows in lines_of(seeds).items():
+  for name, rows in lines_of(seeds, every).items():
     cells = [name, rows[-1]['policy'], str(len(rows))]
     cells += [cell(rows, figure) for figure in _FIGURES]
     out.append('| ' + ' | '.join(cells) + ' |')
   return out
 
 
-def picture(seeds: dict[int, Rows]) -> figures.Figure:
+def picture(seeds: dict[int, Rows], every: bool) -> figures.Figure:
   """Rewards and BLEU, a dot a seed."""
-  lines = lines_of(seeds)
+  lines = lines_of(seeds, every)
   names = list(lines)[::-1]
   figure = figures.Figure((8, 1 + 0.26 * len(names)), layout='constrained')
   for axes, column in zip(
@@ -161,12 +171,13 @@ def main() -> None:
     if name == 'best_of_n':
       text, figure = best_of_n(seeds)
     else:
-      text, figure = table(seeds), picture(seeds)
+      every = name == 'table_1'
+      text, figure = table(seeds, every), picture(seeds, every)
     file = f'{task}_{name}.svg'
     figure.savefig(given.out / file, metadata={'Date': None, 'Creator': None})
     pages[task] += [
-      *(f'## {_TITLES[name]}', '', f'`{name}`, seeds'),
-      ', '.join(map(str, sorted(seeds))) + '.',
+      *(f'## {_TITLES[name]}', ''),
+      f'`{name}`, seeds {", ".join(map(str, sorted(seeds)))}.',
       *('', *text, '', f'![{_TITLES[name]}]({file})', ''),
     ]
   for task, text in pages.items():
