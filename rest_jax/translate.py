@@ -80,9 +80,11 @@ def run(
   if cut:
     context.progress.note(f'{cut:,} lines were cut to {longest} tokens')
   params = context.decoding_params(policy_name)
-  translate = _by_agreement if settings.mbr_samples else _by_beam_search
+  if settings.mbr_samples:
+    texts = _by_agreement(context, settings, evaluate, params, tokens)
+  else:
+    texts = _by_beam_search(context, evaluate, params, tokens)
   out = [''] * len(lines)
-  texts = translate(context, settings, evaluate, params, tokens)
   for i, text in zip(filled, texts, strict=True):
     # A policy may write line ends; a line must stay a line.
     out[i] = ' '.join(text.splitlines())
@@ -95,12 +97,10 @@ def run(
 
 def _by_beam_search(
   context: Context,
-  settings: Translate,
   evaluate: Evaluate,
   params: Params,
   sources: list[list[int]],
 ) -> list[str]:
-  del settings
   beams = generation.generate_beam(
     context.decoder,
     params,
