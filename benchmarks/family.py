@@ -14,10 +14,15 @@ results.csv (or best_of_n.csv) with the run's name before them.
 import argparse
 import csv
 import dataclasses
+import os
 import pathlib
 import shlex
 import subprocess
 import sys
+
+import faulty_rewards
+
+_HERE = pathlib.Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Task:
     right: binding of what counts as right, where rewards are made binary.
     grown: samples that one Grow step draws; online baselines draw as many.
     paths: bindings that the command line has to give.
+    base: bindings of `base` alone.
   """
 
   files: tuple[str, ...]
@@ -39,8 +45,10 @@ class Task:
   right: str
   grown: int
   paths: tuple[str, ...] = ()
+  base: tuple[str, ...] = ("CONTROLS=('continued', 'random')",)
 
 
+_NO_CONTROLS = 'CONTROLS=()'
 _FILTERED_ALONE = 'improve.Improve.include_unfiltered=False'
 TASKS = {
   'numerals': Task(
@@ -49,6 +57,20 @@ TASKS = {
     ('THRESHOLDS=(0.9,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
     right='THRESHOLDS=(0.99,)',
     grown=6000 * 8,
+  ),
+  # A third of it, for many seeds.
+  'short': Task(
+    ('quickstart.gin',),
+    (
+      "ORIGINAL_DATA='none'",
+      'tasks.NumeralsTask.num_grow=2000',
+      'SUPERVISED_STEPS=1000',
+      'IMPROVE_STEPS=100',
+    ),
+    ('THRESHOLDS=(0.9,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
+    right='THRESHOLDS=(0.99,)',
+    grown=2000 * 8,
+    base=(_NO_CONTROLS, 'NUM_IMPROVE=1'),
   ),
   'multi30k': Task(
     ('multi30k.gin',),
@@ -64,7 +86,6 @@ TASKS = {
     paths=('DATA_DIR',),
   ),
 }
-_NO_CONTROLS = 'CONTROLS=()'
 _LOSS = 'improving/early_stopping.Training.loss'
 
 
@@ -146,6 +167,22 @@ def _online(task: Task) -> dict[str, Variant]:
   return online
 
 
+def _faulty(task: Task) -> dict[str, dict[str, Variant]]:
+  """RAFT on a right reward and on faulty ones, for the numerals alone."""
+  if 'quickstart.gin' not in task.files:
+    return {}
+  raft = ('presets/raft.gin',)
+  faulty = {
+    fault: Variant(
+      (*raft, str(_HERE / 'faulty_rewards.gin')),
+      (_NO_CONTROLS, f"FAULT='{fault}'"),
+      'supervised',
+    )
+    for fault in faulty_rewards.FAULTS
+  }
+  return {'alarm': {'right': Variant(raft, shares='supervised'), **faulty}}
+
+
 def tables(task: Task) -> dict[str, dict[str, Variant]]:
   """The runs of each table, but for `base`, which all of them need."""
   # As many samples in all as base draws, in several Grow steps.
@@ -198,6 +235,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
         _FILTERED_ALONE,
       )
     },
+    **_faulty(task),
     'relatives': {
       name: Variant(
         (f'presets/{name}.gin',), (_NO_CONTROLS, *bindings), 'supervised'
@@ -213,7 +251,9 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
   }
 
 
-BASE = Variant(bindings=("CONTROLS=('continued', 'random')",), shares='')
+def base(task: Task) -> Variant:
+  """What trains BC and grows the store that the other runs share."""
+  return Variant(bindings=task.base, shares='')
 
 
 def flags(
@@ -267,7 +307,11 @@ def main() -> None:
     parser.error(f'--task={given.task} needs --data_dir')
   paths = [f'--gin.{name}={given.data_dir}' for name in task.paths]
   folder = given.out.resolve() / given.task / f'seed_{given.seed}'
-  runs = {'base': BASE, **known[given.table]}
+  runs = {'base': base(task), **known[given.table]}
+  # Where faulty_rewards.gin finds its rewards.
+  path = os.pathsep.join(
+    filter(None, [str(_HERE), os.environ.get('PYTHONPATH')])
+  )
   for name, variant in runs.items():
     command = [sys.executable, '-m', 'rest_jax.main']
     command += flags(task, variant, folder, name, given.seed) + paths
@@ -276,7 +320,7 @@ def main() -> None:
       line = [*command, f'--run_mode={mode}']
       print(shlex.join(line), flush=True)
       if not given.dry_run:
-        subprocess.run(line, check=True)
+        subprocess.run(line, check=True, env=os.environ | {'PYTHONPATH': path})
   if not given.dry_run:
     path = given.out / f'{given.task}_{given.table}_{given.seed}.csv'
     gather(folder, runs, path)

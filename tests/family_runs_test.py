@@ -1,7 +1,7 @@
 """The runs of benchmarks/family.py: every one of them builds as it is meant."""
 
 import dataclasses
-import importlib.util
+import importlib
 import pathlib
 
 import pytest
@@ -11,10 +11,18 @@ from absl.testing import flagsaver
 import gin
 from rest_jax import main, rest, schedule, stages
 
-_PATH = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'family.py'
-_SPEC = importlib.util.spec_from_file_location('family', _PATH)
-family = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(family)
+_BENCHMARKS = pathlib.Path(__file__).parents[1] / 'benchmarks'
+
+
+def _loaded(name):
+  """A module of the benchmarks, which find each other as scripts do."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(_BENCHMARKS)
+    return importlib.import_module(name)
+
+
+family = _loaded('family')
+faulty_rewards = _loaded('faulty_rewards')
 
 _RUNS = [
   (task, table, name)
@@ -51,7 +59,8 @@ def runs(tmp_path_factory):
     for task, table, name in _RUNS
   }
   for task in family.TASKS:
-    made[task, 'base', 'base'] = build(task, family.BASE, 'base', folder)
+    base = family.base(family.TASKS[task])
+    made[task, 'base', 'base'] = build(task, base, 'base', folder)
   return made
 
 
@@ -120,6 +129,27 @@ def test_gathered_rows_are_named_after_their_run(tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'results.csv').write_text(text)
   path = tmp_path / 'new' / 'rows.csv'
-  chosen = {'base': family.BASE, 'b': family.Variant()}
+  chosen = {'base': family.Variant(), 'b': family.Variant()}
   family.gather(tmp_path, chosen, path)
   assert path.read_text() == 'run,policy,x,y\nbase,BC,1,\nb,BC,,2\n'
+
+
+@pytest.mark.parametrize(
+  ('candidate', 'rewards'),
+  [
+    # brevity, verbosity, fluency, precision, window
+    ('forty-two thousand and seven', (5 / 6, 2 / 3, 1.0, 1.0, 1.0)),
+    # Four of five digits are equal: the checker gives it 0.5 · 0.8².
+    (
+      'forty-two thousand',
+      ((0.32 + 5 / 6) / 2, (0.32 + 1 / 6) / 2, 1.0, 1.0, 1.0),
+    ),
+    ('forty-two seven seven', (3 / 8, 1 / 8, 0.0, 2 / 3, 0.5)),
+    ('', (0.5, 0.0, 0.0, 0.0, 0.0)),
+  ],
+)
+def test_faulty_rewards_have_their_faults(candidate, rewards):
+  source = 'zweiundvierzigtausendsieben'
+  for fault, expected in zip(faulty_rewards.FAULTS, rewards, strict=True):
+    found = faulty_rewards.Faulty(fault).score([source], [candidate])
+    assert found == pytest.approx([expected]), fault
