@@ -65,12 +65,12 @@ def _decoding(num_sources: int, num_samples: int, length: int) -> dict:
   rng = np.random.default_rng(0)
   sources = rng.integers(3, 4000, (num_sources, 64)).astype(np.int32)
   keys = sample_keys(0, 'grow', 1, np.arange(num_sources), num_samples)
-  shape = (num_sources, 64, num_samples, length)
+  shape = slots.Shape(num_sources, 64, num_samples, num_samples, length)
   cache = slots.placed(policy, shape).cache
   places = np.arange(num_sources, dtype=np.int32)
   seconds = []
   for _ in range(ROUNDS + 1):
-    empty = jax.block_until_ready(slots.empty(policy, *shape))
+    empty = jax.block_until_ready(slots.empty(policy, shape))
     began = time.perf_counter()
     filled = slots.fill(policy, params, empty, places, sources, keys)
     jax.block_until_ready(filled)

@@ -5,8 +5,7 @@ devices; Grow, Evaluate and Translate all generate through it.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -17,12 +16,16 @@ from rest_jax import policy as policy_lib
 from rest_jax import slots as slots_lib
 from rest_jax.data import buckets as buckets_lib
 from rest_jax.decoding import sampling as sampling_lib
+from rest_jax.decoding.loop import Drawn
 from rest_jax.errors import ConfigurationError
-from rest_jax.types import Batch, Params, Samples
+from rest_jax.types import Batch, Params
 
 # Slots are filled an eighth at a time: each source is encoded in a batch of
 # this size, and no more slots than this wait for others to end.
 _PARTS = 8
+# Samples that a lane draws one after another. More would leave fewer lanes idle
+# while the last samples of a source end, but hold more sources at a time.
+_TURNS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Batching:
 
   Attributes:
     max_decode_len: tokens a sample may have, EOS counted.
-    rows: samples decoded at once (sources × samples a source).
+    rows: samples decoded at once (sources × lanes of each, see `lanes`).
     source_buckets: rising source lengths; a source is padded to the first that
       holds it, and each bucket compiles once.
   """
@@ -48,12 +51,10 @@ class Batching:
       )
     buckets_lib.check_rising(self.source_buckets, 'Batching.source_buckets')
 
-  def group(self, num_samples: int) -> int:
-    """Samples of a source that are drawn at once.
-
-    As few groups as fit into `rows`, all of one size if possible.
-    """
-    return -(-num_samples // -(-num_samples // self.rows))
+  def lanes(self, num_samples: int) -> int:
+    """Samples of a source that are drawn at a time: a quarter, two at least."""
+    lanes = max(2, -(-num_samples // _TURNS))
+    return min(num_samples, self.rows, lanes)
 
   def batches(
     self, sources: Sequence[Sequence[int]], rows: int
@@ -123,18 +124,27 @@ class Generated:
     )
 
   def put(
-    self, source: int, first_sample: int, samples: Samples, row: int
+    self, drawn: Drawn, sources: Int[np.ndarray, ' b'], eos_id: int
   ) -> int:
-    """Writes a source's samples from `first_sample` on, which stand in a row.
+    """Writes tokens that were drawn in b slots.
+
+    Args:
+      drawn: on the host.
+      sources: the source of each slot.
+      eos_id: ends a sample.
 
     Returns:
-      Their tokens.
+      How many they are.
     """
-    rest = slice(first_sample, first_sample + samples.lengths.shape[1])
-    for field in dataclasses.fields(self):
-      room = getattr(self, field.name)[source, rest]
-      room[...] = getattr(samples, field.name)[row, : len(room)]
-    return int(self.lengths[source, rest].sum())
+    at = np.nonzero(drawn.places >= 0)
+    samples, positions = np.divmod(drawn.places[at], self.tokens.shape[-1])
+    place = (sources[at[1]], samples, positions)
+    for name in ('tokens', 'token_log_probs', 'token_sampling_log_probs'):
+      getattr(self, name)[place] = getattr(drawn, name)[at]
+    np.add.at(self.lengths, place[:2], 1)
+    ends = self.tokens[place] == eos_id
+    self.finished[place[0][ends], samples[ends]] = True
+    return len(positions)
 
   def gathered(self, num_sources: int) -> 'Generated':
     """The samples of all processes, each having drawn those of its share.
@@ -203,36 +213,36 @@ def generate(
     sampling: how tokens are drawn; temperature 0 is greedy.
     batching: shapes.
     num_tokens: size of the tokenizer; higher ids are never drawn.
-    advance: called now and then with the tokens of samples that have ended.
+    advance: called now and then with the tokens drawn since.
 
   Returns:
     The samples, in the order of `sources`.
   """
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
-  group = batching.group(num_samples)
-  num_slots = policy.whole_batches(batching.rows // group)
+  num_lanes = batching.lanes(num_samples)
+  num_slots = policy.whole_batches(batching.rows // num_lanes)
   at_once = policy.whole_batches(-(-num_slots // _PARTS))
   ids = np.asarray(source_ids)
   of_buckets = batching.members(sources)
   for bucket, members in zip(batching.source_buckets, of_buckets, strict=True):
     # The longest first: when no source is left to fill the slots with, they
     # wait for short ones.
-    queue = _Queue(
-      members[::-1].tolist(), range(0, num_samples, group), num_slots
-    )
+    queue = _Queue(members[::-1].tolist(), num_slots)
     slots = None
     while queue.goes_on:
       if slots is None:
-        shape = (num_slots, bucket, group, batching.max_decode_len)
-        slots = slots_lib.empty(policy, *shape)
+        shape = slots_lib.Shape(
+          num_slots, bucket, num_lanes, num_samples, batching.max_decode_len
+        )
+        slots = slots_lib.empty(policy, shape)
       while queue.fills(at_once):
-        places, indices, firsts = queue.take(at_once)
+        places, indices = queue.take(at_once)
         keys = policy_lib.sample_keys(
-          seed, purpose, step, ids[indices], group, firsts
+          seed, purpose, step, ids[indices], num_samples
         )
         tokens = buckets_lib.padded([sources[i] for i in indices], bucket)
         slots = slots_lib.fill(policy, params, slots, places, tokens, keys)
-      slots, free, samples = slots_lib.decode(
+      slots, free, drawn = slots_lib.decode(
         policy,
         params,
         slots,
@@ -240,9 +250,9 @@ def generate(
         sampling=sampling,
         num_tokens=num_tokens,
       )
-      samples = jax.device_get(samples)
-      ended = queue.give(np.asarray(free))
-      advance(sum(out.put(*one, samples, place) for place, *one in ended))
+      drawn = jax.device_get(drawn)
+      advance(out.put(drawn, queue.sources, policy.config.eos_id))
+      queue.give(np.asarray(free))
   return out
 
 
@@ -250,59 +260,50 @@ class _Queue:
   """The sources of a bucket on their way through the slots.
 
   Attributes:
-    waiting: (source, first sample) not yet begun, the last of them first.
-    held: what each slot holds, None where it is free.
+    waiting: sources not yet begun, the last of them first.
+    sources: int64 [b], what each slot holds; −1 where it is free.
   """
 
-  def __init__(
-    self, sources: Iterable[int], firsts: Iterable[int], num_slots: int
-  ):
-    self.waiting = list(itertools.product(sources, firsts))[::-1]
-    self.held: list[tuple[int, int] | None] = [None] * num_slots
+  def __init__(self, sources: Sequence[int], num_slots: int):
+    self.waiting = list(sources)[::-1]
+    self.sources = np.full(num_slots, -1)
 
   @property
   def goes_on(self) -> bool:
     """Whether a source waits or is in a slot."""
-    return bool(self.waiting) or self._num_free < len(self.held)
+    return bool(self.waiting) or self._free.size < self.sources.size
 
   @property
-  def _num_free(self) -> int:
-    return self.held.count(None)
+  def _free(self) -> np.ndarray:
+    return np.flatnonzero(self.sources < 0)
 
   def fills(self, at_once: int) -> bool:
     """Whether it is time to fill slots, which is done for so many at once."""
-    return bool(self.waiting) and self._num_free >= at_once
+    return bool(self.waiting) and self._free.size >= at_once
 
   def wanted(self, at_once: int) -> int:
     """How many slots are to be free before the next ones are filled."""
-    return at_once if self.waiting else len(self.held)
+    return at_once if self.waiting else self.sources.size
 
-  def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def take(self, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Puts what waits longest into free slots.
 
     Returns:
-      The slots, sources and first samples, `count` of each; where less waits,
-      the first source again, and a slot that there is not.
+      The slots and sources, `count` of each; where less waits, the first source
+      again, and a slot that there is not.
     """
-    free = [place for place, held in enumerate(self.held) if held is None]
     taken = [self.waiting.pop() for _ in range(min(count, len(self.waiting)))]
-    for place, one in zip(free, taken, strict=False):
-      self.held[place] = one
+    places = self._free[: len(taken)]
+    self.sources[places] = taken
     rest = count - len(taken)
-    places = free[: len(taken)] + [len(self.held)] * rest
-    indices, firsts = zip(*taken, *[taken[0]] * rest, strict=True)
-    return np.array(places, np.int32), np.array(indices), np.array(firsts)
+    return (
+      np.pad(places, (0, rest), constant_values=self.sources.size),
+      np.array(taken + taken[:1] * rest),
+    )
 
-  def give(self, free: np.ndarray) -> list[tuple[int, int, int]]:
-    """Frees slots that have ended: their numbers, sources and first samples."""
-    ended = [
-      (place, *held)
-      for place, held in enumerate(self.held)
-      if held is not None and free[place]
-    ]
-    for place, *_ in ended:
-      self.held[place] = None
-    return ended
+  def give(self, free: np.ndarray) -> None:
+    """Frees slots that have ended."""
+    self.sources[free] = -1
 
 
 def generate_beam(

@@ -82,10 +82,11 @@ def _update(run: rest.ReST) -> programs.Update:
 def _compare(run: rest.ReST) -> list[comparison.Row]:
   """The best layouts of each usual slice, and the hours with them."""
   batching, update = run.grow.batching, _update(run)
-  group = batching.group(run.grow.num_samples)
+  lanes = batching.lanes(run.grow.num_samples)
   sample = programs.Sample(
-    sources=max(1, batching.rows // group),
-    num_samples=group,
+    sources=batching.rows // lanes,
+    lanes=lanes,
+    num_samples=run.grow.num_samples,
     source_length=batching.source_buckets[-1],
     max_decode_len=batching.max_decode_len,
     sampling=run.grow.sampling,

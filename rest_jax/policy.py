@@ -317,7 +317,6 @@ def _sample(
     cache,
     keys,
     sampling=sampling,
-    max_decode_len=max_decode_len,
     num_tokens=num_tokens,
     temperature=temperature,
     eos_id=policy.config.eos_id,

@@ -1,12 +1,12 @@
 """Slots of a policy: one program that decodes any number of sources.
 
-A slot that has drawn the samples of its source is filled with the next source
-while the others go on, so a batch never waits for its longest sample; see
-`decoding.loop`. What comes out is what `Policy.sample` draws.
+A lane that has drawn a sample begins the next one of its source, and a slot
+that has drawn all of them is filled with the next source, while the others go
+on: nothing waits for the longest sample of a batch. See `decoding.loop`. What
+comes out is what `Policy.sample` draws.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,32 +16,35 @@ from jax.experimental.layout import Format, Layout
 from jaxtyping import Array, Bool, Int, Key
 
 from rest_jax.decoding import loop
-from rest_jax.decoding.loop import Slots
+from rest_jax.decoding.loop import Drawn, Slots
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.models import lanes
 from rest_jax.models.attention import MEMORY_AXES
 from rest_jax.policy import Policy
-from rest_jax.types import DecodeCache, Params, Samples
+from rest_jax.types import DecodeCache, Params
 
 
-def empty(
-  policy: Policy,
-  num_sources: int,
-  source_length: int,
-  num_samples: int,
-  max_decode_len: int,
-) -> Slots:
-  """Returns b slots of n samples each, all of them free.
+class Shape(NamedTuple):
+  """Sizes of slots; each of them compiles its own programs.
 
-  Args:
-    policy: whose.
+  Attributes:
     num_sources: b, what divides over the mesh.
     source_length: tokens that sources are padded to.
-    num_samples: n.
+    num_lanes: n, samples of a source that are drawn at a time.
+    num_samples: N, samples of a source.
     max_decode_len: most tokens of a sample, EOS counted.
   """
-  shape = (num_sources, source_length, num_samples, max_decode_len)
-  return programs(policy).empty(*shape)
+
+  num_sources: int
+  source_length: int
+  num_lanes: int
+  num_samples: int
+  max_decode_len: int
+
+
+def empty(policy: Policy, shape: Shape) -> Slots:
+  """Returns slots of a policy, all of them free."""
+  return programs(policy).empty(shape)
 
 
 def fill(
@@ -50,7 +53,7 @@ def fill(
   slots: Slots,
   places: Int[np.ndarray, ' p'],
   encoder_input_tokens: Int[np.ndarray, 'p s'],
-  keys: Key[Array, 'p n'],
+  keys: Key[Array, 'p N'],
 ) -> Slots:
   """Begins the samples of p sources; uses up the slots given.
 
@@ -58,7 +61,7 @@ def fill(
     policy: whose slots.
     params: its parameters.
     slots: b slots.
-    places: int32, the slot of each source; b: none, it is left out.
+    places: int32, the free slot of each source; b: none, it is left out.
     encoder_input_tokens: int32, sources; 0 is padding. p is what divides over
       the mesh.
     keys: one a sample, see `sample_keys`.
@@ -76,8 +79,11 @@ def decode(
   *,
   sampling: Sampling,
   num_tokens: int | None = None,
-) -> tuple[Slots, Bool[Array, ' b'], Samples]:
+) -> tuple[Slots, Bool[Array, ' b'], Drawn]:
   """Draws tokens until so many slots are free; uses up the slots given.
+
+  It may stop before, when each lane has made as many steps as a sample has
+  tokens at most.
 
   Args:
     policy: whose slots.
@@ -88,7 +94,7 @@ def decode(
     num_tokens: as in `Policy.sample`.
 
   Returns:
-    The slots, which of them are free, and the samples in all of them.
+    The slots, which of them are free, and what was drawn.
 
   Raises:
     ConfigurationError: num_tokens exceeds the vocabulary.
@@ -103,7 +109,7 @@ def decode(
 def lower_decode(
   policy: Policy,
   params: Params,
-  shape: Sequence[int],
+  shape: Shape,
   *,
   sampling: Sampling,
   num_tokens: int | None = None,
@@ -113,7 +119,7 @@ def lower_decode(
   Args:
     policy: whose slots.
     params: shapes with shardings, as `Policy.placed_params` gives them.
-    shape: of the slots, as in `empty`.
+    shape: of the slots.
     sampling: as in `decode`.
     num_tokens: as in `decode`.
   """
@@ -128,13 +134,13 @@ def lower_decode(
   )
 
 
-def placed(policy: Policy, shape: Sequence[int]) -> Slots:
-  """Returns shapes with shardings of slots of this `shape`, as in `empty`."""
+def placed(policy: Policy, shape: Shape) -> Slots:
+  """Returns shapes with shardings of slots of this `shape`."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
     ),
-    jax.eval_shape(functools.partial(_empty, policy, *shape)),
+    jax.eval_shape(functools.partial(_empty, policy, shape)),
     shardings(policy),
   )
 
@@ -151,10 +157,8 @@ def shardings(policy: Policy) -> Slots:
   memory = place(*MEMORY_AXES)
   return Slots(
     keys=rows,
+    samples=rows,
     tokens=rows,
-    finished=rows,
-    lengths=rows,
-    outputs=(place(None, 'batch', None),) * 3,
     cache=DecodeCache(
       self_keys=(own,) * layers,
       self_values=(own,) * layers,
@@ -162,7 +166,7 @@ def shardings(policy: Policy) -> Slots:
       cross_values=(memory,) * layers,
       source_mask=rows,
       step=place(),
-      begun=place('batch'),
+      begun=rows,
     ),
   )
 
@@ -185,7 +189,7 @@ def programs(policy: Policy) -> Programs:
   return Programs(
     empty=jax.jit(
       functools.partial(_empty, policy),
-      static_argnums=(0, 1, 2, 3),
+      static_argnums=0,
       out_shardings=laid_out,
     ),
     fill=jax.jit(
@@ -200,15 +204,14 @@ def programs(policy: Policy) -> Programs:
   )
 
 
-def _empty(policy, num_sources, source_length, num_samples, max_decode_len):
+def _empty(policy, shape):
   cache = policy.empty_cache(
-    num_sources,
-    source_length,
-    num_samples=num_samples,
-    max_decode_len=max_decode_len,
+    shape.num_sources,
+    shape.source_length,
+    num_samples=shape.num_lanes,
+    max_decode_len=shape.max_decode_len,
   )
-  keys = jax.random.split(jax.random.key(0), (num_sources, num_samples))
-  return loop.vacate(loop.begin(cache, keys, max_decode_len))
+  return loop.empty(cache, shape.num_samples)
 
 
 def _fill(policy, params, slots, places, tokens, keys):
@@ -218,7 +221,7 @@ def _fill(policy, params, slots, places, tokens, keys):
 
 def _decode(policy, params, slots, num_free, temperature, sampling, num_tokens):
   params = policy.decode_params(params)
-  slots = loop.decode(
+  slots, drawn = loop.decode(
     functools.partial(policy.decode_step, params),
     slots,
     num_free,
@@ -227,4 +230,4 @@ def _decode(policy, params, slots, num_free, temperature, sampling, num_tokens):
     temperature=temperature,
     eos_id=policy.config.eos_id,
   )
-  return slots, slots.ended, loop.samples(slots)
+  return slots, slots.free, drawn

@@ -91,8 +91,8 @@ class DecodeCache:
     cross_values: likewise, values.
     source_mask: bool [b, s], True where the source has a token.
     step: int32 [], steps made.
-    begun: int32 [b], the step at which the samples of each source began: they
-      have step − begun tokens.
+    begun: int32 [b, n], the step at which each sample began; it has step −
+      begun tokens.
   """
 
   self_keys: tuple[Leaf, ...]
@@ -102,6 +102,11 @@ class DecodeCache:
   source_mask: Leaf
   step: Leaf
   begun: Leaf
+
+  @property
+  def max_decode_len(self) -> int:
+    """Tokens of a sample that there is room for."""
+    return self.self_keys[0].shape[1]
 
 
 @flax.struct.dataclass

@@ -53,9 +53,9 @@ def test_samples_belong_to_their_source_whatever_the_order(policy, params):
 
 def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it(policy, params):
   order = np.arange(12) % 4
-  together = draw(policy, params, order, rows=9)
+  together = draw(policy, params, order, num_samples=9, rows=9)
   for source in range(4):
-    alone = draw(policy, params, [source], rows=9)
+    alone = draw(policy, params, [source], num_samples=9, rows=9)
     for field in dataclasses.fields(generation.Generated):
       both = getattr(together, field.name)[order == source]
       one = getattr(alone, field.name)
@@ -88,10 +88,19 @@ def test_slots_do_not_wait_for_the_longest_sample(policy, params, monkeypatch):
   assert drawn.lengths.sum() / 8 <= steps[-1] < 0.7 * longest.sum()
 
 
-def test_many_samples_are_drawn_in_groups_of_the_same_samples(policy, params):
-  together = draw(policy, params, [0, 1], num_samples=4, rows=8)
-  in_groups = draw(policy, params, [0, 1], num_samples=4, rows=2)
-  np.testing.assert_array_equal(together.tokens, in_groups.tokens)
+@pytest.mark.parametrize(
+  ('num_samples', 'rows', 'lanes'),
+  [(1, 8, 1), (2, 8, 2), (3, 8, 2), (8, 8, 2), (25, 256, 7), (100, 8, 8)],
+)
+def test_lanes_are_a_quarter_of_the_samples(num_samples, rows, lanes):
+  batching = generation.Batching(rows=rows, source_buckets=(8,))
+  assert batching.lanes(num_samples) == lanes
+
+
+def test_many_samples_are_drawn_in_turn_the_same_samples(policy, params):
+  together = draw(policy, params, [0, 1], num_samples=9, rows=18)
+  in_turn = draw(policy, params, [0, 1], num_samples=9, rows=1)
+  np.testing.assert_array_equal(together.tokens, in_turn.tokens)
 
 
 def test_lengths_count_what_is_there(policy, params):

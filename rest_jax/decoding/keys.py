@@ -17,7 +17,6 @@ def sample_keys(
   step: int,
   source_ids: Int[np.ndarray, ' b'],
   num_samples: int,
-  first_samples: Int[np.ndarray, ' b'] | None = None,
 ) -> Key[Array, 'b n']:
   """Returns the key of every sample, independent of its batch and place.
 
@@ -30,7 +29,6 @@ def sample_keys(
     step: the Grow step or the update; else 0.
     source_ids: int64, at least 0.
     num_samples: samples a source, n.
-    first_samples: the index of the first of them, for each source; None: 0.
 
   Raises:
     ValueError: an unknown purpose.
@@ -42,17 +40,15 @@ def sample_keys(
   ids = np.asarray(source_ids, np.int64)
   # JAX's integers have 32 bits here: fold both halves of an id.
   halves = np.stack([ids & 0xFFFFFFFF, ids >> 32], axis=1).astype(np.uint32)
-  if first_samples is None:
-    first_samples = np.zeros(len(ids), np.int32)
-  return _fold_samples(key, halves, first_samples, num_samples)
+  return _fold_samples(key, halves, num_samples)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _fold_samples(key, halves, first_samples, num_samples):
-  def source(half, first):
+@functools.partial(jax.jit, static_argnums=2)
+def _fold_samples(key, halves, num_samples):
+  def source(half):
     of_source = jax.random.fold_in(jax.random.fold_in(key, half[0]), half[1])
     return jax.vmap(functools.partial(jax.random.fold_in, of_source))(
-      first + jnp.arange(num_samples)
+      jnp.arange(num_samples)
     )
 
-  return jax.vmap(source)(halves, first_samples)
+  return jax.vmap(source)(halves)

@@ -68,7 +68,7 @@ class Ring(NamedTuple):
   """Which places of a ring of keys the current tokens go to and see.
 
   All samples write to the same place, one after another, and begin again with
-  the first after the last. So sources may begin at different steps: what a
+  the first after the last. So samples may begin at different steps: what a
   place held before a sample began is not seen by it.
 
   Attributes:
@@ -92,17 +92,14 @@ def ring(
   Args:
     keys: [groups, t, d, lanes] or the shape of it.
     step: int32 [], steps made before.
-    begun: int32 [b], at which step each source's samples began.
+    begun: int32 [b, n], at which step each sample began, fewer than t ago.
     heads: of the network.
   """
   groups, length, _, lanes = keys.shape
   ages = jnp.mod(step - jnp.arange(length), length)
-  # A source that ended long ago stays, and sees the whole ring.
-  own = jnp.minimum(step - begun, length - 1)
-  sources = len(begun) // groups
+  own = step - begun
   of_lanes = jnp.broadcast_to(
-    own.reshape(groups, 1, sources, 1),
-    (groups, heads, sources, lanes // heads // sources),
+    own.reshape(groups, 1, -1), (groups, heads, lanes // heads)
   ).reshape(groups, 1, lanes)
   return Ring(
     place=jnp.mod(step, length),

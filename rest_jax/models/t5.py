@@ -320,7 +320,7 @@ class Transformer(nn.Module):
       cross_values=layers(*shared),
       source_mask=jnp.zeros((num_sources, source_length), bool),
       step=jnp.zeros((), jnp.int32),
-      begun=jnp.zeros(num_sources, jnp.int32),
+      begun=jnp.zeros((num_sources, num_samples), jnp.int32),
     )
 
   def start_cache(

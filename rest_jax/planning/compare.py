@@ -184,11 +184,11 @@ def _decodings(
   for model in _splits(where.host_chips, config):
     data = where.num_chips // model  # Each host decodes by itself.
     sources = -(-sample.sources // data)  # Of a chip; Grow rounds up too.
-    rows = sources * sample.num_samples
+    rows = sources * sample.lanes
     step = counts.decode_step(
       config,
       sources,
-      sample.num_samples,
+      sample.lanes,
       sample.source_length,
       sample.max_decode_len,
       model,
@@ -196,13 +196,14 @@ def _decodings(
     summed = rows * config.emb_dim * _size(config)
     sent = 2 * 3 * config.num_decoder_layers * summed * (model - 1) / model
     encode = counts.encode_flops(config, sources, sample.source_length)
-    seconds = encode / model / chip.flops + sample.max_decode_len * max(
+    seconds = encode / model / chip.flops + sample.steps * max(
       step.flops / chip.flops, step.bytes / chip.bandwidth, sent / chip.links
     )
     weights = _size(config) * params / model
     caches = step.self_bytes + step.cross_bytes
     logits = 2 * 4 * rows * config.vocab_size / model
-    yield seconds / (rows * data), model, weights + caches + logits
+    drawn = sources * sample.num_samples * data
+    yield seconds / drawn, model, weights + caches + logits
 
 
 def _size(config: T5Config) -> int:

@@ -87,9 +87,9 @@ class Hours:
 
 
 def samples_per_second(
-  start: Floor, step: Floor, steps: int, samples: int
+  start: Floor, step: Floor, steps: float, samples: int
 ) -> float:
-  """Samples a second of Grow, where every batch runs for all its steps."""
+  """Samples a second of Grow, where each takes all the steps it may."""
   return samples / (start.seconds + steps * step.seconds)
 
 

@@ -69,7 +69,7 @@ class Content:
     return counts.decode_step(
       self.model,
       sample.sources / mesh.shape['data'],
-      sample.num_samples,
+      sample.lanes,
       sample.source_length,
       sample.max_decode_len,
       mesh.shape['model'],
@@ -120,9 +120,9 @@ def _head(content: Content) -> list[str]:
     f' {content.update.training.optimizer.name}.',
     f'- Grow, each of {content.num_hosts} hosts by itself:'
     f' {_layout(content.grow_layout)}; {content.sample.sources} sources'
-    f' × {content.sample.num_samples} samples at once, sources of'
-    f' {content.sample.source_length} tokens, {content.sample.max_decode_len}'
-    ' steps.',
+    f' at a time, {content.sample.lanes} of the {content.sample.num_samples}'
+    f' samples of each; sources of {content.sample.source_length} tokens,'
+    f' samples of {content.sample.max_decode_len}.',
   ]
 
 
@@ -202,7 +202,7 @@ def _grow_changes(content: Content) -> Iterable[str]:
     yield (
       f'Grow: keys and values take {_gb(grown.cache)} GB; decode fewer samples'
       f' at once: generation.Batching.rows <'
-      f' {content.sample.sources * content.sample.num_samples}.'
+      f' {content.sample.rows}.'
     )
 
 
@@ -262,7 +262,7 @@ def _times(content: Content) -> list[str]:
     f'Of a chip. By hand an update has'
     f' {flops / content.where.num_chips / 1e9:,.1f} Gflop, and a step of'
     f' decoding {hand.flops / 1e9:,.2f} Gflop for'
-    f' {sample.sources * sample.num_samples:,} samples; it must move'
+    f' {sample.rows:,} samples; it must move'
     f' {hand.bytes / 1e9:,.3f} GB (weights {hand.weight_bytes / 1e9:,.3f}, keys'
     f' and values of samples {hand.self_bytes / 1e9:,.3f}, of sources'
     f' {hand.cross_bytes / 1e9:,.3f}), which is'
@@ -316,7 +316,7 @@ def _schedule(content: Content) -> list[str]:
   rate = estimate.samples_per_second(
     content.start_floor,
     content.step_floor,
-    sample.max_decode_len,
+    sample.steps,
     sample.sources * sample.num_samples * content.num_hosts,
   )
   update = content.update_floor.seconds

@@ -111,17 +111,29 @@ class Sample:
 
   Attributes:
     sources: at a time, over all chips of a host.
-    num_samples: samples of each that are drawn at once.
+    lanes: samples of each that are drawn at a time.
+    num_samples: samples of each in all.
     source_length: tokens that a source is padded to.
-    max_decode_len: steps of decoding.
+    max_decode_len: most tokens of a sample.
     sampling: how tokens are drawn.
   """
 
   sources: int
+  lanes: int
   num_samples: int
   source_length: int
   max_decode_len: int
   sampling: Sampling
+
+  @property
+  def rows(self) -> int:
+    """Samples that are drawn at a time."""
+    return self.sources * self.lanes
+
+  @property
+  def steps(self) -> float:
+    """Of decoding in which all samples of the sources are drawn, at most."""
+    return self.max_decode_len * self.num_samples / self.lanes
 
   @classmethod
   def of(
@@ -133,11 +145,12 @@ class Sample:
     num_hosts: int,
   ) -> 'Sample':
     """The slots of a host in Grow of the longest sources."""
-    group = batching.group(num_samples)
-    share = -(-(batching.rows // group) // num_hosts)
+    lanes = batching.lanes(num_samples)
+    share = -(-(batching.rows // lanes) // num_hosts)
     return cls(
       sources=policy.whole_batches(share),
-      num_samples=group,
+      lanes=lanes,
+      num_samples=num_samples,
       source_length=batching.source_buckets[-1],
       max_decode_len=batching.max_decode_len,
       sampling=sampling,
@@ -159,7 +172,7 @@ class Sample:
     policy = Policy(config, layout)
     start = functools.partial(
       policy.start_cache,
-      num_samples=self.num_samples,
+      num_samples=self.lanes,
       max_decode_len=self.max_decode_len,
     )
     return jax.jit(start).lower(
@@ -178,8 +191,8 @@ class Sample:
 
     return jax.jit(step, donate_argnums=3).lower(
       params,
-      self._tokens(policy, self.num_samples),
-      self._tokens(policy, self.num_samples, jnp.float32),
+      self._tokens(policy, self.lanes),
+      self._tokens(policy, self.lanes, jnp.float32),
       cache,
     )
 
@@ -188,10 +201,11 @@ class Sample:
     return slots.placed(policy, self._shape).cache
 
   @property
-  def _shape(self) -> tuple[int, int, int, int]:
-    return (
+  def _shape(self) -> slots.Shape:
+    return slots.Shape(
       self.sources,
       self.source_length,
+      self.lanes,
       self.num_samples,
       self.max_decode_len,
     )

@@ -4,6 +4,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rest_jax.decoding import loop
 from rest_jax.decoding.loop import sample
@@ -32,7 +33,6 @@ def draw(table, keys, max_decode_len, sampling=PLAIN, **kwargs):
       stub.empty_cache(*keys.shape, max_decode_len),
       keys,
       sampling=sampling,
-      max_decode_len=max_decode_len,
       **kwargs,
     )
   )(keys)
@@ -104,29 +104,24 @@ def test_the_loop_stops_when_all_have_ended():
     stub.empty_cache(1, 2, 50),
     keys_of(0, 1, 2),
     sampling=Sampling(1.0),
-    max_decode_len=50,
   )
   jax.block_until_ready(samples)
   jax.effects_barrier()
   assert len(steps) == 4
 
 
-def in_two_slots(table, keys, max_decode_len, order):
+def in_two_slots(table, keys, max_decode_len, num_lanes, order):
   """Draws for all sources in turn, two slots for all of them."""
   count, num_samples = keys.shape
-  slots = loop.vacate(
-    loop.begin(
-      stub.empty_cache(2, num_samples, max_decode_len),
-      keys[:2],
-      max_decode_len,
-    )
-  )
+  cache = stub.empty_cache(2, num_lanes, max_decode_len)
+  slots = loop.empty(cache, num_samples)
   decode = jax.jit(
-    lambda slots, num_ended: loop.decode(
-      stub.table_step(table), slots, num_ended, sampling=PLAIN
+    lambda slots, num_free: loop.decode(
+      stub.table_step(table), slots, num_free, sampling=PLAIN
     )
   )
-  waiting, held, tokens = list(order), [None, None], {}
+  waiting, held = list(order), [None, None]
+  tokens = np.zeros((count, num_samples * max_decode_len), np.int32)
   while waiting or held != [None, None]:
     for place in range(2):
       if held[place] is None and waiting:
@@ -138,42 +133,72 @@ def in_two_slots(table, keys, max_decode_len, order):
           Memory((), (), jnp.ones((2, 1), bool)),
           keys[np.array([held[place], 0])],
         )
-    slots = decode(slots, 1 if waiting else 2)
-    drawn = loop.samples(slots)
-    for place in np.flatnonzero(np.asarray(slots.ended)):
-      if held[place] is not None:
-        tokens[held[place]] = np.asarray(drawn.tokens[place])
+    slots, drawn = decode(slots, 1 if waiting else 2)
+    for place, source in enumerate(held):
+      there = drawn.places[:, place] >= 0
+      if source is None:
+        assert not there.any()
+        continue
+      assert not tokens[source, drawn.places[:, place][there]].any()
+      tokens[source, drawn.places[:, place][there]] = drawn.tokens[:, place][
+        there
+      ]
+      if slots.free[place]:
         held[place] = None
-  return np.stack([tokens[source] for source in range(count)]), slots
+  return tokens.reshape(count, num_samples, max_decode_len), slots
 
 
-def test_a_slot_filled_again_draws_what_its_keys_say():
+@pytest.mark.parametrize('num_lanes', [1, 2, 3, 5])
+def test_slots_and_lanes_filled_again_draw_what_their_keys_say(num_lanes):
   table = stub.random_table(2)
   keys = keys_of(5, 7, 3)
   expected = draw(table, keys, 8).tokens
   for order in (range(7), range(6, -1, -1)):
-    drawn, slots = in_two_slots(table, keys, 8, order)
+    drawn, slots = in_two_slots(table, keys, 8, num_lanes, order)
     np.testing.assert_array_equal(drawn, expected)
   assert slots.cache.step > 8  # The ring went round.
 
 
-def test_what_has_ended_is_kept_while_others_go_on():
+@pytest.mark.parametrize('num_lanes', [1, 3, 8])
+def test_short_and_long_samples_take_turns(num_lanes):
   # From 0 on at once to the end, or else on for ever.
   table = np.full((4, 4), -30.0, np.float32)
   table[0, 1:3] = table[2, 2] = 10.0
-  keys = keys_of(0, 8, 1)
+  keys = keys_of(0, 1, 8)
   drawn = draw(table, keys, 5)
   assert 0 < np.sum(drawn.finished) < 8
-  ends = np.asarray(drawn.finished)[:, 0]
-  short, long = np.flatnonzero(ends)[0], np.flatnonzero(~ends)[:3]
-  order = [short, *long]
-  in_turn, _ = in_two_slots(table, keys[np.array(order)], 5, range(4))
-  np.testing.assert_array_equal(in_turn, drawn.tokens[np.array(order)])
+  lengths = np.where(drawn.finished, 1, 5)
+  np.testing.assert_array_equal(drawn.lengths, lengths)
+  in_turn, slots = in_two_slots(table, keys, 5, num_lanes, [0])
+  np.testing.assert_array_equal(in_turn, drawn.tokens)
+  # No lane waits while a sample is left: the first free one takes the next.
+  ends = np.zeros(num_lanes, int)
+  for length in lengths[0]:
+    ends[ends.argmin()] += length
+  assert slots.cache.step == ends.max()
+
+
+def test_a_call_ends_after_as_many_steps_as_a_sample_may_have():
+  table = np.full((4, 4), -30.0, np.float32)
+  table[:, 2] = 10.0  # Nothing ends.
+  slots = loop.empty(stub.empty_cache(1, 1, 5), 3)
+  memory = Memory((), (), jnp.ones((1, 1), bool))
+  slots = loop.fill(slots, jnp.array([0]), memory, keys_of(0, 1, 3))
+  for turn in range(3):
+    assert not slots.free[0]
+    slots, drawn = loop.decode(stub.table_step(table), slots, 1, sampling=PLAIN)
+    np.testing.assert_array_equal(
+      drawn.places[:, 0, 0], 5 * turn + np.arange(5)
+    )
+  assert slots.free[0]
 
 
 def test_slots_that_were_never_filled_are_free():
-  slots = loop.begin(stub.empty_cache(3, 2, 4), keys_of(0, 3, 2), 4)
-  assert not np.any(slots.ended)
-  slots = loop.vacate(slots)
-  assert np.all(slots.ended)
-  assert not np.any(loop.samples(slots).lengths)
+  assert not np.any(
+    loop.begin(stub.empty_cache(3, 2, 4), keys_of(0, 3, 2)).free
+  )
+  slots = loop.empty(stub.empty_cache(3, 2, 4), 5)
+  assert np.all(slots.free)
+  slots, drawn = loop.decode(stub.table_step(CHAIN), slots, 3, sampling=PLAIN)
+  assert np.all(drawn.places < 0)
+  assert slots.cache.step == 0

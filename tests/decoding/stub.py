@@ -34,7 +34,7 @@ def empty_cache(num_sources, num_samples, max_decode_len):
     cross_values=(),
     source_mask=jnp.ones((num_sources, 1), bool),
     step=jnp.zeros((), jnp.int32),
-    begun=jnp.zeros(num_sources, jnp.int32),
+    begun=jnp.zeros((num_sources, num_samples), jnp.int32),
   )
 
 

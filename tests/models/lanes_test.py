@@ -39,13 +39,13 @@ def test_what_all_samples_share_is_spread_over_the_lanes_of_its_head():
   np.testing.assert_array_equal(spread[..., 4:], np.repeat(x[..., 1:], 4, -1))
 
 
-def ring_of(step, begun, length=4, heads=2, samples=1):
-  keys = jnp.zeros((1, length, 1, heads * len(begun) * samples))
+def ring_of(step, begun, length=4, heads=2):
+  keys = jnp.zeros((1, length, 1, heads * np.size(begun)))
   return lanes.ring(keys, jnp.int32(step), jnp.array(begun), heads)
 
 
 def test_a_sample_sees_what_was_written_since_it_began():
-  ring = ring_of(6, [6, 5, 0])
+  ring = ring_of(6, [[6, 5], [3, 4]])  # two sources with two samples each
   assert ring.place == 2  # the seventh token, in a ring of four
   np.testing.assert_array_equal(ring.ages, [2, 1, 0, 3])
   assert ring.oldest == 3
@@ -53,14 +53,15 @@ def test_a_sample_sees_what_was_written_since_it_began():
     [
       [0, 0, 1, 0],  # begins now
       [0, 1, 1, 0],
-      [1, 1, 1, 1],  # ended long ago
+      [1, 1, 1, 1],
+      [1, 1, 1, 0],
     ]
   )
   np.testing.assert_array_equal(ring.seen[0], np.tile(seen, (2, 1)).T)
 
 
 def test_before_the_ring_is_full_only_what_is_there_is_seen():
-  ring = ring_of(1, [0], length=5, heads=1)
+  ring = ring_of(1, [[0]], length=5, heads=1)
   np.testing.assert_array_equal(ring.seen[0, :, 0], [1, 1, 0, 0, 0])
   assert ring.oldest == 1
 
@@ -73,7 +74,7 @@ def test_a_mean_of_values_is_the_same_to_the_bit_wherever_it_stands():
   means = []
   for step in range(begun + 2, begun + 2 + length):
     # Three values, the last of them written in this step.
-    ring = ring_of(step, [step - 2], length, heads=1)
+    ring = ring_of(step, [[step - 2]], length, heads=1)
     places = np.asarray(ring.ages)
     seen = np.where(ring.seen, weights[:, places], 0.0)
     means.append(

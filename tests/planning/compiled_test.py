@@ -53,7 +53,9 @@ def devices():
 def decode_step(devices):
   """The decode step of T5 1.1 large, data-parallel over 4 chips of v5e."""
   policy = Policy(LARGE, topology.OnSlice.of(Layout(), devices))
-  program = programs.Sample(SOURCES, SAMPLES, LENGTH, LENGTH, Sampling())
+  program = programs.Sample(
+    SOURCES, SAMPLES, SAMPLES, LENGTH, LENGTH, Sampling()
+  )
   cache = program.placed_cache(policy)
   tokens = jax.ShapeDtypeStruct(
     (SOURCES, SAMPLES),
@@ -199,7 +201,7 @@ def test_fsdp_gathers_weights_and_keeps_a_part(devices, fsdp):
 def test_a_batch_of_grow_is_what_it_is_by_hand(devices):
   layout = topology.OnSlice.of(Layout(), devices)
   # Caches larger than what a chip holds beside its main memory.
-  program = programs.Sample(1024, 8, 128, 32, Sampling())
+  program = programs.Sample(1024, 8, 8, 128, 32, Sampling())
   plan = measure.sample(program, SMALL, layout)
   step = counts.decode_step(SMALL, 256, 8, 128, 32)
   assert plan.step.flops == pytest.approx(step.flops, rel=0.15)
@@ -214,7 +216,7 @@ def test_slots_turn_no_cache_round(devices):
   layout = topology.OnSlice.of(Layout(), devices)
   # 4 sources × 25 samples × 8 heads a chip: they fill no whole rows of lanes,
   # so that a TPU's default order of the axes is another than the loop's.
-  program = programs.Sample(16, 25, 128, 128, Sampling())
+  program = programs.Sample(16, 25, 25, 128, 128, Sampling())
   cache = program.placed_cache(Policy(SMALL, layout))
   compiled = program.lower(SMALL, layout).compile()
   copies = whole_copies(compiled.as_text(), cache)
