@@ -14,10 +14,6 @@ from rest_jax.compared_systems import System
 from rest_jax.comparison import COSTS, FIGURES, Budget, Contrast, placed
 
 _NONE = '–'
-_TRIALS = (
-  'Tuning trials of each algorithm: not there; no run records how often'
-  ' settings were tried before it.'
-)
 _STYLE = """
 body { font: 15px/1.45 sans-serif; max-width: 75em; margin: 2em auto;
   padding: 0 1em; color: #222; }
@@ -123,6 +119,7 @@ def _policies(systems: Sequence[System], split: str) -> Table:
     row = [system.name, str(len(system.runs)), _figure(system.mean(figures[0]))]
     row.append(_range(interval))
     row += [_figure(system.mean(name)) for name in figures[1:]]
+    row.append(_trials(system))
     rows.append(tuple(row))
   notes = ['Means over seeds; 95 %: Student’s interval over seeds.']
   shared = [f'{s.name} is {", ".join(s.also)} too' for s in systems if s.also]
@@ -138,14 +135,28 @@ def _policies(systems: Sequence[System], split: str) -> Table:
       f'The reward was trained on this split ({"; ".join(sorted(seen))}), so'
       ' that its figures flatter.'
     )
-  notes.append(_TRIALS)
+  trials = {system.name: _trials(system) for system in systems}
+  if len(set(trials.values())) > 1:
+    notes.append(
+      'Not all had as many tuning trials: what was tuned more is flattered'
+      ' (TUNING_TRIALS tells a run how many it had).'
+    )
   names = [*FIGURES.values(), *COSTS.values()]
   return Table(
     f'Policies on the {split} data, rewards × 100',
-    ('policy', 'seeds', names[0], '95 %', *names[1:]),
+    ('policy', 'seeds', names[0], '95 %', *names[1:], 'trials'),
     tuple(rows),
     note=' '.join(notes),
   )
+
+
+def _trials(system: System) -> str:
+  """Tuning trials of a policy's runs; one number where they are equal."""
+  found = {
+    evaluated.row.get('tuning_trials') or '–'
+    for evaluated in system.runs.values()
+  }
+  return ', '.join(sorted(found))
 
 
 def _contrasts(

@@ -37,7 +37,9 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
         spent = ledger.spent(context, policy.stage)
         loss = rest.loss_of(run, policy).name
         trained = context.stage(policy.stage)
-        out.append(_row(policy, split, run.seed, trained, stage, spent, loss))
+        row = _row(policy, split, run.seed, trained, stage, spent, loss)
+        trials = run.tuning_trials
+        out.append(dataclasses.replace(row, tuning_trials=trials))
   return out
 
 

@@ -65,6 +65,9 @@ class ReST:
     imported_samples: a file of others' outputs that join D_g of every Grow
       step, see `data.imported`; None for none.
     compilation_cache: of compiled programs, see `compiled`; None: a default.
+    tuning_trials: how many settings of its algorithm were tried on D_select,
+      these included; a mark in the results, so that algorithms are compared
+      that had equal chances. None: not told.
   """
 
   model_dir: str
@@ -91,6 +94,7 @@ class ReST:
   grow_from: str | None = None
   imported_samples: str | None = None
   compilation_cache: str | None = None
+  tuning_trials: int | None = None
 
   def __post_init__(self):
     steps = self.improve.schedule.num_steps
@@ -112,6 +116,11 @@ class ReST:
     if not 0 <= self.seed < 2**31:
       raise ConfigurationError(
         f'SEED = {self.seed} must be a whole number from 0 to 2^31 − 1.'
+      )
+    if self.tuning_trials is not None and self.tuning_trials < 1:
+      raise ConfigurationError(
+        f'TUNING_TRIALS = {self.tuning_trials} must be at least 1: these'
+        ' settings count too.'
       )
     self._check_lengths()
     self._check_learned()

@@ -59,6 +59,8 @@ class Row:
     decoded_tokens: of `samples_drawn`.
     reward_calls: pairs of source and target that the reward was asked about.
     device_seconds: seconds times devices, of all stages that made the policy.
+    tuning_trials: how many settings of the algorithm were tried on D_select, as
+      the run was told.
   """
 
   policy: str
@@ -98,6 +100,7 @@ class Row:
   decoded_tokens: int | None = None
   reward_calls: int | None = None
   device_seconds: float | None = None
+  tuning_trials: int | None = None
 
 
 def bootstrap_interval(

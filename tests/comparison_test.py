@@ -230,7 +230,16 @@ def test_tables_tell_what_policies_share_and_what_the_reward_knows():
   assert table.rows[0][:3] == ('base BC', '2', '52.00')
   assert 'base BC is dpo BC too' in table.note
   assert 'trained on this split (wmt19)' in table.note
-  assert 'Tuning trials of each algorithm: not there' in table.note
+  assert table.rows[0][-1] == '–'
+  assert 'tuning trials' not in table.note
+
+
+def test_unequal_tuning_trials_are_told():
+  tuned = system('tuned', reward_mean=[50.0, 51.0], tuning_trials=['8', '8'])
+  plain = system('plain', reward_mean=[50.0], tuning_trials=['1'])
+  (table,) = comparison_tables.tables([tuned, plain], [], {}, 'report')
+  assert [row[-1] for row in table.rows] == ['8', '1']
+  assert 'Not all had as many tuning trials' in table.note
 
 
 def test_names_are_text_in_pages_and_pictures():

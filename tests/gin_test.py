@@ -202,6 +202,10 @@ def test_presets_differ_in_what_they_are_named_for(parse):
   assert em.grow.sampling == sampling.Sampling(0.7, top_k=40)
   assert em.improve.after == (selection.Deduplicate(), selection.Cap(10))
   assert built('raft').grow.sampling == sampling.Sampling(0.8)
+  assert built('rest').improve.schedule == schedule.Thresholds(
+    (0.7, 0.8, 0.9, 0.95)
+  )
+  assert built('rest').num_grow == 2
   expert = built('expert_iteration')
   assert expert.grow.sampling == sampling.Sampling(1.0)
   assert rest.stores(expert, 3) == ('grow_1', 'grow_2', 'grow_3')

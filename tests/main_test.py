@@ -102,6 +102,7 @@ def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
     *('kl_bc', 'entropy', 'distinct_1', 'distinct_2', 'length_ratio'),
     *('repeated_share', 'untranslated_share', 'samples_grown'),
     *('samples_drawn', 'decoded_tokens', 'reward_calls'),
+    'tuning_trials',
   ]
   by_policy = {row['policy']: row for row in rows}
   for row in rows:
@@ -444,6 +445,7 @@ _FAULTS = (
   (['--gin.REWARD=3'], 'Annotate.reward'),
   (['--gin.NUM_IMPROVE=3'], 'NUM_IMPROVE'),
   (['--gin.NUM_GROW=-1'], 'NUM_GROW'),
+  (['--gin.TUNING_TRIALS=0'], 'TUNING_TRIALS'),
   (['--gin.TEMPERATURE=-1'], 'Sampling.temperature'),
   (['--gin.THRESHOLDS=(0.4,'], 'THRESHOLDS'),
   (['--gin.SEED'], '--gin.SEED'),
