@@ -11,13 +11,17 @@ there are several.
 
 import argparse
 import csv
+import itertools
 import pathlib
 import re
 import statistics
+import types
 from collections import defaultdict
 
 import matplotlib
 from matplotlib import figure as figures
+
+from rest_jax import alarm, significance
 
 _FIGURES = {
   'reward_mean': 'reward_mean',
@@ -38,6 +42,7 @@ _TITLES = {
   'permuted': 'Rewards permuted within a source',
   'relatives': 'Relatives at equal samples',
   'best_of_n': 'Best-of-N (Fig. 6)',
+  'alarm': 'The alarm on faulty rewards',
 }
 # The run that all others of a table branch from, and its policies that stand in
 # tables of something else.
@@ -155,6 +160,107 @@ def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
   return out, figure
 
 
+def gains(seeds: dict[int, Rows]) -> list[str]:
+  """What the best samples gain over BC trained on, permuted or not.
+
+  Student's 95 % interval of the seeds' differences.
+  """
+  lines = lines_of(seeds, every=False)
+  base = lines['best BC+']
+  out = ['| gain over BC+ | seeds | reward_mean | reward_greedy | BLEU |']
+  out.append('|---|---:|---:|---:|---:|')
+  for name in ('best', 'best G1 I1 permuted'):
+    cells = [name, str(len(base))]
+    for column in ('reward_mean', 'reward_greedy', 'bleu'):
+      found = [
+        float(one[column]) - float(other[column])
+        for one, other in zip(lines[name], base, strict=True)
+      ]
+      low, high = significance.t_interval(found)
+      mean = statistics.mean(found)
+      cells.append(f'{mean:+.1f} ({low:+.1f} to {high:+.1f})')
+    out.append('| ' + ' | '.join(cells) + ' |')
+  return out
+
+
+def alarm_table(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
+  """When the alarm rang, beside what the true checker says.
+
+  A line a reward and seed: what proxy and truth gained over BC with the last
+  policy; the first step whose truth lies below BC's, and the first that the
+  alarm suspects; steps that it suspects although the truth had not fallen since
+  the policy that the step started from, and steps that it misses.
+  """
+  heads = ('reward', 'seed', 'reward gained', 'truth gained', 'BLEU gained')
+  heads += ('truth below BC', 'alarm', 'false', 'missed')
+  out = ['| ' + ' | '.join(heads) + ' |', '|---|' + '---:|' * (len(heads) - 1)]
+  figure = figures.Figure((8, 4.5), layout='constrained')
+  axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+  pictures = {}
+  for seed, rows in sorted(seeds.items()):
+    runs = defaultdict(list)
+    for row in rows:
+      if row['split'] == 'report' and row['run'] != _BASE:
+        runs[row['run']].append(row)
+    for run, steps in runs.items():
+      if run not in pictures:
+        pictures[run] = axes[len(pictures)]
+        pictures[run].set_title(run, fontsize=9)
+        pictures[run].grid(alpha=0.3)
+      found, curves = alarm_line(steps)
+      out.append('| ' + ' | '.join([run, str(seed), *found]) + ' |')
+      for number, (name, curve) in enumerate(curves.items()):
+        label = name if seed == min(seeds) else None
+        pictures[run].plot(curve, color=f'C{number}', alpha=0.7, label=label)
+  axes[0].legend(fontsize=7)
+  return out, figure
+
+
+def alarm_line(steps: Rows) -> tuple[list[str], dict[str, list[float]]]:
+  """Figures of one run, BC first, and its curves of what was gained over BC."""
+  read = []
+  for row in steps:
+    reward = float(row['reward_mean'])
+    checked = row.get('numeral_value_mean')  # None: the reward is the truth.
+    read.append(
+      types.SimpleNamespace(
+        policy=row['policy'],
+        split=row['split'],
+        reward_mean=reward,
+        bleu=float(row['bleu']),
+        chrf=float(row['chrf']),
+        truth=100 * float(checked) if checked else reward,
+        further={},
+      )
+    )
+  watch = alarm.Alarm(('bleu', 'chrf'))
+  higher = {'bleu': True, 'chrf': True}
+  pairs = list(itertools.pairwise(read))
+  rang = [watch.suspicion(*pair, higher) is not None for pair in pairs]
+  fell = [after.truth < before.truth for before, after in pairs]
+  below = [row.truth < read[0].truth for row in read[1:]]
+
+  def first(flags: list[bool]) -> str:
+    return f'G{flags.index(True) + 1}' if any(flags) else '–'
+
+  curves = {
+    name: [getattr(row, column) - getattr(read[0], column) for row in read]
+    for name, column in (
+      ('reward', 'reward_mean'),
+      ('truth', 'truth'),
+      ('BLEU', 'bleu'),
+    )
+  }
+  both = list(zip(rang, fell, strict=True))
+  return [
+    *(f'{curve[-1]:+.1f}' for curve in curves.values()),
+    first(below),
+    first(rang),
+    str(both.count((True, False))),
+    str(both.count((False, True))),
+  ], curves
+
+
 def main() -> None:
   """Does what the module says."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
@@ -170,9 +276,13 @@ def main() -> None:
   ):
     if name == 'best_of_n':
       text, figure = best_of_n(seeds)
+    elif name == 'alarm':
+      text, figure = alarm_table(seeds)
     else:
       every = name == 'table_1'
       text, figure = table(seeds, every), picture(seeds, every)
+      if name == 'permuted' and len(seeds) > 1:
+        text += ['', *gains(seeds)]
     file = f'{task}_{name}.svg'
     figure.savefig(given.out / file, metadata={'Date': None, 'Creator': None})
     pages[task] += [
