@@ -216,7 +216,7 @@ def test_slots_turn_no_cache_round(devices):
   layout = topology.OnSlice.of(Layout(), devices)
   # 4 sources × 25 samples × 8 heads a chip: they fill no whole rows of lanes,
   # so that a TPU's default order of the axes is another than the loop's.
-  program = programs.Sample(16, 25, 25, 128, 128, Sampling())
+  program = programs.Sample(16, 25, 100, 128, 128, Sampling())
   cache = program.placed_cache(Policy(SMALL, layout))
   compiled = program.lower(SMALL, layout).compile()
   copies = whole_copies(compiled.as_text(), cache)
