@@ -79,6 +79,7 @@ TASKS = {
       "GROW_SPLIT='train[50%:67%]'",
       'PACKED_SOURCE_LENGTH=128',
       'PACKED_TARGET_LENGTH=128',
+      'BATCH_ROWS=24',  # As many tokens as 48 rows of 64.
     ),
     ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
     right='THRESHOLDS=(0.6,)',
