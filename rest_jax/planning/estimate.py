@@ -87,7 +87,7 @@ class Hours:
 
 
 def samples_per_second(
-  start: Floor, step: Floor, steps: float, samples: int
+  start: Floor, step: Floor, steps: int, samples: int
 ) -> float:
   """Samples a second of Grow, where each takes all the steps it may."""
   return samples / (start.seconds + steps * step.seconds)

@@ -131,9 +131,9 @@ class Sample:
     return self.sources * self.lanes
 
   @property
-  def steps(self) -> float:
-    """Of decoding in which all samples of the sources are drawn, at most."""
-    return self.max_decode_len * self.num_samples / self.lanes
+  def steps(self) -> int:
+    """Of decoding until all samples are drawn, each as long as it may be."""
+    return -(-self.num_samples // self.lanes) * self.max_decode_len
 
   @classmethod
   def of(
