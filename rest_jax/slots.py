@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Int, Key
 from rest_jax.decoding import loop
 from rest_jax.decoding.loop import Drawn, Slots
 from rest_jax.decoding.sampling import Sampling
-from rest_jax.models import lanes
-from rest_jax.models.attention import MEMORY_AXES
+from rest_jax.models import lanes, memory
 from rest_jax.policy import Policy
 from rest_jax.types import DecodeCache, Params
 
@@ -154,7 +153,6 @@ def shardings(policy: Policy) -> Slots:
   place = policy.placement.sharding
   rows, layers = place('batch', None), policy.config.num_decoder_layers
   own = Format(Layout(range(len(lanes.AXES))), place(*lanes.AXES))
-  memory = place(*MEMORY_AXES)
   return Slots(
     keys=rows,
     samples=rows,
@@ -162,8 +160,8 @@ def shardings(policy: Policy) -> Slots:
     cache=DecodeCache(
       self_keys=(own,) * layers,
       self_values=(own,) * layers,
-      cross_keys=(memory,) * layers,
-      cross_values=(memory,) * layers,
+      cross_keys=(place(*memory.KEY_AXES),) * layers,
+      cross_values=(place(*memory.VALUE_AXES),) * layers,
       source_mask=rows,
       step=place(),
       begun=rows,
@@ -215,8 +213,9 @@ def _empty(policy, shape):
 
 
 def _fill(policy, params, slots, places, tokens, keys):
-  memory = policy.project_memory(policy.decode_params(params), tokens)
-  return loop.fill(slots, places, memory, keys)
+  params = policy.decode_params(params)
+  sources = policy.project_memory(params, tokens)
+  return loop.fill(slots, places, sources, keys)
 
 
 def _decode(policy, params, slots, num_free, temperature, sampling, num_tokens):

@@ -86,9 +86,9 @@ class DecodeCache:
       i mod t_max. A group is b / groups sources, one after another, and its
       lanes are heads × sources × n, the samples fastest; see `models.lanes`.
     self_values: likewise, values.
-    cross_keys: one array a decoder layer, [b, heads, s, head_dim], computed
-      once a source.
-    cross_values: likewise, values.
+    cross_keys: one array a decoder layer, [b, heads, head_dim, s], computed
+      once a source; see `models.memory`.
+    cross_values: likewise, [b, heads, s, head_dim].
     source_mask: bool [b, s], True where the source has a token.
     step: int32 [], steps made.
     begun: int32 [b, n], the step at which each sample began; it has step −

@@ -7,14 +7,13 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
 from rest_jax.models import lanes
+from rest_jax.models import memory as memory_lib
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import ATTENTION_INIT, Dense, dropout
 from rest_jax.sharding import Placement
 
 # Added to masked logits: finite, so that a row of padding alone stays finite.
 MASKED = -1e10
-# What the axes of a memory's keys and values are, for their layout.
-MEMORY_AXES = ('batch', 'heads', 'length', 'kv')
 
 
 class Attention(nn.Module):
@@ -72,25 +71,24 @@ class Attention(nn.Module):
 
   def project_memory(
     self, memory: Float[Array, 'b k e']
-  ) -> tuple[Float[Array, 'b h k d'], Float[Array, 'b h k d']]:
+  ) -> tuple[Float[Array, 'b h d k'], Float[Array, 'b h k d']]:
     """Returns the keys and values of `memory`, to be used at every step."""
-    key = self._heads(self.key(memory)).swapaxes(1, 2)
+    key = self._heads(self.key(memory)).transpose(0, 2, 3, 1)
     value = self._heads(self.value(memory)).swapaxes(1, 2)
     return key, value
 
   def step_memory(
     self,
     inputs: Float[Array, 'b n e'],
-    key: Float[Array, 'b h k d'],
+    key: Float[Array, 'b h d k'],
     value: Float[Array, 'b h k d'],
     mask: Bool[Array, 'b 1 1 k'],
   ) -> Float[Array, 'b n e']:
     """Attends from one token of n samples to the memory that they share."""
     query = self._heads(self.query(inputs))
     query, key = self._logit_dtype(query), self._logit_dtype(key)
-    logits = jnp.einsum('bnhd,bhkd->bhnk', query, key)
-    weights = self._softmax(logits, mask)
-    return self.out(_join(jnp.einsum('bhnk,bhkd->bnhd', weights, value)))
+    weights = self._softmax(memory_lib.dot_keys(query, key), mask)
+    return self.out(_join(memory_lib.mix_values(weights, value)))
 
   def step_self(
     self,

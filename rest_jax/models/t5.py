@@ -13,7 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from rest_jax.models import lanes, scan
-from rest_jax.models.attention import MEMORY_AXES, Attention
+from rest_jax.models import memory as memory_lib
+from rest_jax.models.attention import Attention
 from rest_jax.models.config import T5Config
 from rest_jax.models.layers import (
   Dense,
@@ -309,15 +310,21 @@ class Transformer(nn.Module):
       (num_sources // together, max_decode_len, cfg.head_dim, width * together),
       *lanes.AXES,
     )
-    shared = (
-      (num_sources, cfg.num_heads, source_length, cfg.head_dim),
-      *MEMORY_AXES,
-    )
+    sizes = {
+      'batch': num_sources,
+      'heads': cfg.num_heads,
+      'length': source_length,
+      'kv': cfg.head_dim,
+    }
+
+    def shared(*axes):
+      return layers([sizes[name] for name in axes], *axes)
+
     return DecodeCache(
       self_keys=layers(*own),
       self_values=layers(*own),
-      cross_keys=layers(*shared),
-      cross_values=layers(*shared),
+      cross_keys=shared(*memory_lib.KEY_AXES),
+      cross_values=shared(*memory_lib.VALUE_AXES),
       source_mask=jnp.zeros((num_sources, source_length), bool),
       step=jnp.zeros((), jnp.int32),
       begun=jnp.zeros((num_sources, num_samples), jnp.int32),
