@@ -186,13 +186,13 @@ def gains(seeds: dict[int, Rows]) -> list[str]:
 def alarm_table(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
   """When the alarm rang, beside what the true checker says.
 
-  A line a reward and seed: what proxy and truth gained over BC with the last
-  policy; the first step whose truth lies below BC's, and the first that the
-  alarm suspects; steps that it suspects although the truth had not fallen since
-  the policy that the step started from, and steps that it misses.
+  A line a reward and seed: what proxy and truth (of samples, and of greedy
+  outputs) gained over BC with the last policy; the first step whose truth fell,
+  of either, since the policy that it started from, and the first that the alarm
+  suspects; how many it suspects although neither fell, and how many it misses.
   """
-  heads = ('reward', 'seed', 'reward gained', 'truth gained', 'BLEU gained')
-  heads += ('truth below BC', 'alarm', 'false', 'missed')
+  heads = ('reward', 'seed', 'reward gained', 'truth gained', 'greedy truth')
+  heads += ('BLEU gained', 'truth falls', 'alarm', 'false', 'missed')
   out = ['| ' + ' | '.join(heads) + ' |', '|---|' + '---:|' * (len(heads) - 1)]
   figure = figures.Figure((8, 4.5), layout='constrained')
   axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
@@ -220,16 +220,22 @@ def alarm_line(steps: Rows) -> tuple[list[str], dict[str, list[float]]]:
   """Figures of one run, BC first, and its curves of what was gained over BC."""
   read = []
   for row in steps:
-    reward = float(row['reward_mean'])
-    checked = row.get('numeral_value_mean')  # None: the reward is the truth.
+    # Without a checker the reward is the truth.
+    mean, greedy = (
+      100 * float(row[f'numeral_value_{kind}'])
+      if row.get(f'numeral_value_{kind}')
+      else float(row[f'reward_{kind}'])
+      for kind in ('mean', 'greedy')
+    )
     read.append(
       types.SimpleNamespace(
         policy=row['policy'],
         split=row['split'],
-        reward_mean=reward,
+        reward_mean=float(row['reward_mean']),
         bleu=float(row['bleu']),
         chrf=float(row['chrf']),
-        truth=100 * float(checked) if checked else reward,
+        truth=mean,
+        greedy=greedy,
         further={},
       )
     )
@@ -237,8 +243,10 @@ def alarm_line(steps: Rows) -> tuple[list[str], dict[str, list[float]]]:
   higher = {'bleu': True, 'chrf': True}
   pairs = list(itertools.pairwise(read))
   rang = [watch.suspicion(*pair, higher) is not None for pair in pairs]
-  fell = [after.truth < before.truth for before, after in pairs]
-  below = [row.truth < read[0].truth for row in read[1:]]
+  fell = [
+    after.truth < before.truth or after.greedy < before.greedy
+    for before, after in pairs
+  ]
 
   def first(flags: list[bool]) -> str:
     return f'G{flags.index(True) + 1}' if any(flags) else '–'
@@ -248,13 +256,14 @@ def alarm_line(steps: Rows) -> tuple[list[str], dict[str, list[float]]]:
     for name, column in (
       ('reward', 'reward_mean'),
       ('truth', 'truth'),
+      ('greedy truth', 'greedy'),
       ('BLEU', 'bleu'),
     )
   }
   both = list(zip(rang, fell, strict=True))
   return [
     *(f'{curve[-1]:+.1f}' for curve in curves.values()),
-    first(below),
+    first(fell),
     first(rang),
     str(both.count((True, False))),
     str(both.count((False, True))),
