@@ -310,9 +310,10 @@ def main() -> None:
   folder = given.out.resolve() / given.task / f'seed_{given.seed}'
   runs = {'base': base(task), **known[given.table]}
   # Where faulty_rewards.gin finds its rewards.
-  path = os.pathsep.join(
+  python_path = os.pathsep.join(
     filter(None, [str(_HERE), os.environ.get('PYTHONPATH')])
   )
+  environment = os.environ | {'PYTHONPATH': python_path}
   for name, variant in runs.items():
     command = [sys.executable, '-m', 'rest_jax.main']
     command += flags(task, variant, folder, name, given.seed) + paths
@@ -321,7 +322,7 @@ def main() -> None:
       line = [*command, f'--run_mode={mode}']
       print(shlex.join(line), flush=True)
       if not given.dry_run:
-        subprocess.run(line, check=True, env=os.environ | {'PYTHONPATH': path})
+        subprocess.run(line, check=True, env=environment)
   if not given.dry_run:
     path = given.out / f'{given.task}_{given.table}_{given.seed}.csv'
     gather(folder, runs, path)

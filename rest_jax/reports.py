@@ -35,22 +35,18 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
       stage = context.directory.stage(f'{policy.stage}/evaluation/{split}')
       if stage.committed:
         spent = ledger.spent(context, policy.stage)
-        loss = rest.loss_of(run, policy).name
         trained = context.stage(policy.stage)
-        row = _row(policy, split, run.seed, trained, stage, spent, loss)
-        trials = run.tuning_trials
-        out.append(dataclasses.replace(row, tuning_trials=trials))
+        out.append(_row(run, policy, split, trained, stage, spent))
   return out
 
 
 def _row(
+  run: rest.ReST,
   policy: rest.PolicyPlan,
   split: str,
-  seed: int,
   trained: Stage,
   evaluation: Stage,
   spent: ledger.Spent,
-  loss: str,
 ) -> results.Row:
   """A row of results, of a policy's stage and of its evaluation."""
   manifest = trained.manifest
@@ -58,10 +54,10 @@ def _row(
   return results.Row(
     policy=policy.label,
     split=split,
-    seed=seed,
+    seed=run.seed,
     grow_step=policy.grow_step,
     improve_step=policy.improve_step,
-    loss=loss,
+    loss=rest.loss_of(run, policy).name,
     threshold=policy.trained_on,
     kept_samples=counts.get('kept_samples'),
     kept_sources=counts.get('kept_sources'),
@@ -71,6 +67,7 @@ def _row(
       for share in manifest['extra'].get('kept_by_length', ())
     ),
     seconds=manifest['seconds'] + evaluation.manifest['seconds'],
+    tuning_trials=run.tuning_trials,
     **dataclasses.asdict(spent),
     **evaluation.manifest['extra']['figures'],
   )

@@ -157,11 +157,11 @@ def decode(
     positions = slots.cache.step - slots.cache.begun
     logits, cache = decode_step(slots.tokens, slots.cache)
     uniform = None if sampling.is_greedy else _uniform(slots, positions)
-    draw = sampling(logits, uniform, num_tokens, temperature)
-    tokens = draw.tokens.astype(jnp.int32)
+    found = sampling(logits, uniform, num_tokens, temperature)
+    tokens = found.tokens.astype(jnp.int32)
     places = jnp.where(slots.idle, -1, slots.samples * length + positions)
     ended = (tokens == eos_id) | (positions + 1 >= length)
-    drawn = Drawn(places, tokens, draw.log_probs, draw.sampling_log_probs)
+    drawn = Drawn(places, tokens, found.log_probs, found.sampling_log_probs)
     return _next(slots.replace(tokens=tokens, cache=cache), ended), drawn
 
   def body(carry):

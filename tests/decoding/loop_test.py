@@ -176,6 +176,8 @@ def test_short_and_long_samples_take_turns(num_lanes):
   for length in lengths[0]:
     ends[ends.argmin()] += length
   assert slots.cache.step == ends.max()
+  # Idle lanes see no key but their own, however long they wait.
+  assert np.all(slots.cache.begun == slots.cache.step)
 
 
 def test_a_call_ends_after_as_many_steps_as_a_sample_may_have():
