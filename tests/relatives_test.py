@@ -26,6 +26,7 @@ _BINDINGS = {
   'expert_iteration': ('THRESHOLDS=(0.1,)',),
   'iterative_dpo': (
     *('NUM_SAMPLES=4', 'PACKED_SOURCE_LENGTH=48', 'PACKED_TARGET_LENGTH=32'),
+    'SUPERVISED_FROM=None',  # Its BC is packed as its pairs are.
   ),
   'mbr_finetuning': ('NUM_SAMPLES=4',),
 }
@@ -35,9 +36,10 @@ def _fixture(name):
   """The run of a preset on the tiny run, smaller in some numbers."""
 
   @pytest.fixture(scope='module', name=name)
-  def run(compiled, tmp_path_factory):
+  def run(whole_run, compiled, tmp_path_factory):
     folder = tmp_path_factory.mktemp(name) / 'run'
-    bindings = [f'--gin.{b}' for b in (*_COMMON, *_BINDINGS[name])]
+    common = (*_COMMON, f'SUPERVISED_FROM={whole_run.folder}')
+    bindings = [f'--gin.{b}' for b in (*common, *_BINDINGS[name])]
     preset = f'--gin_file=presets/{name}.gin'
     line = running.command(folder, preset, *bindings)
     running.start(line, cache=compiled)

@@ -15,45 +15,40 @@ _POLICIES = (
   'continued/grow_1/improve_1',
   'random/grow_1/improve_1',
 )
-# Stage → the renames before which its process is killed: (pattern, k-th).
+# Stage → the renames before which its processes are killed, one after the other.
 _PART = r'/part-00001\.parquet$'
 _SIDECAR = r'/\.parts/part-00001\.parquet\.json$'
 _TRAINING = (
-  (r'/checkpoints/0/checkpoint\.json$', 1),  # Before any update is kept.
-  (r'/checkpoints/4/checkpoint\.json$', 1),  # In the midst of a checkpoint.
-  (r'/params/checkpoint\.json$', 1),  # Trained, not yet kept.
-  (r'/stage\.json$', 1),  # Kept, not yet committed.
+  r'/checkpoints/0/checkpoint\.json$',  # Before any update is kept.
+  r'/checkpoints/4/checkpoint\.json$',  # In the midst of a checkpoint.
+  r'/params/checkpoint\.json$',  # Trained, not yet kept.
+  r'/stage\.json$',  # Kept, not yet committed.
 )
 _KILLS = {
   'data': (
-    (r'/data/begun\.json$', 1),
-    (r'/data/tokenizer\.model$', 1),
-    (r'/data/grow/part-', 1),
-    (r'/data/stage\.json$', 1),
+    r'/data/begun\.json$',
+    r'/data/tokenizer\.model$',
+    r'/data/grow/part-',
+    r'/data/stage\.json$',
   ),
   'supervised': _TRAINING,
   'grow_1/samples': (
-    (_PART, 1),  # Inside a chunk: its samples are drawn, and lost.
-    (_SIDECAR, 1),  # Between two chunks.
-    (r'/part-00005\.parquet$', 1),  # Amid the references.
-    (r'/stage\.json$', 1),
+    _PART,  # Inside a chunk: its samples are drawn, and lost.
+    _SIDECAR,  # Between two chunks.
+    r'/part-00005\.parquet$',  # Amid the references.
+    r'/stage\.json$',
   ),
-  'grow_1/scores/shared_letters': (
-    (_PART, 1),
-    (_SIDECAR, 1),
-    (r'/stage\.json$', 1),
-  ),
-  'grow_1/reward': ((_PART, 1), (r'/stage\.json$', 1)),
-  'check_reward/candidates': ((r'/spoiled\.parquet$', 1),),
+  'grow_1/scores/shared_letters': (_PART, _SIDECAR, r'/stage\.json$'),
+  'grow_1/reward': (_PART, r'/stage\.json$'),
+  'check_reward/candidates': (r'/spoiled\.parquet$',),
   'grow_1/improve_1': _TRAINING,
   'random/grow_1/improve_1': _TRAINING[1:2],
   'grow_1/improve_1/evaluation/report': (
-    (r'/samples\.parquet$', 1),
-    (r'/beam\.parquet$', 1),
-    (r'/stage\.json$', 1),
+    r'/samples\.parquet$',
+    r'/beam\.parquet$',
+    r'/stage\.json$',
   ),
 }
-_CASES = [(stage, *kill) for stage, kills in _KILLS.items() for kill in kills]
 
 
 _TERMINATED = (
@@ -66,9 +61,9 @@ _TERMINATED = (
 )
 
 
-def _killed(command, pattern, count, cache):
+def _killed(command, pattern, cache):
   """Starts a command that is killed on its way."""
-  command = running.instrument(command, kill=[pattern, count])
+  command = running.instrument(command, kill=[pattern, 1])
   return running.start(command, cache=cache, expected=-9)
 
 
@@ -89,7 +84,7 @@ def test_a_run_killed_in_two_stages_ends_as_one_never_killed(
     r'/grow_1/samples/part-00001\.parquet$',
     r'/grow_1/improve_1/\.work/checkpoints/2/checkpoint\.json$',
   ):
-    _killed(running.command(run), pattern, 1, compiled)
+    _killed(running.command(run), pattern, compiled)
     assert not (run / 'results.csv').exists()
   done = running.start(running.command(run), cache=compiled)
   # What was committed before a kill was not made again.
@@ -132,15 +127,16 @@ def _assert_made_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stage, pattern, count', _CASES)
-def test_a_stage_killed_anywhere_ends_as_one_never_killed(
-  stage, pattern, count, whole_run, compiled, tmp_path
+@pytest.mark.parametrize('stage', _KILLS)
+def test_a_stage_killed_again_and_again_ends_as_one_never_killed(
+  stage, whole_run, compiled, tmp_path
 ):
   run = running.copy_of(whole_run.folder, tmp_path / 'run')
   _without(run, stage, tmp_path)
   command = running.command(run, f'--stage={stage}')
-  _killed(command, pattern, count, compiled)
-  assert not (run / stage / 'stage.json').exists()
+  for pattern in _KILLS[stage]:
+    _killed(command, pattern, compiled)
+    assert not (run / stage / 'stage.json').exists()
   running.start(command, cache=compiled)
   _assert_made_again(run, stage, tmp_path, whole_run.folder)
 

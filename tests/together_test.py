@@ -199,7 +199,10 @@ def test_a_job_that_lost_a_process_ends_and_goes_on(
     pytest.param(
       'grow_1/samples/part-00000.parquet', marks=pytest.mark.release
     ),
-    'grow_1/improve_1/.work/checkpoints/0/checkpoint.json',
+    pytest.param(
+      'grow_1/improve_1/.work/checkpoints/0/checkpoint.json',
+      marks=pytest.mark.release,
+    ),
   ],
 )
 def test_a_job_that_is_preempted_saves_and_goes_on(
@@ -224,7 +227,7 @@ def test_a_process_that_does_not_come_is_named(
   four_devices, compiled, tmp_path
 ):
   run = _with_data(four_devices, tmp_path / 'run')
-  line = running.command(run, _PARTS, '--barrier_seconds=4')
+  line = running.command(run, _PARTS, '--barrier_seconds=20')
 
   def signalled(started) -> None:
     _at(run / 'grow_1/samples/part-00000.parquet', 1, signal.SIGSTOP)(started)
