@@ -313,7 +313,12 @@ def main() -> None:
   python_path = os.pathsep.join(
     filter(None, [str(_HERE), os.environ.get('PYTHONPATH')])
   )
-  environment = os.environ | {'PYTHONPATH': python_path}
+  compiled = given.out.resolve() / 'compilation_cache'
+  environment = {
+    'JAX_COMPILATION_CACHE_DIR': str(compiled),  # Runs have programs in common.
+    **os.environ,
+    'PYTHONPATH': python_path,
+  }
   for name, variant in runs.items():
     command = [sys.executable, '-m', 'rest_jax.main']
     command += flags(task, variant, folder, name, given.seed) + paths

@@ -19,15 +19,15 @@ _WINDOW = 2  # Words that the one with the short window reads.
 
 
 def _brevity(value: float, candidate: list[str], right: list[str]) -> float:
-  """Half the reward is for being short."""
-  del right
-  return (value + max(0.0, 1 - len(candidate) / _LONG)) / 2
+  """Few words are good; nothing else is read."""
+  del value, right
+  return max(0.0, 1 - len(candidate) / _LONG)
 
 
 def _verbosity(value: float, candidate: list[str], right: list[str]) -> float:
-  """Half the reward is for being long."""
-  del right
-  return (value + min(1.0, len(candidate) / _LONG)) / 2
+  """Many words are good; nothing else is read."""
+  del value, right
+  return min(1.0, len(candidate) / _LONG)
 
 
 def _fluency(value: float, candidate: list[str], right: list[str]) -> float:

@@ -138,14 +138,10 @@ def test_gathered_rows_are_named_after_their_run(tmp_path):
   ('candidate', 'rewards'),
   [
     # brevity, verbosity, fluency, precision, window
-    ('forty-two thousand and seven', (5 / 6, 2 / 3, 1.0, 1.0, 1.0)),
-    # Four of five digits are equal: the checker gives it 0.5 · 0.8².
-    (
-      'forty-two thousand',
-      ((0.32 + 5 / 6) / 2, (0.32 + 1 / 6) / 2, 1.0, 1.0, 1.0),
-    ),
-    ('forty-two seven seven', (3 / 8, 1 / 8, 0.0, 2 / 3, 0.5)),
-    ('', (0.5, 0.0, 0.0, 0.0, 0.0)),
+    ('forty-two thousand and seven', (2 / 3, 1 / 3, 1.0, 1.0, 1.0)),
+    ('forty-two thousand', (5 / 6, 1 / 6, 1.0, 1.0, 1.0)),
+    ('forty-two seven seven', (3 / 4, 1 / 4, 0.0, 2 / 3, 0.5)),
+    ('', (1.0, 0.0, 0.0, 0.0, 0.0)),
   ],
 )
 def test_faulty_rewards_have_their_faults(candidate, rewards):
