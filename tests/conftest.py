@@ -49,6 +49,15 @@ class WholeRun:
   report: dict[str, Any]
 
 
+@pytest.fixture
+def optimized():
+  """All of LLVM's passes, as a user has them: for what is said of bits."""
+  jax.clear_caches()
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 @pytest.fixture(scope='session')
 def shared(tmp_path_factory) -> pathlib.Path:
   """A folder that all processes of this test session share."""

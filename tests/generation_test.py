@@ -51,7 +51,9 @@ def test_samples_belong_to_their_source_whatever_the_order(policy, params):
   assert len(np.unique(straight.tokens.reshape(12, -1), axis=0)) > 3
 
 
-def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it(policy, params):
+def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it(
+  policy, params, optimized
+):
   order = np.arange(12) % 4
   together = draw(policy, params, order, num_samples=9, rows=9)
   for source in range(4):

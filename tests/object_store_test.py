@@ -101,6 +101,7 @@ def test_what_is_not_there_is_one_line(store, tmp_path):
   assert 'gs://bucket/nothing is not there' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.release
 def test_a_run_begins_from_it(store, tmp_path, compiled):
   """INITIAL_CHECKPOINT_PATH; what is frozen is what lies in the bucket."""
   server, _ = store

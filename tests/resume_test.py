@@ -15,7 +15,7 @@ _POLICIES = (
   'continued/grow_1/improve_1',
   'random/grow_1/improve_1',
 )
-# Stage → the renames before which its processes are killed, one after the other.
+# Stage → the renames before which its processes are killed, each in turn.
 _PART = r'/part-00001\.parquet$'
 _SIDECAR = r'/\.parts/part-00001\.parquet\.json$'
 _TRAINING = (

@@ -123,7 +123,10 @@ def _assert_same_run(run: pathlib.Path, expected: pathlib.Path) -> None:
         assert value == other[name]
 
 
-@pytest.mark.parametrize('processes, devices', [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+  'processes, devices',
+  [(2, 2), pytest.param(4, 1, marks=pytest.mark.release)],
+)
 def test_processes_make_the_run_that_one_makes(
   processes, devices, four_devices, compiled, tmp_path
 ):
@@ -164,7 +167,11 @@ def test_parameters_split_over_processes(four_devices, compiled, tmp_path):
   'file, number',
   [
     ('grow_1/samples/part-00000.parquet', 1),
-    ('grow_1/improve_1/.work/checkpoints/2/checkpoint.json', 1),
+    pytest.param(
+      'grow_1/improve_1/.work/checkpoints/2/checkpoint.json',
+      1,
+      marks=pytest.mark.release,
+    ),
     pytest.param(
       'grow_1/improve_1/.work/checkpoints/0/checkpoint.json',
       0,

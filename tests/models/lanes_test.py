@@ -66,7 +66,7 @@ def test_before_the_ring_is_full_only_what_is_there_is_seen():
   assert ring.oldest == 1
 
 
-def test_a_mean_of_values_is_the_same_to_the_bit_wherever_it_stands():
+def test_a_mean_of_values_is_the_same_to_the_bit_wherever_it_stands(optimized):
   length, begun = 5, 3
   rng = np.random.default_rng(0)
   values = rng.normal(size=(1, length, 7, 1)).astype(np.float32)

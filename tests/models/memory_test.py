@@ -34,7 +34,7 @@ def test_sums_are_those_of_matrix_products(length, dtype):
   assert_close(mixed, np.einsum('bhns,bhsd->bnhd', weights, wide[2]))
 
 
-def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it():
+def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it(optimized):
   rng = np.random.default_rng(0)
   query = rng.normal(size=(4, 6, 2, 8)).astype(np.float32)
   keys = rng.normal(size=(4, 2, 8, 20)).astype(np.float32)
