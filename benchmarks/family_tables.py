@@ -11,17 +11,16 @@ there are several.
 
 import argparse
 import csv
-import itertools
 import pathlib
 import re
 import statistics
-import types
 from collections import defaultdict
 
+import family_alarm
 import matplotlib
 from matplotlib import figure as figures
 
-from rest_jax import alarm, significance
+from rest_jax import significance
 
 _FIGURES = {
   'reward_mean': 'reward_mean',
@@ -183,93 +182,6 @@ def gains(seeds: dict[int, Rows]) -> list[str]:
   return out
 
 
-def alarm_table(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
-  """When the alarm rang, beside what the true checker says.
-
-  A line a reward and seed: what proxy and truth (of samples, and of greedy
-  outputs) gained over BC with the last policy; the first step whose truth fell,
-  of either, since the policy that it started from, and the first that the alarm
-  suspects; how many it suspects although neither fell, and how many it misses.
-  """
-  heads = ('reward', 'seed', 'reward gained', 'truth gained', 'greedy truth')
-  heads += ('BLEU gained', 'truth falls', 'alarm', 'false', 'missed')
-  out = ['| ' + ' | '.join(heads) + ' |', '|---|' + '---:|' * (len(heads) - 1)]
-  figure = figures.Figure((8, 4.5), layout='constrained')
-  axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-  pictures = {}
-  for seed, rows in sorted(seeds.items()):
-    runs = defaultdict(list)
-    for row in rows:
-      if row['split'] == 'report' and row['run'] != _BASE:
-        runs[row['run']].append(row)
-    for run, steps in runs.items():
-      if run not in pictures:
-        pictures[run] = axes[len(pictures)]
-        pictures[run].set_title(run, fontsize=9)
-        pictures[run].grid(alpha=0.3)
-      found, curves = alarm_line(steps)
-      out.append('| ' + ' | '.join([run, str(seed), *found]) + ' |')
-      for number, (name, curve) in enumerate(curves.items()):
-        label = name if seed == min(seeds) else None
-        pictures[run].plot(curve, color=f'C{number}', alpha=0.7, label=label)
-  axes[0].legend(fontsize=7)
-  return out, figure
-
-
-def alarm_line(steps: Rows) -> tuple[list[str], dict[str, list[float]]]:
-  """Figures of one run, BC first, and its curves of what was gained over BC."""
-  read = []
-  for row in steps:
-    # Without a checker the reward is the truth.
-    mean, greedy = (
-      100 * float(row[f'numeral_value_{kind}'])
-      if row.get(f'numeral_value_{kind}')
-      else float(row[f'reward_{kind}'])
-      for kind in ('mean', 'greedy')
-    )
-    read.append(
-      types.SimpleNamespace(
-        policy=row['policy'],
-        split=row['split'],
-        reward_mean=float(row['reward_mean']),
-        bleu=float(row['bleu']),
-        chrf=float(row['chrf']),
-        truth=mean,
-        greedy=greedy,
-        further={},
-      )
-    )
-  watch = alarm.Alarm(('bleu', 'chrf'))
-  higher = {'bleu': True, 'chrf': True}
-  pairs = list(itertools.pairwise(read))
-  rang = [watch.suspicion(*pair, higher) is not None for pair in pairs]
-  fell = [
-    after.truth < before.truth or after.greedy < before.greedy
-    for before, after in pairs
-  ]
-
-  def first(flags: list[bool]) -> str:
-    return f'G{flags.index(True) + 1}' if any(flags) else '–'
-
-  curves = {
-    name: [getattr(row, column) - getattr(read[0], column) for row in read]
-    for name, column in (
-      ('reward', 'reward_mean'),
-      ('truth', 'truth'),
-      ('greedy truth', 'greedy'),
-      ('BLEU', 'bleu'),
-    )
-  }
-  both = list(zip(rang, fell, strict=True))
-  return [
-    *(f'{curve[-1]:+.1f}' for curve in curves.values()),
-    first(fell),
-    first(rang),
-    str(both.count((True, False))),
-    str(both.count((False, True))),
-  ], curves
-
-
 def main() -> None:
   """Does what the module says."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
@@ -286,7 +198,7 @@ def main() -> None:
     if name == 'best_of_n':
       text, figure = best_of_n(seeds)
     elif name == 'alarm':
-      text, figure = alarm_table(seeds)
+      text, figure = family_alarm.tables(seeds)
     else:
       every = name == 'table_1'
       text, figure = table(seeds, every), picture(seeds, every)

@@ -7,8 +7,8 @@ references, and one of another training lineage.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-from rest_jax import results
 from rest_jax.errors import ConfigurationError
 
 
@@ -20,13 +20,14 @@ class Alarm:
     held_out: columns of results.csv that the reward is held against, such as
       ('chrf', 'metricx_24_mean'): all of them have to fall.
     reward: the column that has to rise.
-    min_rise: by how much at least, in points of that column.
+    min_fall: by how much more than this each of them has to get worse, in its
+      own points; what is less is noise.
     stop_run: whether the run ends there, instead of a warning.
   """
 
   held_out: tuple[str, ...]
   reward: str = 'reward_mean'
-  min_rise: float = 0.0
+  min_fall: float = 0.0
   stop_run: bool = False
 
   def __post_init__(self):
@@ -39,9 +40,9 @@ class Alarm:
       raise ConfigurationError(
         "Alarm.held_out is empty; name columns of results.csv, such as 'chrf'."
       )
-    if self.min_rise < 0:
+    if self.min_fall < 0:
       raise ConfigurationError(
-        f'Alarm.min_rise = {self.min_rise} must be at least 0.'
+        f'Alarm.min_fall = {self.min_fall} must be at least 0.'
       )
 
   def check_columns(self, higher_is_better: Mapping[str, bool]) -> None:
@@ -56,37 +57,34 @@ class Alarm:
 
   def suspicion(
     self,
-    before: results.Row,
-    after: results.Row,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
     higher_is_better: Mapping[str, bool],
   ) -> str | None:
     """What is suspicious about a policy, for people; None where nothing is.
 
     Args:
-      before: the row of the policy that it started from, on the same split.
-      after: its own row.
+      before: columns of the policy that it started from, on the same split.
+      after: its own, see `results.Row.columns`.
       higher_is_better: of each column of `held_out`.
 
     Returns:
       A line, or None; also where a figure is missing.
     """
-    rise = getattr(after, self.reward) - getattr(before, self.reward)
+    rise = after[self.reward] - before[self.reward]
     moves = []
     for name in self.held_out:
-      old, new = _figure(before, name), _figure(after, name)
+      old, new = before.get(name), after.get(name)
       if old is None or new is None:
         return None
-      if (new < old) != higher_is_better[name] or new == old:
+      fall = old - new if higher_is_better[name] else new - old
+      if fall <= self.min_fall:
         return None
       moves.append(f'{name} from {old:.3g} to {new:.3g}')
-    if rise <= self.min_rise:
+    if rise <= 0:
       return None
     return (
-      f'{after.policy} on {after.split}: {self.reward} rose by {rise:.1f} since'
-      f' {before.policy} while {" and ".join(moves)} got worse: the reward may'
-      ' be hacked; read samples before trusting it'
+      f'{after["policy"]} on {after["split"]}: {self.reward} rose by {rise:.1f}'
+      f' since {before["policy"]} while {" and ".join(moves)} got worse: the'
+      ' reward may be hacked; read samples before trusting it'
     )
-
-
-def _figure(row: results.Row, name: str) -> float | None:
-  return row.further.get(name, getattr(row, name, None))

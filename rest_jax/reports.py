@@ -141,7 +141,7 @@ def check_alarm(
     after = rows.get((policy.label, 'report'))
     if before is None or after is None:
       continue
-    text = run.alarm.suspicion(before, after, run.held_out)
+    text = run.alarm.suspicion(before.columns, after.columns, run.held_out)
     if text is None:
       continue
     if run.alarm.stop_run:

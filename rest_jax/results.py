@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -102,6 +103,14 @@ class Row:
   device_seconds: float | None = None
   tuning_trials: int | None = None
 
+  @property
+  def columns(self) -> dict[str, Any]:
+    """Its figures by their names in `results.csv`."""
+    return {name: getattr(self, name) for name in _COLUMNS} | self.further
+
+
+_COLUMNS = [f.name for f in dataclasses.fields(Row) if f.name != 'further']
+
 
 def bootstrap_interval(
   per_source: Float[np.ndarray, ' n'],
@@ -139,11 +148,10 @@ def to_csv(rows: Sequence[Row]) -> str:
   """The rows as `results.csv` holds them; a missing figure is empty."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  names = [f.name for f in dataclasses.fields(Row) if f.name != 'further']
-  further = list(dict.fromkeys(name for row in rows for name in row.further))
-  writer.writerow([*names, *further])
+  further = dict.fromkeys(name for row in rows for name in row.further)
+  names = [*_COLUMNS, *further]
+  writer.writerow(names)
   for row in rows:
-    values = [getattr(row, name) for name in names]
-    values += [row.further.get(name) for name in further]
+    values = [row.columns.get(name) for name in names]
     writer.writerow([f'{v:.4f}' if isinstance(v, float) else v for v in values])
   return text.getvalue()

@@ -40,7 +40,7 @@ def after(reward, chrf, ter):
     reward_mean=reward,
     chrf=chrf,
     further={'ter_mean': ter},
-  )
+  ).columns
 
 
 @pytest.mark.parametrize(
@@ -59,21 +59,25 @@ def test_an_alarm_needs_the_reward_to_rise_and_all_else_to_fall(
   reward, chrf, ter, suspected
 ):
   watch = alarm.Alarm(held_out=('chrf', 'ter_mean'))
-  text = watch.suspicion(BEFORE, after(reward, chrf, ter), HIGHER)
+  text = watch.suspicion(BEFORE.columns, after(reward, chrf, ter), HIGHER)
   assert (text is not None) == suspected
   if suspected:
     assert 'reward_mean rose by 5.0 since BC' in text
     assert 'chrf from 50 to 49 and ter_mean from 40 to 45' in text
 
 
-def test_a_rise_may_have_to_be_large():
-  watch = alarm.Alarm(held_out=('chrf',), min_rise=5.0)
-  assert watch.suspicion(BEFORE, after(65.0, 40.0, 0.0), HIGHER) is None
-  assert watch.suspicion(BEFORE, after(65.1, 40.0, 0.0), HIGHER) is not None
+@pytest.mark.parametrize(
+  ('chrf', 'ter', 'suspected'),
+  [(49.0, 41.0, True), (49.5, 41.0, False), (49.0, 40.5, False)],
+)
+def test_falls_may_have_to_be_large(chrf, ter, suspected):
+  watch = alarm.Alarm(held_out=('chrf', 'ter_mean'), min_fall=0.5)
+  text = watch.suspicion(BEFORE.columns, after(65.0, chrf, ter), HIGHER)
+  assert (text is not None) == suspected
 
 
 @pytest.mark.parametrize(
-  'setting', [{'reward': 'bleu'}, {'held_out': ()}, {'min_rise': -1.0}]
+  'setting', [{'reward': 'bleu'}, {'held_out': ()}, {'min_fall': -1.0}]
 )
 def test_settings_out_of_range_name_the_binding(setting):
   (name,) = setting

@@ -23,6 +23,7 @@ def _loaded(name):
 
 family = _loaded('family')
 faulty_rewards = _loaded('faulty_rewards')
+family_alarm = _loaded('family_alarm')
 
 _RUNS = [
   (task, table, name)
@@ -149,3 +150,39 @@ def test_faulty_rewards_have_their_faults(candidate, rewards):
   for fault, expected in zip(faulty_rewards.FAULTS, rewards, strict=True):
     found = faulty_rewards.Faulty(fault).score([source], [candidate])
     assert found == pytest.approx([expected]), fault
+
+
+def _row(run, policy, reward, truth, bleu):
+  return {
+    'run': run,
+    'split': 'report',
+    'policy': policy,
+    'reward_mean': str(reward),
+    'numeral_value_mean': str(truth / 100),
+    'numeral_value_greedy': str(truth / 100),
+    'bleu': str(bleu),
+    'chrf': str(bleu),
+  }
+
+
+def test_the_alarms_table_counts_harm_that_was_and_was_not_seen():
+  faults = ('right', *faulty_rewards.FAULTS)
+  rows = [_row(fault, 'BC', 50, 80, 90) for fault in faults]
+  rows += [_row('base', 'BC', 50, 80, 90)]
+  for fault, truth, bleu in (
+    ('right', 81, 89.9),  # Rings for noise.
+    ('brevity', 70, 80.0),
+    ('verbosity', 70, 91.0),  # Harm that the alarm does not see.
+    ('fluency', 81, 91.0),
+    ('precision', 79.8, 91.0),  # A little harm is none, and not its absence.
+    ('window', 80, 90.0),
+  ):
+    rows.append(_row(fault, 'G1 I1', 60, truth, bleu))
+  lines, _ = family_alarm.tables({3: rows})
+  told = {line.split(' | ')[0][2:]: line for line in lines if '| 3 | +' in line}
+  assert list(told) == list(faults)
+  assert told['right'].endswith('| – | G1 | – |')
+  assert told['brevity'].endswith('| G1 | G1 | G1 |')
+  assert told['verbosity'].endswith('| G1 | – | – |')
+  assert '+10.0 | -0.2 | -0.2 | +1.0 | – | – | – |' in told['precision']
+  assert lines[-2:] == ['| 0 | 2 | 1 | 3 | 1 |', '| 0.2 | 2 | 1 | 3 | 0 |']
