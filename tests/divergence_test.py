@@ -83,6 +83,7 @@ def probabilities(policy, params, source):
   return out
 
 
+@pytest.mark.slow
 def test_its_mean_over_samples_is_the_kl_of_whole_sequences(policy, two):
   params, behaviour = two
   source = [3, 4, 1, 0]

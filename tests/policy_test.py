@@ -320,7 +320,16 @@ def assert_generated(policy, params, sources, samples):
     np.testing.assert_allclose(getattr(drawn, field), expected, atol=5e-5)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+  'layout',
+  [
+    layout
+    if name in ('data 2, model 4', 'model 4, fsdp')
+    else pytest.param(layout, marks=pytest.mark.slow)
+    for name, layout in LAYOUTS.items()
+  ],
+  ids=LAYOUTS,
+)
 def test_sharded_equals_unsharded(layout, params, sources, samples, reference):
   policy = Policy(CONFIG, layout)
   placed = jax.device_put(params, policy.param_shardings())
@@ -457,7 +466,9 @@ def test_rematerialisation_changes_no_number(remat, params, reference):
   assert_gradients_close(got_gradient, gradient)
 
 
-@pytest.mark.parametrize('remat', ['none', 'full'])
+@pytest.mark.parametrize(
+  'remat', ['none', pytest.param('full', marks=pytest.mark.slow)]
+)
 def test_a_loop_over_layers_changes_no_number(remat, params, reference):
   config = dataclasses.replace(
     CONFIG, num_encoder_layers=3, num_decoder_layers=2, relpos_per_layer=True
