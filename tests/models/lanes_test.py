@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,3 +86,19 @@ def test_a_mean_of_values_is_the_same_to_the_bit_wherever_it_stands(optimized):
   np.testing.assert_allclose(
     means[0][0], expected / weights[0, :3].sum(), rtol=1e-5
   )
+
+
+def test_what_lanes_see_is_put_together():
+  """Broadcast over heads it would keep a CPU from vectorising the product."""
+
+  def logits(keys, query, step, begun):
+    ring = lanes.ring(keys, step, begun, heads=4)
+    return jnp.where(ring.seen, lanes.dot_keys(keys, query), -1.0)
+
+  compiled = jax.jit(logits).lower(
+    jnp.ones((2, 8, 4, 64)),
+    jnp.ones((2, 4, 64)),
+    jnp.int32(3),
+    jnp.zeros((8, 4), jnp.int32),
+  )
+  assert ' concatenate(' in compiled.compile().as_text()

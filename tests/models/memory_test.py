@@ -49,3 +49,12 @@ def test_a_sample_is_the_same_to_the_bit_whatever_is_beside_it(optimized):
   for n in (1, 2, 5):
     alone = attend(query[2:3, 1 : 1 + n], keys[2:3], values[2:3])
     np.testing.assert_array_equal(alone, together[2:3, 1 : 1 + n])
+
+
+@pytest.mark.parametrize('length', [32, 64])
+def test_a_sum_on_a_cpu_stays_a_loop(length):
+  """Unrolled, its one turn is fused with the turn of axes behind it."""
+  weights = jnp.ones((4, 2, 3, length))
+  values = jnp.ones((4, 2, length, 8))
+  compiled = jax.jit(memory.mix_values).lower(weights, values).compile()
+  assert compiled.as_text().count(' while(') == 1
