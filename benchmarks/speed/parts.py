@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 
-_PROGRAMS = tempfile.mkdtemp()
+_PROGRAMS = tempfile.TemporaryDirectory()
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
-    f'--xla_dump_to={_PROGRAMS} --xla_dump_hlo_as_text',
+    f'--xla_dump_to={_PROGRAMS.name} --xla_dump_hlo_as_text',
   ]
 )
 
@@ -51,7 +51,8 @@ _NAMED = re.compile(r'^\s*(?:ROOT )?%?(\S+) = .*op_name="([^"]*)"', re.M)
 def names() -> dict[tuple[str, str], str]:
   """Where each operation comes from, by program and operation."""
   found = {}
-  for path in pathlib.Path(_PROGRAMS).glob('*cpu_after_optimizations.txt'):
+  programs = pathlib.Path(_PROGRAMS.name)
+  for path in programs.glob('*cpu_after_optimizations.txt'):
     program = path.name.split('.')[1]
     for operation, name in _NAMED.findall(path.read_text()):
       found[program, operation] = name
@@ -78,9 +79,28 @@ def spent(folder: str) -> collections.Counter:
         if operation is None or _HOLDS.match(operation):
           continue
         name = origins.get((stats['hlo_module'], operation), '')
-        product = 'ynn' in operation or 'dot' in operation
-        seconds[part_of(name), product] += event.duration_ns / 1e9
+        seconds[part_of(name), 'dot_general' in name] += event.duration_ns / 1e9
   return seconds
+
+
+def table(seconds: collections.Counter) -> list[str]:
+  """Shares of all seconds, in Markdown."""
+  total = sum(seconds.values())
+
+  def line(part: str, product: float, rest: float) -> str:
+    shares = (f'{100 * x / total:.0f} %' for x in (product + rest, product))
+    return f'| {part} | ' + ' | '.join(shares) + ' |'
+
+  lines = [
+    '| part | share | of which products of matrices |',
+    '|---|---:|---:|',
+  ]
+  for part in (*_PARTS, 'other'):
+    product, rest = seconds[part, True], seconds[part, False]
+    if product + rest:
+      lines.append(line(part, product, rest))
+  products = sum(x for (_, product), x in seconds.items() if product)
+  return [*lines, line('all', products, total - products)]
 
 
 def main(folder: str, work: str) -> None:
@@ -103,16 +123,7 @@ def main(folder: str, work: str) -> None:
     seconds = spent(traced)
   total = sum(seconds.values())
   print(f'{wall:.2f} s without the profiler; {total:.2f} s in operations with')
-  print('| part | share | of which products of matrices |\n|---|---:|---:|')
-  for part in (*_PARTS, 'other'):
-    product, rest = seconds[part, True], seconds[part, False]
-    if product + rest:
-      print(
-        f'| {part} | {100 * (product + rest) / total:.0f} % '
-        f'| {100 * product / total:.0f} % |'
-      )
-  products = sum(x for (_, product), x in seconds.items() if product)
-  print(f'| all | 100 % | {100 * products / total:.0f} % |')
+  print('\n'.join(table(seconds)))
 
 
 if __name__ == '__main__':
