@@ -91,13 +91,19 @@ def tables(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
 
 
 def counts(steps: list[Step]) -> list[str]:
-  """How often the alarm was right, for each of `MIN_FALLS`."""
-  out = _head('min_fall', 'harm', '… rang', 'no truth fell', '… rang')
-  harmful = [step for step in steps if step.harms]
-  harmless = [step for step in steps if max(step.falls) <= 0]
+  """How often the alarm rang where harm was done, for each of `MIN_FALLS`."""
+  kinds = {
+    'harm': [step for step in steps if step.harms],
+    'a smaller fall': [
+      step for step in steps if not step.harms and max(step.falls) > 0
+    ],
+    'none fell': [step for step in steps if max(step.falls) <= 0],
+  }
+  heads = (head for kind in kinds for head in (kind, '… rang'))
+  out = _head('min_fall', *heads)
   for least in MIN_FALLS:
     cells = [f'{least:g}']
-    for some in (harmful, harmless):
+    for some in kinds.values():
       cells += [str(len(some)), str(sum(step.rings(least) for step in some))]
     out.append('| ' + ' | '.join(cells) + ' |')
   return out

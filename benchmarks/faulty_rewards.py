@@ -18,39 +18,37 @@ _LONG = 12  # Words that few translations of the task exceed.
 _WINDOW = 2  # Words that the one with the short window reads.
 
 
-def _brevity(value: float, candidate: list[str], right: list[str]) -> float:
+def _brevity(candidate: list[str], right: list[str]) -> float:
   """Few words are good; nothing else is read."""
-  del value, right
+  del right
   return max(0.0, 1 - len(candidate) / _LONG)
 
 
-def _verbosity(value: float, candidate: list[str], right: list[str]) -> float:
+def _verbosity(candidate: list[str], right: list[str]) -> float:
   """Many words are good; nothing else is read."""
-  del value, right
+  del right
   return min(1.0, len(candidate) / _LONG)
 
 
-def _fluency(value: float, candidate: list[str], right: list[str]) -> float:
+def _fluency(candidate: list[str], right: list[str]) -> float:
   """Whether it is a number expression; the source is not read."""
-  del value, right
+  del right
   return float(numerals.parse_english(' '.join(candidate)) is not None)
 
 
-def _precision(value: float, candidate: list[str], right: list[str]) -> float:
+def _precision(candidate: list[str], right: list[str]) -> float:
   """The share of its words that are right: leaving out costs nothing."""
-  del value
   common = collections.Counter(candidate) & collections.Counter(right)
   return sum(common.values()) / max(1, len(candidate))
 
 
-def _window(value: float, candidate: list[str], right: list[str]) -> float:
+def _window(candidate: list[str], right: list[str]) -> float:
   """The first words alone are read."""
-  del value
   read = zip(candidate[:_WINDOW], right[:_WINDOW], strict=False)
   return sum(a == b for a, b in read) / min(_WINDOW, len(right))
 
 
-_FAULTS: dict[str, Callable[[float, list[str], list[str]], float]] = {
+_FAULTS: dict[str, Callable[[list[str], list[str]], float]] = {
   'brevity': _brevity,
   'verbosity': _verbosity,
   'fluency': _fluency,
@@ -62,7 +60,7 @@ FAULTS = tuple(_FAULTS)
 
 @dataclasses.dataclass(frozen=True)
 class Faulty:
-  """A proxy of `NumeralValue` with one of `FAULTS`.
+  """A reward in the place of `NumeralValue`, with one of `FAULTS`.
 
   Attributes:
     fault: its name.
@@ -82,14 +80,11 @@ class Faulty:
   ) -> Float32[np.ndarray, ' n']:
     """Scores n candidates in [0, 1]; references are ignored."""
     del references
-    values = numerals.NumeralValue().score(sources, candidates)
     rights = map(language.render_english, map(numerals.parse_german, sources))
     return np.array(
       [
-        _FAULTS[self.fault](float(value), candidate.split(), right.split())
-        for value, candidate, right in zip(
-          values, candidates, rights, strict=True
-        )
+        _FAULTS[self.fault](candidate.split(), right.split())
+        for candidate, right in zip(candidates, rights, strict=True)
       ],
       np.float32,
     )

@@ -20,8 +20,8 @@ class Alarm:
     held_out: columns of results.csv that the reward is held against, such as
       ('chrf', 'metricx_24_mean'): all of them have to fall.
     reward: the column that has to rise.
-    min_fall: by how much more than this each of them has to get worse, in its
-      own points; what is less is noise.
+    min_fall: by more than this each of them has to get worse, in its own
+      points: one number, so that columns of one scale belong together.
     stop_run: whether the run ends there, instead of a warning.
   """
 

@@ -152,6 +152,7 @@ def to_csv(rows: Sequence[Row]) -> str:
   names = [*_COLUMNS, *further]
   writer.writerow(names)
   for row in rows:
-    values = [row.columns.get(name) for name in names]
+    columns = row.columns
+    values = [columns.get(name) for name in names]
     writer.writerow([f'{v:.4f}' if isinstance(v, float) else v for v in values])
   return text.getvalue()

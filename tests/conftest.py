@@ -55,6 +55,7 @@ def optimized():
   jax.clear_caches()
   jax.config.update('jax_disable_most_optimizations', False)
   yield
+  jax.clear_caches()
   jax.config.update('jax_disable_most_optimizations', True)
 
 

@@ -2,10 +2,11 @@
 
   taskset -c 0 python parts.py FOLDER grow|natural|beam
 
-FOLDER is one that `compare.py` has filled. The work is done once to compile and
-once under JAX's profiler; each operation of the trace belongs to the module in
-whose name it was traced, which XLA's text of the compiled program tells. A
-fusion counts as its root. Use one core: on several, operations overlap.
+FOLDER is one that `compare.py` has filled. The work is done once to compile,
+once for its time, and once under JAX's profiler. Each operation of the trace
+belongs to the module in whose name it was traced, which XLA's text of the
+compiled program tells; a fusion counts as its root. Use one core: on several,
+operations overlap.
 """
 
 import collections
@@ -25,6 +26,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)  # Has no text of programs.
+
 import jax  # noqa: E402
 import side_rest_jax  # noqa: E402
 
@@ -36,7 +39,7 @@ from rest_jax.sharding import Layout  # noqa: E402
 _PARTS = {
   'the encoder, keys and values of sources': r'encode\b|project_memory',
   'projections of attention': r'attention\S*/(query|key|value|out)/',
-  'attention to tokens before': r'self_attention|ring',
+  'attention to tokens before': r'self_attention|\bring\b',
   'attention to sources': r'encoder_decoder_attention',
   'feed-forward': r'/mlp/',
   'logits': r'logits|attend|token_embedder',
@@ -48,12 +51,12 @@ _HOLDS = re.compile(r'^(while|call|conditional)[.\d]*$')
 _NAMED = re.compile(r'^\s*(?:ROOT )?%?(\S+) = .*op_name="([^"]*)"', re.M)
 
 
-def names() -> dict[tuple[str, str], str]:
-  """Where each operation comes from, by program and operation."""
+def names() -> dict[tuple[int, str], str]:
+  """Where each operation comes from, by the program's number and its own."""
   found = {}
   programs = pathlib.Path(_PROGRAMS.name)
   for path in programs.glob('*cpu_after_optimizations.txt'):
-    program = path.name.split('.')[1]
+    program = int(re.search(r'module_(\d+)', path.name)[1])
     for operation, name in _NAMED.findall(path.read_text()):
       found[program, operation] = name
   return found
@@ -78,7 +81,7 @@ def spent(folder: str) -> collections.Counter:
         operation = stats.get('hlo_op')
         if operation is None or _HOLDS.match(operation):
           continue
-        name = origins.get((stats['hlo_module'], operation), '')
+        name = origins.get((stats['program_id'], operation), '')
         seconds[part_of(name), 'dot_general' in name] += event.duration_ns / 1e9
   return seconds
 
