@@ -268,6 +268,7 @@ def write(path: pathlib.Path, found: list[dict]) -> None:
   from matplotlib import figure as figures
 
   x, *names = found[0]
+  path.parent.mkdir(parents=True, exist_ok=True)
   with open(path.with_suffix('.csv'), 'w', newline='') as file:
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow((x, *names))
