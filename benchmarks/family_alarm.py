@@ -41,16 +41,16 @@ class Step:
   after: Figures
 
   @property
-  def falls(self) -> tuple[float, float]:
-    """Points of the truth, of samples and greedily, that were lost."""
-    truth, greedy = (
+  def fall(self) -> float:
+    """Points of the truth that were lost, of samples or greedily."""
+    return max(
       self.before[name] - self.after[name] for name in ('truth', 'greedy')
     )
-    return truth, greedy
 
   @property
   def harms(self) -> bool:
-    return max(self.falls) >= HARM
+    """Whether that is more than noise."""
+    return self.fall >= HARM
 
   def rings(self, min_fall: float) -> bool:
     """Whether the alarm suspects it."""
@@ -95,9 +95,9 @@ def counts(steps: list[Step]) -> list[str]:
   kinds = {
     'harm': [step for step in steps if step.harms],
     'a smaller fall': [
-      step for step in steps if not step.harms and max(step.falls) > 0
+      step for step in steps if not step.harms and step.fall > 0
     ],
-    'none fell': [step for step in steps if max(step.falls) <= 0],
+    'none fell': [step for step in steps if step.fall <= 0],
   }
   heads = (head for kind in kinds for head in (kind, '… rang'))
   out = _head('min_fall', *heads)

@@ -199,8 +199,8 @@ def test_an_alarm_warns_or_stops_where_a_policy_is_suspected(
   monkeypatch.setattr(
     alarm.Alarm,
     'suspicion',
-    lambda self, *rows_and_higher: ' to '.join(
-      row['policy'] for row in rows_and_higher[:2]
+    lambda self, before, after, higher: (
+      f'{before["policy"]} to {after["policy"]}'
     ),
   )
   command = running.command(run, *flags)[3:]
