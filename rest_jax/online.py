@@ -29,6 +29,7 @@ from rest_jax.context import BC, Context
 from rest_jax.data import loader
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
+from rest_jax.policy import DrawnPolicy
 from rest_jax.rewards import base, scoring
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, optimizer, step
@@ -173,12 +174,13 @@ class Trainer:
       context: the run.
       settings: how.
       reward: R(x, y).
-      network: what is trained.
+      network: what is trained: a `DrawnPolicy`, or with a value model.
       behaviour: BC's parameters.
       sources: what to sample for.
     """
     self._context, self._settings, self._reward = context, settings, reward
     self._network, self._behaviour = network, behaviour
+    self._policy = _policy_in(network)
     self._sources = sources
     self._step = step.make_train_step(
       network,
@@ -202,7 +204,7 @@ class Trainer:
     number, chosen = numbered
     if self._held is None or self._held[0] != number:
       batch = self.experience(state.params, number, chosen)
-      self._held = (number, step.put_batch(self._context.policy, batch))
+      self._held = (number, step.put_batch(self._policy, batch))
       self._updates = 0
     self._updates += 1
     return self._step(state, self._held[1], None, scale)
@@ -245,8 +247,9 @@ class Trainer:
     self.decoded_tokens += int(generated.lengths.sum())
     batch = _rows(tokens, generated, settings.batching.source_buckets[-1])
     rewards = self._rewards(chosen, generated)
-    old = generated.token_log_probs.reshape(batch.decoder_loss_weights.shape)
-    of_bc = step.target_log_probs(context.policy, self._behaviour, batch)
+    old = generated.token_sampling_log_probs
+    old = old.reshape(batch.decoder_loss_weights.shape)
+    of_bc = step.target_log_probs(self._policy, self._behaviour, batch)
     counted = batch.decoder_loss_weights != 0
     # Of each token, in nats; its sum is log π(y | x) − log π_BC(y | x).
     ratios = np.where(counted, old - np.asarray(of_bc), np.float32(0.0))
@@ -312,6 +315,17 @@ def policy_of(network: Any, params: Params) -> Params:
   return params['policy'] if isinstance(network, values.ActorCritic) else params
 
 
+def _policy_in(network: Any) -> DrawnPolicy:
+  return network.policy if isinstance(network, values.ActorCritic) else network
+
+
+def drawn_policy(context: Context) -> DrawnPolicy:
+  """The policy that online updates are of."""
+  return DrawnPolicy(
+    context.model, context.layout, num_tokens=context.tokenizer.size
+  )
+
+
 def _check_rows(context: Context, settings: Online) -> None:
   """Raises where the samples of a batch do not divide over the devices."""
   shards = context.policy.placement.num_shards('batch')
@@ -347,11 +361,11 @@ def run(
   """
   began = time.monotonic()
   behaviour = context.params(BC)
-  network, start = context.policy, behaviour
+  network, start = drawn_policy(context), behaviour
   _check_rows(context, settings)
   if settings.algorithm == 'ppo':
     value = values.ValueModel(context.model, context.layout)
-    network = values.ActorCritic(context.policy, value)
+    network = values.ActorCritic(network, value)
     critic = values.from_policy(value, behaviour, context.seed)
     start = {'policy': behaviour, 'value': critic}
   sources = rewarded.Split(context, 'grow')

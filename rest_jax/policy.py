@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from rest_jax.decoding.beam import Beams, beam_search
 from rest_jax.decoding.keys import sample_keys
 from rest_jax.decoding.loop import sample
-from rest_jax.decoding.sampling import Sampling
+from rest_jax.decoding.sampling import Sampling, only_drawn
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
 from rest_jax.models.t5 import Transformer
@@ -26,7 +26,13 @@ from rest_jax.types import (
   TokenScores,
 )
 
-__all__ = ['AroundPolicy', 'Policy', 'sample_keys', 'score_tokens']
+__all__ = [
+  'AroundPolicy',
+  'DrawnPolicy',
+  'Policy',
+  'sample_keys',
+  'score_tokens',
+]
 
 Tokens = Int[Array | np.ndarray, 'b s']
 
@@ -271,6 +277,31 @@ class Policy(Network):
         f'The tokenizer has {num_tokens} tokens, T5Config.vocab_size is '
         f'{self.config.vocab_size}; set it to at least as many.'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnPolicy(Policy):
+  """What samples at T = 1 are drawn from: π over the tokenizer's ids alone.
+
+  A `Policy` is over the whole vocabulary, padding included, as T5's loss is. No
+  sample has padding in it, so a policy gradient of that lets probability leak
+  into padding, where nothing calls it back.
+
+  Attributes:
+    num_tokens: as in `Policy.sample`.
+  """
+
+  num_tokens: int | None = None
+
+  def logits(
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'b t v']:
+    """As of `Policy`, −inf for ids that are never drawn."""
+    logits = super().logits(params, batch, dropout_key)
+    return only_drawn(logits, self.num_tokens)
 
 
 class AroundPolicy:

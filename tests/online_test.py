@@ -8,11 +8,21 @@ import pytest
 import small_run
 from small_run import BATCHING, SOURCES, Bytes, begun, evaluation
 
-from rest_jax import errors, ledger, online, rewarded, stage_plan, values
+from rest_jax import (
+  errors,
+  ledger,
+  online,
+  online_losses,
+  rewarded,
+  stage_plan,
+  values,
+)
 from rest_jax.checkpoint import native
+from rest_jax.data.tokenizer import ByteTokenizer
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.training import early_stopping, step
 from rest_jax.training.optimizer import Optimizer
+from rest_jax.training.state import init_state
 
 SETTINGS = online.Online(
   Optimizer(learning_rate=0.01),
@@ -32,15 +42,25 @@ def context(tmp_path_factory):
 
 def trainer(context, settings):
   bc = context.params('supervised')
-  network, params = context.policy, context.read_params('other')
+  network, params = online.drawn_policy(context), context.read_params('other')
   if settings.algorithm == 'ppo':
     model = values.ValueModel(context.model, context.layout)
-    network = values.ActorCritic(context.policy, model)
+    network = values.ActorCritic(network, model)
     critic = values.from_policy(model, bc, 0)
     params = {'policy': params, 'value': critic}
   sources = rewarded.Split(context, 'grow')
   made = online.Trainer(context, settings, Bytes(), network, bc, sources)
   return made, params
+
+
+def _rewards(context, batch):
+  """R(x, y) of a batch's rows, scaled to [0, 1]."""
+  counted = batch.decoder_loss_weights != 0
+  texts = [
+    context.tokenizer.decode(row[mask].tolist())
+    for row, mask in zip(batch.decoder_target_tokens, counted, strict=True)
+  ]
+  return np.array([len(text.encode()) / 40 for text in texts])
 
 
 def test_batches_take_each_source_once_an_epoch():
@@ -61,13 +81,9 @@ def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
   made, params = trainer(context, SETTINGS)
   batch = made.experience(params, 0, np.array([0, 2, 3, 5]))
   counted = batch.decoder_loss_weights != 0
-  texts = [
-    context.tokenizer.decode(row[mask].tolist())
-    for row, mask in zip(batch.decoder_target_tokens, counted, strict=True)
-  ]
-  rewards = np.array([len(text.encode()) / 40 for text in texts])
+  rewards = _rewards(context, batch)
   old, bc = (
-    np.where(counted, step.target_log_probs(context.policy, p, batch), 0)
+    np.where(counted, step.target_log_probs(made._policy, p, batch), 0)
     for p in (params, context.params('supervised'))
   )
   penalised = (rewards - 0.1 * (old - bc).sum(axis=1)).reshape(4, 2)
@@ -86,6 +102,46 @@ def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
   )
 
 
+def _output(params, write=None):
+  """The output layer's columns of padding, or parameters with others."""
+  kernel = params['decoder']['logits_dense']['kernel']
+  if write is None:
+    return np.asarray(kernel)[:, ByteTokenizer().size :]
+  kernel = kernel.at[:, ByteTokenizer().size :].set(write)
+  dense = {'logits_dense': {'kernel': kernel}}
+  return params | {'decoder': params['decoder'] | dense}
+
+
+@pytest.mark.parametrize('settings', [SETTINGS, PPO])
+def test_padding_of_the_vocabulary_earns_nothing(context, settings):
+  # A policy that draws as BC does has no KL penalty, whatever it would give to
+  # ids that are never drawn; and no update moves those.
+  made, params = trainer(context, settings)
+  bc = context.params('supervised')
+  leaking = _output(bc, 5.0 * _output(bc) + 1.0)
+  if settings.algorithm == 'ppo':
+    params = params | {'policy': leaking}
+  else:
+    params = leaking
+  chosen = np.array([1, 2, 3, 4])
+  batch = made.experience(params, 0, chosen)
+  counted = batch.decoder_loss_weights != 0
+  rewards = _rewards(context, batch)
+  if settings.algorithm == 'ppo':
+    last = counted.sum(axis=1) - 1
+    found = batch.decoder_figures['returns'][np.arange(8), last]
+    np.testing.assert_allclose(found, rewards, atol=1e-5)
+  else:
+    wanted = online_losses.leave_one_out(rewards.reshape(4, 2)).reshape(-1, 1)
+    found = batch.decoder_figures['advantages']
+    np.testing.assert_allclose(found, wanted * counted, atol=1e-5)
+  state = init_state(made._network, settings.optimizer, params)
+  before = _output(leaking).copy()
+  state, _ = made(state, (0, chosen), None, 1.0)
+  after = online.policy_of(made._network, state.params)
+  np.testing.assert_array_equal(_output(after), before)
+
+
 def test_ppo_figures_add_up(context):
   made, params = trainer(context, PPO)
   batch = made.experience(params, 0, np.array([1, 2, 3, 4]))
@@ -102,15 +158,11 @@ def test_ppo_figures_add_up(context):
   # Whatever is promised before it, the last token's return is its own reward.
   last = counted.sum(axis=1) - 1
   returns = figures['returns'][np.arange(8), last]
-  texts = [
-    context.tokenizer.decode(row[mask].tolist())
-    for row, mask in zip(batch.decoder_target_tokens, counted, strict=True)
-  ]
   bc = np.asarray(
-    step.target_log_probs(context.policy, context.params('supervised'), batch)
+    step.target_log_probs(made._policy, context.params('supervised'), batch)
   )
   ratios = (figures['grown_log_probs'] - bc)[np.arange(8), last]
-  expected = [len(t.encode()) / 40 for t in texts] - 0.1 * ratios
+  expected = _rewards(context, batch) - 0.1 * ratios
   np.testing.assert_allclose(returns, expected, atol=1e-4)
 
 

@@ -109,7 +109,7 @@ class Sampling:
     return Draw(*(x.reshape(rows) for x in draw))
 
   def _draw(self, logits, uniform, num_tokens, temperature):
-    allowed = _mask(logits, num_tokens)
+    allowed = only_drawn(logits, num_tokens)
     best = jnp.max(allowed, axis=-1, keepdims=True)
     tempered = (allowed - best) / temperature
     tempered = self._truncate(tempered)
@@ -142,17 +142,24 @@ class Sampling:
     return jnp.where(scores >= cut, scores, -jnp.inf)
 
 
-def _mask(logits: jax.Array, num_tokens: int | None) -> jax.Array:
+def only_drawn(
+  logits: Float[Array, '*r v'], num_tokens: int | None
+) -> Float[Array, '*r v']:
+  """Logits that are −inf for what is never drawn.
+
+  Args:
+    logits: of every row.
+    num_tokens: as in `Sampling.__call__`.
+  """
   if num_tokens is None:
     return logits
   ids = jnp.arange(logits.shape[-1])
-  allowed = (ids > 0) & (ids < num_tokens)
-  return jnp.where(allowed[None, :], logits, -jnp.inf)
+  return jnp.where((ids > 0) & (ids < num_tokens), logits, -jnp.inf)
 
 
 def _take_best(logits: jax.Array, num_tokens: int | None):
   """Argmax in two levels: a plain one costs far more than max on a CPU."""
-  blocks = _as_blocks(_mask(logits, num_tokens))
+  blocks = _as_blocks(only_drawn(logits, num_tokens))
   best = jnp.max(blocks, axis=-1)
   block = jnp.argmax(best, axis=-1, keepdims=True).astype(jnp.int32)
   inside = jnp.argmax(_take_block(blocks, block[:, 0]), axis=-1)
