@@ -11,6 +11,7 @@ there are several.
 
 import argparse
 import csv
+import itertools
 import pathlib
 import re
 import statistics
@@ -32,6 +33,7 @@ _FIGURES = {
   'kept_samples': 'kept',
   'samples_drawn': 'drawn',
 }
+_SHOWN_COLUMNS = ('reward_mean', 'reward_greedy', 'bleu')
 _WHOLE = ('kept_samples', 'samples_drawn')
 _TITLES = {
   'table_1': 'Grow, Improve and online RL (the form of the paper’s Table 1)',
@@ -123,7 +125,7 @@ def picture(seeds: dict[int, Rows], every: bool) -> figures.Figure:
   figure = figures.Figure((8, 1 + 0.26 * len(names)), layout='constrained')
   for axes, column in zip(
     figure.subplots(1, 3, sharey=True),
-    ('reward_mean', 'reward_greedy', 'bleu'),
+    _SHOWN_COLUMNS,
     strict=True,
   ):
     for y, name in enumerate(names):
@@ -135,6 +137,33 @@ def picture(seeds: dict[int, Rows], every: bool) -> figures.Figure:
     axes.set_title(_FIGURES[column], fontsize=9)
     axes.grid(alpha=0.3)
   return figure
+
+
+def by_step(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
+  """Each run after every Improve step; BC's is that of `base`."""
+  curves = defaultdict(lambda: defaultdict(list))
+  for row in itertools.chain.from_iterable(seeds.values()):
+    if row['split'] == 'report' and _POLICY.fullmatch(row['policy']):
+      name = 'bc' if row['run'] == _BASE else row['run']
+      curves[name][row['policy']].append(row)
+  steps = sorted({policy for curve in curves.values() for policy in curve})
+  out = ['| reward_mean | ' + ' | '.join(steps) + ' |']
+  out.append('|---|' + '---:|' * len(steps))
+  for name, curve in curves.items():
+    cells = [cell(curve[step], 'reward_mean') for step in steps]
+    out.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+  figure = figures.Figure((9, 3.6), layout='constrained')
+  for axes, column in zip(figure.subplots(1, 3), _SHOWN_COLUMNS, strict=True):
+    for place, (name, curve) in enumerate(curves.items()):
+      means = [
+        statistics.mean(float(row[column]) for row in curve[step])
+        for step in steps
+      ]
+      axes.plot(steps, means, 'o-', ms=3, color=f'C{place}', label=name)
+    axes.set_title(_FIGURES[column], fontsize=9)
+    axes.grid(alpha=0.3)
+  figure.legend(*axes.get_legend_handles_labels(), loc='outside right')
+  return out, figure
 
 
 def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
@@ -170,7 +199,7 @@ def gains(seeds: dict[int, Rows]) -> list[str]:
   out.append('|---|---:|---:|---:|---:|')
   for name in ('best', 'best G1 I1 permuted'):
     cells = [name, str(len(base))]
-    for column in ('reward_mean', 'reward_greedy', 'bleu'):
+    for column in _SHOWN_COLUMNS:
       found = [
         float(one[column]) - float(other[column])
         for one, other in zip(lines[name], base, strict=True)
@@ -197,6 +226,9 @@ def main() -> None:
   ):
     if name == 'best_of_n':
       text, figure = best_of_n(seeds)
+    elif name == 'losses_by_step':
+      text, figure = by_step(seeds)
+      text = [*table(seeds, every=False), '', *text]
     elif name == 'alarm':
       text, figure = family_alarm.tables(seeds)
     else:
