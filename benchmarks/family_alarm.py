@@ -9,6 +9,7 @@ import itertools
 from collections import defaultdict
 from typing import Any
 
+import markdown_tables
 from matplotlib import figure as figures
 
 from rest_jax import alarm
@@ -75,8 +76,7 @@ def tables(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
   }
   rang = [f'rang, min_fall {least:g}' for least in MIN_FALLS]
   heads = ('reward', 'seed', *(f'{name} gained' for name in _CURVES))
-  out = _head(*heads, 'harm', *rang)
-  every = []
+  every, lines = [], []
   for (run, seed), rows in runs.items():
     steps = [Step(*pair) for pair in itertools.pairwise(rows)]
     every += steps
@@ -86,8 +86,9 @@ def tables(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
     cells += [
       _places(step.rings(least) for step in steps) for least in MIN_FALLS
     ]
-    out.append('| ' + ' | '.join(cells) + ' |')
-  return [*out, '', *counts(every)], picture(runs)
+    lines.append(cells)
+  told = markdown_tables.table([*heads, 'harm', *rang], lines)
+  return [*told, '', *counts(every)], picture(runs)
 
 
 def counts(steps: list[Step]) -> list[str]:
@@ -100,13 +101,13 @@ def counts(steps: list[Step]) -> list[str]:
     'none fell': [step for step in steps if step.fall <= 0],
   }
   heads = (head for kind in kinds for head in (kind, '… rang'))
-  out = _head('min_fall', *heads)
+  lines = []
   for least in MIN_FALLS:
     cells = [f'{least:g}']
     for some in kinds.values():
       cells += [str(len(some)), str(sum(step.rings(least) for step in some))]
-    out.append('| ' + ' | '.join(cells) + ' |')
-  return out
+    lines.append(cells)
+  return markdown_tables.table(['min_fall', *heads], lines)
 
 
 def by_run(rows: Rows) -> dict[str, Rows]:
@@ -175,7 +176,3 @@ def _places(flags) -> str:
   """The Grow steps whose flag is set."""
   found = [f'G{number}' for number, flag in enumerate(flags, 1) if flag]
   return ' '.join(found) or '–'
-
-
-def _head(*names: str) -> list[str]:
-  return ['| ' + ' | '.join(names) + ' |', '|---|' + '---:|' * (len(names) - 1)]

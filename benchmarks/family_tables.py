@@ -18,6 +18,7 @@ import statistics
 from collections import defaultdict
 
 import family_alarm
+import markdown_tables
 import matplotlib
 from matplotlib import figure as figures
 
@@ -108,14 +109,15 @@ def cell(rows: Rows, name: str) -> str:
 
 def table(seeds: dict[int, Rows], every: bool) -> list[str]:
   """A table in Markdown."""
-  heads = ['run', 'last policy', 'seeds', *_FIGURES.values()]
-  out = ['| ' + ' | '.join(heads) + ' |']
-  out.append('|---|---|' + '---:|' * (len(heads) - 2))
-  for name, rows in lines_of(seeds, every).items():
-    cells = [name, rows[-1]['policy'], str(len(rows))]
-    cells += [cell(rows, figure) for figure in _FIGURES]
-    out.append('| ' + ' | '.join(cells) + ' |')
-  return out
+  lines = [
+    [
+      *(name, rows[-1]['policy'], str(len(rows))),
+      *(cell(rows, figure) for figure in _FIGURES),
+    ]
+    for name, rows in lines_of(seeds, every).items()
+  ]
+  head = ['run', 'last policy', 'seeds', *_FIGURES.values()]
+  return markdown_tables.table(head, lines, texts=2)
 
 
 def picture(seeds: dict[int, Rows], every: bool) -> figures.Figure:
@@ -147,11 +149,11 @@ def by_step(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
       name = 'bc' if row['run'] == _BASE else row['run']
       curves[name][row['policy']].append(row)
   steps = sorted({policy for curve in curves.values() for policy in curve})
-  out = ['| reward_mean | ' + ' | '.join(steps) + ' |']
-  out.append('|---|' + '---:|' * len(steps))
-  for name, curve in curves.items():
-    cells = [cell(curve[step], 'reward_mean') for step in steps]
-    out.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+  lines = (
+    [name, *(cell(curve[step], 'reward_mean') for step in steps)]
+    for name, curve in curves.items()
+  )
+  out = markdown_tables.table(['reward_mean', *steps], lines)
   figure = figures.Figure((9, 3.6), layout='constrained')
   for axes, column in zip(figure.subplots(1, 3), _SHOWN_COLUMNS, strict=True):
     for place, (name, curve) in enumerate(curves.items()):
@@ -174,18 +176,18 @@ def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
       if row['run'] == 'best_of_n' and row['chosen_by'] == 'reward':
         curves[row['policy']][int(row['n'])].append(float(row['reward']))
   counts = sorted({n for curve in curves.values() for n in curve})
-  out = ['| policy | ' + ' | '.join(f'N = {n}' for n in counts) + ' |']
-  out.append('|---|' + '---:|' * len(counts))
+  lines = []
   figure = figures.Figure((5, 3.2), layout='constrained')
   axes = figure.subplots()
   for policy, curve in curves.items():
     means = [statistics.mean(curve[n]) for n in counts]
-    out.append(f'| {policy} | ' + ' | '.join(f'{m:.1f}' for m in means) + ' |')
+    lines.append([policy, *(f'{mean:.1f}' for mean in means)])
     axes.plot(counts, means, 'o-', markersize=3, label=policy)
   axes.set(xscale='log', xlabel='N', ylabel='reward of the best')
   axes.legend(fontsize=7)
   axes.grid(alpha=0.3)
-  return out, figure
+  head = ['policy', *(f'N = {n}' for n in counts)]
+  return markdown_tables.table(head, lines), figure
 
 
 def gains(seeds: dict[int, Rows]) -> list[str]:
@@ -195,8 +197,7 @@ def gains(seeds: dict[int, Rows]) -> list[str]:
   """
   lines = lines_of(seeds, every=False)
   base = lines['best BC+']
-  out = ['| gain over BC+ | seeds | reward_mean | reward_greedy | BLEU |']
-  out.append('|---|---:|---:|---:|---:|')
+  out = []
   for name in ('best', 'best G1 I1 permuted'):
     cells = [name, str(len(base))]
     for column in _SHOWN_COLUMNS:
@@ -207,8 +208,9 @@ def gains(seeds: dict[int, Rows]) -> list[str]:
       low, high = significance.t_interval(found)
       mean = statistics.mean(found)
       cells.append(f'{mean:+.1f} ({low:+.1f} to {high:+.1f})')
-    out.append('| ' + ' | '.join(cells) + ' |')
-  return out
+    out.append(cells)
+  names = (_FIGURES[column] for column in _SHOWN_COLUMNS)
+  return markdown_tables.table(['gain over BC+', 'seeds', *names], out)
 
 
 def main() -> None:

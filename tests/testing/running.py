@@ -42,7 +42,6 @@ def environment(
     devices: how many it sees.
   """
   out = dict(os.environ)
-  out['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # Compiling is most of a run.
   out['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
   out['PYTHONPATH'] = os.pathsep.join(
     [str(pathlib.Path(rest_jax.__file__).parents[1]), str(TESTING)]
