@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from rest_jax import (
   values,
 )
 from rest_jax.context import BC, Context
-from rest_jax.data import loader
+from rest_jax.data import buckets, loader
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
 from rest_jax.policy import DrawnPolicy
@@ -34,6 +34,8 @@ from rest_jax.rewards import base, scoring
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, optimizer, step
 from rest_jax.types import Batch, Params, TrainState
+
+_SHORTEST = 16  # Tokens; shorter rows are not worth compiling for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +192,12 @@ class Trainer:
     )
     self._held: tuple[int, Batch] | None = None
     self._updates = 0  # On the samples that are held.
+    # No rows for more sources than a batch has.
+    lanes = settings.batching.lanes(settings.num_samples)
+    self._batching = dataclasses.replace(
+      settings.batching,
+      rows=min(settings.batching.rows, settings.sources_per_update * lanes),
+    )
     self.decoded_tokens = 0
 
   def __call__(
@@ -241,16 +249,16 @@ class Trainer:
       step=number,
       num_samples=settings.num_samples,
       sampling=settings.sampling,
-      batching=settings.batching,
+      batching=self._batching,
       num_tokens=context.tokenizer.size,
     )
     self.decoded_tokens += int(generated.lengths.sum())
-    batch = _rows(tokens, generated, settings.batching.source_buckets[-1])
+    batch = _rows(tokens, generated, settings.batching.source_buckets)
     rewards = self._rewards(chosen, generated)
-    old = generated.token_sampling_log_probs
-    old = old.reshape(batch.decoder_loss_weights.shape)
-    of_bc = step.target_log_probs(self._policy, self._behaviour, batch)
     counted = batch.decoder_loss_weights != 0
+    old = generated.token_sampling_log_probs[..., : counted.shape[1]]
+    old = old.reshape(counted.shape)
+    of_bc = step.target_log_probs(self._policy, self._behaviour, batch)
     # Of each token, in nats; its sum is log π(y | x) − log π_BC(y | x).
     ratios = np.where(counted, old - np.asarray(of_bc), np.float32(0.0))
     penalty = np.float32(settings.kl_coefficient) * ratios
@@ -297,14 +305,23 @@ class Trainer:
 
 
 def _rows(
-  sources: list[list[int]], generated: generation.Generated, source_length: int
+  sources: list[list[int]],
+  generated: generation.Generated,
+  source_buckets: Sequence[int],
 ) -> Batch:
-  """Rows of one pair each: every sample of every source, as it was drawn."""
+  """Rows of one pair each: every sample of every source, as it was drawn.
+
+  They are as long as the source bucket of the longest source, and as the
+  longest sample asks for when the length is halved: each shape is compiled.
+  """
   s, n, length = generated.tokens.shape
-  targets = generated.tokens.reshape(s * n, length)
-  encoder = np.zeros((s, source_length), np.int32)
-  for row, tokens in zip(encoder, sources, strict=True):
-    row[: len(tokens)] = tokens
+  needed = max(int(generated.lengths.max()), _SHORTEST)
+  while length % 2 == 0 and length // 2 >= needed:
+    length //= 2
+  targets = generated.tokens[..., :length].reshape(s * n, length)
+  longest = max(map(len, sources))
+  source_length = next(size for size in source_buckets if size >= longest)
+  encoder = buckets.padded(sources, source_length)
   return generation.teacher_forced(
     np.repeat(encoder, n, axis=0), targets, generated.lengths.reshape(-1)
   )
