@@ -275,7 +275,8 @@ class Trainer:
   def _ppo_figures(self, params, batch, rewards, penalty, old):
     settings = self._settings
     counted = batch.decoder_loss_weights != 0
-    found = step.scores(self._network, params, batch).values
+    critic = self._network.value
+    found = step.scores(critic, params['value'], batch)
     found = np.where(counted, np.asarray(found), np.float32(0.0))
     of_tokens = -penalty
     last = counted.sum(axis=1) - 1

@@ -10,6 +10,7 @@ from small_run import BATCHING, SOURCES, Bytes, begun, evaluation
 
 from rest_jax import (
   errors,
+  generation,
   ledger,
   online,
   online_losses,
@@ -140,6 +141,26 @@ def test_padding_of_the_vocabulary_earns_nothing(context, settings):
   state, _ = made(state, (0, chosen), None, 1.0)
   after = online.policy_of(made._network, state.params)
   np.testing.assert_array_equal(_output(after), before)
+
+
+@pytest.mark.parametrize(
+  ('longest', 'source', 'shape'),
+  [(5, 8, (16, 8)), (16, 9, (16, 32)), (17, 32, (32, 32)), (60, 3, (64, 8))],
+)
+def test_rows_are_halved_as_far_as_their_samples_fit(longest, source, shape):
+  generated = generation.Generated.empty(2, 3, 64)
+  lengths = np.array([[longest, 1, 2], [3, longest, 1]])
+  generated.lengths[:] = lengths
+  generated.tokens[:] = np.arange(64) < lengths[..., None]
+  batch = online._rows([[7] * source, [8]], generated, (8, 32))
+  assert batch.decoder_target_tokens.shape == (6, shape[0])
+  assert batch.encoder_input_tokens.shape == (6, shape[1])
+  np.testing.assert_array_equal(
+    batch.decoder_target_tokens.sum(axis=1), lengths.ravel()
+  )
+  np.testing.assert_array_equal(
+    (batch.encoder_input_tokens > 0).sum(axis=1), [source] * 3 + [1] * 3
+  )
 
 
 def test_ppo_figures_add_up(context):
