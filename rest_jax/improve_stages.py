@@ -11,7 +11,7 @@ from rest_jax import (
   grown_data,
   improve,
   losses,
-  online,
+  online_training,
   values,
 )
 from rest_jax.context import BC, Context
@@ -111,7 +111,7 @@ def online_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     | _selecting_config(run.evaluate)
     | reward_config(run.annotate.reward)
     | {'SEED': run.seed},
-    lambda context, stage: online.run(
+    lambda context, stage: online_training.run(
       context, stage, settings, run.evaluate, run.annotate.reward
     ),
     lone=f'online {settings.algorithm.upper()}',

@@ -95,6 +95,7 @@ _LAYERS = (
   (4, 'grown_data'),
   (4, 'values'),
   (4, 'online'),
+  (4, 'online_training'),
   (4, 'rewarded'),
   (4, 'evaluate'),
   (4, 'behaviour'),

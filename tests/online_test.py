@@ -14,6 +14,7 @@ from rest_jax import (
   ledger,
   online,
   online_losses,
+  online_training,
   rewarded,
   stage_plan,
   values,
@@ -43,14 +44,19 @@ def context(tmp_path_factory):
 
 def trainer(context, settings):
   bc = context.params('supervised')
-  network, params = online.drawn_policy(context), context.read_params('other')
+  network, params = (
+    online_training.drawn_policy(context),
+    context.read_params('other'),
+  )
   if settings.algorithm == 'ppo':
     model = values.ValueModel(context.model, context.layout)
     network = values.ActorCritic(network, model)
     critic = values.from_policy(model, bc, 0)
     params = {'policy': params, 'value': critic}
   sources = rewarded.Split(context, 'grow')
-  made = online.Trainer(context, settings, Bytes(), network, bc, sources)
+  made = online_training.Trainer(
+    context, settings, Bytes(), network, bc, sources
+  )
   return made, params
 
 
@@ -65,7 +71,7 @@ def _rewards(context, batch):
 
 
 def test_batches_take_each_source_once_an_epoch():
-  batches = online.SourceBatches(SOURCES, SETTINGS, seed=3)
+  batches = online_training.SourceBatches(SOURCES, SETTINGS, seed=3)
   numbers, chosen = zip(*(batches[u] for u in range(3)), strict=True)
   assert numbers == (0, 1, 2)
   # Twelve places are two epochs of six sources.
@@ -74,7 +80,7 @@ def test_batches_take_each_source_once_an_epoch():
     assert sorted(epoch.tolist()) == list(range(SOURCES))
   again = next(batches.starting_at(2))
   np.testing.assert_array_equal(again[1], chosen[2])
-  twice = online.SourceBatches(SOURCES, PPO, seed=3)
+  twice = online_training.SourceBatches(SOURCES, PPO, seed=3)
   assert [twice[u][0] for u in range(4)] == [0, 0, 1, 1]
 
 
@@ -139,7 +145,7 @@ def test_padding_of_the_vocabulary_earns_nothing(context, settings):
   state = init_state(made._network, settings.optimizer, params)
   before = _output(leaking).copy()
   state, _ = made(state, (0, chosen), None, 1.0)
-  after = online.policy_of(made._network, state.params)
+  after = online_training.policy_of(made._network, state.params)
   np.testing.assert_array_equal(_output(after), before)
 
 
@@ -152,7 +158,7 @@ def test_rows_are_halved_as_far_as_their_samples_fit(longest, source, shape):
   lengths = np.array([[longest, 1, 2], [3, longest, 1]])
   generated.lengths[:] = lengths
   generated.tokens[:] = np.arange(64) < lengths[..., None]
-  batch = online._rows([[7] * source, [8]], generated, (8, 32))
+  batch = online_training._rows([[7] * source, [8]], generated, (8, 32))
   assert batch.decoder_target_tokens.shape == (6, shape[0])
   assert batch.encoder_input_tokens.shape == (6, shape[1])
   np.testing.assert_array_equal(
@@ -198,14 +204,14 @@ def test_a_baseline_is_trained_and_resumes_where_it_was(context, settings):
   )
   with pytest.raises(KeyboardInterrupt):
     _run_until_commit(context, stage, short)
-  online.run(context, stage, settings, evaluation(), Bytes())
+  online_training.run(context, stage, settings, evaluation(), Bytes())
   counts = stage.manifest['counts']
   assert counts['updates'] == 4
   batches = 4 // settings.updates_per_batch
   assert counts['samples'] == batches * 8
   assert counts['select_samples'] == 3 * 8
   whole = begun(context, f'{name}_whole')
-  online.run(context, whole, settings, evaluation(), Bytes())
+  online_training.run(context, whole, settings, evaluation(), Bytes())
   assert whole.manifest['counts'] == counts
   assert whole.manifest['extra'] == stage.manifest['extra']
   jax.tree.map(
@@ -226,12 +232,12 @@ def test_a_preempted_baseline_ends_between_batches(context, monkeypatch):
   for name in ('online/ended', 'online/unended'):
     stage = begun(context, name)
     if name == 'online/ended':
-      monkeypatch.setattr(online.preemption, 'due', lambda: True)
+      monkeypatch.setattr(online_training.preemption, 'due', lambda: True)
       with pytest.raises(errors.PreemptionError):
-        online.run(context, stage, settings, evaluation(), Bytes())
+        online_training.run(context, stage, settings, evaluation(), Bytes())
       monkeypatch.undo()
       assert native.Checkpoints(stage.work / 'checkpoints').latest() == 2
-    online.run(context, stage, settings, evaluation(), Bytes())
+    online_training.run(context, stage, settings, evaluation(), Bytes())
     made.append(stage.manifest)
   assert made[0]['counts'] == made[1]['counts']
   assert made[0]['extra'] == made[1]['extra']
@@ -250,7 +256,7 @@ def _run_until_commit(context, stage, settings):
 
   stage.commit = killed
   try:
-    online.run(context, stage, settings, evaluation(), Bytes())
+    online_training.run(context, stage, settings, evaluation(), Bytes())
   finally:
     del stage.commit
 
@@ -299,7 +305,7 @@ def test_samples_that_do_not_divide_name_the_binding(context):
     errors.ConfigurationError,
     match=r'Online\.sources_per_update .* = 8 samples do not divide',
   ):
-    online.run(context, stage, uneven, evaluation(), Bytes())
+    online_training.run(context, stage, uneven, evaluation(), Bytes())
 
 
 def test_samples_are_drawn_from_the_policy_itself():

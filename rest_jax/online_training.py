@@ -1,0 +1,337 @@
+"""Online baselines: RLOO and PPO, on the same parts as ReST.
+
+Each update draws samples of its own from the policy as it is: batches of
+sources in, updates out. Sampler, rewards, stopping, checkpoints, resume and the
+row of results are those of Improve.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rest_jax import evaluate as evaluate_lib
+from rest_jax import (
+  generation,
+  grow,
+  losses,
+  online_losses,
+  preemption,
+  rewarded,
+  supervised,
+  values,
+)
+from rest_jax.context import BC, Context
+from rest_jax.data import buckets, loader
+from rest_jax.errors import ConfigurationError
+from rest_jax.online import Online
+from rest_jax.policy import DrawnPolicy
+from rest_jax.rewards import base, scoring
+from rest_jax.run_directory import Stage
+from rest_jax.training import early_stopping, step
+from rest_jax.types import Batch, Params, TrainState
+
+_SHORTEST = 16  # Tokens; shorter rows are not worth compiling for.
+
+
+class SourceBatches:
+  """Which sources each update trains on; a function of (seed, update)."""
+
+  def __init__(self, count: int, settings: Online, seed: int):
+    """Sources are numbered from 0 to `count`."""
+    self._count, self._settings, self._seed = count, settings, seed
+    # A batch may straddle two epochs.
+    self._order = functools.lru_cache(maxsize=2)(self._new_order)
+
+  def _new_order(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((self._seed, epoch)).permutation(self._count)
+
+  def __getitem__(self, update: int) -> tuple[int, np.ndarray]:
+    """The number of the batch of an update, and of its sources, int64 [s]."""
+    batch = update // self._settings.updates_per_batch
+    size = self._settings.sources_per_update
+    places = np.arange(batch * size, (batch + 1) * size)
+    return batch, np.array(
+      [self._order(p // self._count)[p % self._count] for p in places.tolist()]
+    )
+
+  def starting_at(self, update: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields those of `update`, `update` + 1, … without end."""
+    return map(self.__getitem__, itertools.count(update))
+
+
+class Trainer:
+  """Makes updates on samples that it draws itself; see `fit.fit`.
+
+  Attributes:
+    decoded_tokens: tokens drawn so far.
+  """
+
+  def __init__(
+    self,
+    context: Context,
+    settings: Online,
+    reward: base.RewardModel,
+    network: Any,
+    behaviour: Params,
+    sources: rewarded.Split,
+  ):
+    """Draws nothing yet.
+
+    Args:
+      context: the run.
+      settings: how.
+      reward: R(x, y).
+      network: what is trained: a `DrawnPolicy`, or with a value model.
+      behaviour: BC's parameters.
+      sources: what to sample for.
+    """
+    self._context, self._settings, self._reward = context, settings, reward
+    self._network, self._behaviour = network, behaviour
+    self._policy = _policy_in(network)
+    self._sources = sources
+    self._step = step.make_train_step(
+      network,
+      settings.optimizer,
+      settings.loss,
+      num_microbatches=settings.num_microbatches,
+    )
+    self._held: tuple[int, Batch] | None = None
+    self._updates = 0  # On the samples that are held.
+    # No rows for more sources than a batch has.
+    lanes = settings.batching.lanes(settings.num_samples)
+    self._batching = dataclasses.replace(
+      settings.batching,
+      rows=min(settings.batching.rows, settings.sources_per_update * lanes),
+    )
+    self.decoded_tokens = 0
+
+  def __call__(
+    self,
+    state: TrainState,
+    numbered: tuple[int, np.ndarray],
+    dropout_key: Any,
+    scale: float,
+  ) -> tuple[TrainState, step.Metrics]:
+    """Makes an update. Without dropout: samples are drawn without it too."""
+    del dropout_key
+    number, chosen = numbered
+    if self._held is None or self._held[0] != number:
+      batch = self.experience(state.params, number, chosen)
+      self._held = (number, step.put_batch(self._policy, batch))
+      self._updates = 0
+    self._updates += 1
+    return self._step(state, self._held[1], None, scale)
+
+  def interrupted(self) -> bool:
+    """Whether to end here: a run cannot go on amid the updates of a batch."""
+    whole = self._updates == self._settings.updates_per_batch
+    return whole and preemption.due()
+
+  def experience(
+    self, params: Params, number: int, chosen: np.ndarray
+  ) -> Batch:
+    """Draws samples for some sources, and finds their advantages.
+
+    Args:
+      params: of the network.
+      number: of the batch; no two draw the same numbers.
+      chosen: int64 [s], places of the sources.
+
+    Returns:
+      s · n rows as numpy arrays, with the figures that the loss needs.
+    """
+    settings, context = self._settings, self._context
+    tokens = [self._sources.source_tokens[i] for i in chosen]
+    decoder = context.decoder
+    policy = decoder.decode_params(policy_of(self._network, params))
+    generated = generation.generate(
+      decoder,
+      decoder.adopt(policy),
+      tokens,
+      self._sources.source_ids[chosen],
+      seed=context.seed,
+      purpose='online',
+      step=number,
+      num_samples=settings.num_samples,
+      sampling=settings.sampling,
+      batching=self._batching,
+      num_tokens=context.tokenizer.size,
+    )
+    self.decoded_tokens += int(generated.lengths.sum())
+    batch = _rows(tokens, generated, settings.batching.source_buckets)
+    rewards = self._rewards(chosen, generated)
+    counted = batch.decoder_loss_weights != 0
+    old = generated.token_sampling_log_probs[..., : counted.shape[1]]
+    old = old.reshape(counted.shape)
+    of_bc = step.target_log_probs(self._policy, self._behaviour, batch)
+    # Of each token, in nats; its sum is log π(y | x) − log π_BC(y | x).
+    ratios = np.where(counted, old - np.asarray(of_bc), np.float32(0.0))
+    penalty = np.float32(settings.kl_coefficient) * ratios
+    if settings.algorithm == 'rloo':
+      whole = rewards - penalty.sum(axis=1).reshape(rewards.shape)
+      advantages = online_losses.leave_one_out(whole).reshape(-1, 1)
+      figures = {'advantages': advantages * counted}
+    else:
+      figures = self._ppo_figures(params, batch, rewards, penalty, old)
+    return batch.replace(
+      decoder_figures={k: v.astype(np.float32) for k, v in figures.items()}
+    )
+
+  def _ppo_figures(self, params, batch, rewards, penalty, old):
+    settings = self._settings
+    counted = batch.decoder_loss_weights != 0
+    critic = self._network.value
+    found = step.scores(critic, params['value'], batch)
+    found = np.where(counted, np.asarray(found), np.float32(0.0))
+    of_tokens = -penalty
+    last = counted.sum(axis=1) - 1
+    of_tokens[np.arange(len(last)), last] += rewards.reshape(-1)
+    advantages = online_losses.generalized_advantages(
+      of_tokens, found, counted, settings.discount, settings.trace
+    )
+    spread = advantages[counted].std() + np.float32(1e-6)
+    centred = (advantages - advantages[counted].mean()) / spread
+    return {
+      'advantages': centred * counted,
+      'grown_log_probs': old,
+      losses.RETURNS: advantages + found,
+    }
+
+  def _rewards(self, chosen, generated) -> np.ndarray:
+    """R(x, y) of the samples, float32 [s, n]."""
+    n = self._settings.num_samples
+    references = self._sources.references
+    return scoring.rewards(
+      self._reward,
+      [self._sources.sources[i] for i in chosen for _ in range(n)],
+      grow.decode(self._context, generated),
+      references and [references[i] for i in chosen for _ in range(n)],
+      cache=self._context.scores,
+    ).reshape(len(chosen), n)
+
+
+def _rows(
+  sources: list[list[int]],
+  generated: generation.Generated,
+  source_buckets: Sequence[int],
+) -> Batch:
+  """Rows of one pair each: every sample of every source, as it was drawn.
+
+  They are as long as the source bucket of the longest source, and as the
+  longest sample asks for when the length is halved: each shape is compiled.
+  """
+  s, n, length = generated.tokens.shape
+  needed = max(int(generated.lengths.max()), _SHORTEST)
+  while length % 2 == 0 and length // 2 >= needed:
+    length //= 2
+  targets = generated.tokens[..., :length].reshape(s * n, length)
+  longest = max(map(len, sources))
+  source_length = next(size for size in source_buckets if size >= longest)
+  encoder = buckets.padded(sources, source_length)
+  return generation.teacher_forced(
+    np.repeat(encoder, n, axis=0), targets, generated.lengths.reshape(-1)
+  )
+
+
+def policy_of(network: Any, params: Params) -> Params:
+  """The policy's among the parameters of what is trained."""
+  return params['policy'] if isinstance(network, values.ActorCritic) else params
+
+
+def _policy_in(network: Any) -> DrawnPolicy:
+  return network.policy if isinstance(network, values.ActorCritic) else network
+
+
+def drawn_policy(context: Context) -> DrawnPolicy:
+  """The policy that online updates are of."""
+  return DrawnPolicy(
+    context.model, context.layout, num_tokens=context.tokenizer.size
+  )
+
+
+def _check_rows(context: Context, settings: Online) -> None:
+  """Raises where the samples of a batch do not divide over the devices."""
+  shards = context.policy.placement.num_shards('batch')
+  parts = shards * settings.num_microbatches
+  if settings.samples_per_batch % parts:
+    raise ConfigurationError(
+      f'Online.sources_per_update · num_samples = {settings.samples_per_batch}'
+      f' samples do not divide into num_microbatches ='
+      f" {settings.num_microbatches} parts over {shards} 'data' devices; make"
+      ' it a multiple of their product.'
+    )
+
+
+def run(
+  context: Context,
+  stage: Stage,
+  settings: Online,
+  evaluation: evaluate_lib.Evaluate,
+  reward: base.RewardModel,
+) -> None:
+  """Trains a policy online.
+
+  Args:
+    context: the run.
+    stage: where to write; begun.
+    settings: how.
+    evaluation: how D_select is sampled for the reward.
+    reward: R(x, y), which is learned from and decides what to keep.
+
+  Raises:
+    NonFiniteError: training diverged.
+    RewardError: the reward model failed, or lacks references.
+  """
+  began = time.monotonic()
+  behaviour = context.params(BC)
+  network, start = drawn_policy(context), behaviour
+  _check_rows(context, settings)
+  if settings.algorithm == 'ppo':
+    value = values.ValueModel(context.model, context.layout)
+    network = values.ActorCritic(network, value)
+    critic = values.from_policy(value, behaviour, context.seed)
+    start = {'policy': behaviour, 'value': critic}
+  sources = rewarded.Split(context, 'grow')
+  trainer = Trainer(context, settings, reward, network, behaviour, sources)
+  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
+  reporter = supervised.Reporter(
+    context, stage, settings.stopping.max_steps, 'reward'
+  )
+  shape = loader.Packing(
+    settings.batching.source_buckets[-1],
+    settings.batching.max_decode_len,
+    settings.samples_per_batch,
+  )
+  outcome = early_stopping.train(
+    network,
+    start,
+    early_stopping.Training(settings.optimizer, shape, settings.loss),
+    settings.stopping,
+    SourceBatches(len(sources.sources), settings, context.seed),
+    lambda params: selecting(policy_of(network, params)),
+    folder=stage.work / 'checkpoints',
+    seed=context.seed,
+    learning_rate_scale=1.0,
+    where=stage.name,
+    on_step=reporter.on_step,
+    on_evaluation=reporter.on_evaluation,
+    decoded=lambda: selecting.decoded_tokens + trainer.decoded_tokens,
+    train_step=trainer,
+    interrupted=trainer.interrupted,
+  )
+  batches = -(-outcome.updates // settings.updates_per_batch)
+  counts = {
+    'samples': batches * settings.samples_per_batch,
+    'select_samples': len(outcome.history) * selecting.num_samples,
+    # Those of `samples` among them.
+    'decoded_tokens': outcome.history[-1].decoded_tokens,
+  }
+  outcome = dataclasses.replace(
+    outcome, params=policy_of(network, outcome.params)
+  )
+  supervised.finish(stage, outcome, began, counts)
