@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from rest_jax import generation, hosts
 from rest_jax import policy as policy_lib
 from rest_jax.context import BC, Context
-from rest_jax.decoding.sampling import Sampling
+from rest_jax.decoding.sampling import Sampling, drawable
 from rest_jax.types import Params
 
 # Logits of both policies that are held at once; a bound on memory.
@@ -167,8 +167,7 @@ def measure(
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _sums(policy, params, behaviour, batch, num_tokens):
   """Sums over the tokens of each row, float32 [b] both."""
-  ids = jnp.arange(policy.config.vocab_size)
-  allowed = (ids > 0) & (ids < num_tokens)
+  allowed = drawable(policy.config.vocab_size, num_tokens)
   figures = next_token(
     policy.logits(params, batch), policy.logits(behaviour, batch), allowed
   )

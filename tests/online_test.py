@@ -109,6 +109,20 @@ def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
   )
 
 
+def test_a_batch_is_decoded_in_no_more_rows_than_it_fills(context, monkeypatch):
+  asked, generate = [], generation.generate
+
+  def recording(*args, batching, **kwargs):
+    asked.append(batching)
+    return generate(*args, batching=batching, **kwargs)
+
+  monkeypatch.setattr(online_training.generation, 'generate', recording)
+  made, params = trainer(context, SETTINGS)
+  made.experience(params, 0, np.array([0, 1, 2, 3]))
+  # Four sources of two lanes each, where Grow has 16 rows.
+  assert asked == [dataclasses.replace(BATCHING, rows=8)]
+
+
 def _output(params, write=None):
   """The output layer's columns of padding, or parameters with others."""
   kernel = params['decoder']['logits_dense']['kernel']

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rest_jax.decoding.loop import DecodeStep
+from rest_jax.decoding.sampling import drawable
 from rest_jax.types import DecodeCache
 
 # The score of what does not exist: beams not started, slots not filled.
@@ -124,9 +125,7 @@ def _candidates(state: _State, logits: jax.Array, num_tokens: int | None):
   num_beams, vocab = logits.shape[1:]
   log_probs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   if num_tokens is not None:
-    ids = jnp.arange(vocab)
-    allowed = (ids > 0) & (ids < num_tokens)
-    log_probs = jnp.where(allowed[None, None, :], log_probs, NOTHING)
+    log_probs = jnp.where(drawable(vocab, num_tokens), log_probs, NOTHING)
   log_probs = log_probs + state.live_log_probs[..., None]
   # The best 2k of all beams are among the best 2k of each of them.
   count = min(2 * num_beams, vocab)

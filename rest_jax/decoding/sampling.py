@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rest_jax.errors import ConfigurationError
 
@@ -142,6 +142,12 @@ class Sampling:
     return jnp.where(scores >= cut, scores, -jnp.inf)
 
 
+def drawable(vocab_size: int, num_tokens: int) -> Bool[Array, ' v']:
+  """Which ids may be drawn: not padding, which is 0 and those of no token."""
+  ids = jnp.arange(vocab_size)
+  return (ids > 0) & (ids < num_tokens)
+
+
 def only_drawn(
   logits: Float[Array, '*r v'], num_tokens: int | None
 ) -> Float[Array, '*r v']:
@@ -153,8 +159,7 @@ def only_drawn(
   """
   if num_tokens is None:
     return logits
-  ids = jnp.arange(logits.shape[-1])
-  return jnp.where((ids > 0) & (ids < num_tokens), logits, -jnp.inf)
+  return jnp.where(drawable(logits.shape[-1], num_tokens), logits, -jnp.inf)
 
 
 def _take_best(logits: jax.Array, num_tokens: int | None):
