@@ -184,7 +184,7 @@ def run(
   counts, mixture, kept = hosts.on_first(
     lambda: _write_rows(context, stage, settings, step, training.loss)
   )
-  rows = loader.TrainingRows(scratch.share(_rows_path(stage)))
+  rows = loader.TrainingRows.open(scratch.share(_rows_path(stage)))
   _score_rows(context, rows, training, step)
   network, start, training = _network(context, training, step)
   stopping = settings.stopping

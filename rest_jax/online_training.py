@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from rest_jax import evaluate as evaluate_lib
 from rest_jax import (
@@ -26,8 +27,7 @@ from rest_jax import (
   values,
 )
 from rest_jax.context import BC, Context
-from rest_jax.data import buckets, loader
-from rest_jax.errors import ConfigurationError
+from rest_jax.data import one_batch, packing, training_rows
 from rest_jax.online import Online
 from rest_jax.policy import DrawnPolicy
 from rest_jax.rewards import base, scoring
@@ -35,7 +35,7 @@ from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
 from rest_jax.types import Batch, Params, TrainState
 
-_SHORTEST = 16  # Tokens; shorter rows are not worth compiling for.
+_SHAPES = 8  # Of batches, at most; each of them is compiled.
 
 
 class SourceBatches:
@@ -102,6 +102,8 @@ class Trainer:
     )
     self._held: tuple[int, Batch] | None = None
     self._updates = 0  # On the samples that are held.
+    self._row = _row(settings)
+    self._multiple = _rows_multiple(self._policy, settings)
     # No rows for more sources than a batch has.
     lanes = settings.batching.lanes(settings.num_samples)
     self._batching = dataclasses.replace(
@@ -121,7 +123,7 @@ class Trainer:
     del dropout_key
     number, chosen = numbered
     if self._held is None or self._held[0] != number:
-      batch = self.experience(state.params, number, chosen)
+      batch = self.experience(state.params, number, chosen).batch()
       self._held = (number, step.put_batch(self._policy, batch))
       self._updates = 0
     self._updates += 1
@@ -134,7 +136,7 @@ class Trainer:
 
   def experience(
     self, params: Params, number: int, chosen: np.ndarray
-  ) -> Batch:
+  ) -> one_batch.OneBatch:
     """Draws samples for some sources, and finds their advantages.
 
     Args:
@@ -143,13 +145,44 @@ class Trainer:
       chosen: int64 [s], places of the sources.
 
     Returns:
-      s · n rows as numpy arrays, with the figures that the loss needs.
+      s · n rows, the samples of a source one after another, with the figures
+      that the loss needs.
     """
-    settings, context = self._settings, self._context
+    settings = self._settings
     tokens = [self._sources.source_tokens[i] for i in chosen]
+    generated = self._draw(params, number, chosen, tokens)
+    self.decoded_tokens += int(generated.lengths.sum())
+    rewards = self._rewards(chosen, generated)
+    made = one_batch.OneBatch(
+      _samples(tokens, generated), self._row, self._multiple
+    )
+    batch = step.put_batch(self._policy, made.batch())
+    # Figures of tokens, [s · n, t].
+    lengths = generated.lengths.reshape(-1, 1)
+    counted = np.arange(generated.tokens.shape[-1]) < lengths
+    old = generated.token_sampling_log_probs.reshape(counted.shape)
+    of_bc = step.target_log_probs(self._policy, self._behaviour, batch)
+    # Of each token, in nats; its sum is log π(y | x) − log π_BC(y | x).
+    ratios = _spread(old[counted] - made.each_token(of_bc), counted)
+    penalty = np.float32(settings.kl_coefficient) * ratios
+    if settings.algorithm == 'rloo':
+      whole = rewards - penalty.sum(axis=1).reshape(rewards.shape)
+      advantages = online_losses.leave_one_out(whole).reshape(-1, 1)
+      figures = {'advantages': np.broadcast_to(advantages, counted.shape)}
+    else:
+      promised = step.scores(self._network.value, params['value'], batch)
+      promised = _spread(made.each_token(promised), counted)
+      figures = self._ppo_figures(rewards, penalty, promised, counted)
+      figures['grown_log_probs'] = old
+    for name, of_tokens in figures.items():
+      made.rows.add_figure(name, of_tokens[counted].astype(np.float32))
+    return made
+
+  def _draw(self, params, number, chosen, tokens) -> generation.Generated:
+    context, settings = self._context, self._settings
     decoder = context.decoder
     policy = decoder.decode_params(policy_of(self._network, params))
-    generated = generation.generate(
+    return generation.generate(
       decoder,
       decoder.adopt(policy),
       tokens,
@@ -162,44 +195,19 @@ class Trainer:
       batching=self._batching,
       num_tokens=context.tokenizer.size,
     )
-    self.decoded_tokens += int(generated.lengths.sum())
-    batch = _rows(tokens, generated, settings.batching.source_buckets)
-    rewards = self._rewards(chosen, generated)
-    counted = batch.decoder_loss_weights != 0
-    old = generated.token_sampling_log_probs[..., : counted.shape[1]]
-    old = old.reshape(counted.shape)
-    of_bc = step.target_log_probs(self._policy, self._behaviour, batch)
-    # Of each token, in nats; its sum is log π(y | x) − log π_BC(y | x).
-    ratios = np.where(counted, old - np.asarray(of_bc), np.float32(0.0))
-    penalty = np.float32(settings.kl_coefficient) * ratios
-    if settings.algorithm == 'rloo':
-      whole = rewards - penalty.sum(axis=1).reshape(rewards.shape)
-      advantages = online_losses.leave_one_out(whole).reshape(-1, 1)
-      figures = {'advantages': advantages * counted}
-    else:
-      figures = self._ppo_figures(params, batch, rewards, penalty, old)
-    return batch.replace(
-      decoder_figures={k: v.astype(np.float32) for k, v in figures.items()}
-    )
 
-  def _ppo_figures(self, params, batch, rewards, penalty, old):
+  def _ppo_figures(self, rewards, penalty, promised, counted):
     settings = self._settings
-    counted = batch.decoder_loss_weights != 0
-    critic = self._network.value
-    found = step.scores(critic, params['value'], batch)
-    found = np.where(counted, np.asarray(found), np.float32(0.0))
     of_tokens = -penalty
     last = counted.sum(axis=1) - 1
     of_tokens[np.arange(len(last)), last] += rewards.reshape(-1)
     advantages = online_losses.generalized_advantages(
-      of_tokens, found, counted, settings.discount, settings.trace
+      of_tokens, promised, counted, settings.discount, settings.trace
     )
     spread = advantages[counted].std() + np.float32(1e-6)
-    centred = (advantages - advantages[counted].mean()) / spread
     return {
-      'advantages': centred * counted,
-      'grown_log_probs': old,
-      losses.RETURNS: advantages + found,
+      'advantages': (advantages - advantages[counted].mean()) / spread,
+      losses.RETURNS: advantages + promised,
     }
 
   def _rewards(self, chosen, generated) -> np.ndarray:
@@ -215,27 +223,45 @@ class Trainer:
     ).reshape(len(chosen), n)
 
 
-def _rows(
-  sources: list[list[int]],
-  generated: generation.Generated,
-  source_buckets: Sequence[int],
-) -> Batch:
-  """Rows of one pair each: every sample of every source, as it was drawn.
-
-  They are as long as the source bucket of the longest source, and as the
-  longest sample asks for when the length is halved: each shape is compiled.
-  """
-  s, n, length = generated.tokens.shape
-  needed = max(int(generated.lengths.max()), _SHORTEST)
-  while length % 2 == 0 and length // 2 >= needed:
-    length //= 2
-  targets = generated.tokens[..., :length].reshape(s * n, length)
-  longest = max(map(len, sources))
-  source_length = next(size for size in source_buckets if size >= longest)
-  encoder = buckets.padded(sources, source_length)
-  return generation.teacher_forced(
-    np.repeat(encoder, n, axis=0), targets, generated.lengths.reshape(-1)
+def _samples(
+  sources: list[list[int]], generated: generation.Generated
+) -> training_rows.TrainingRows:
+  """Every sample of every source, as it was drawn."""
+  _, n, length = generated.tokens.shape
+  samples = zip(
+    generated.tokens.reshape(-1, length),
+    generated.lengths.reshape(-1),
+    strict=True,
   )
+  return training_rows.TrainingRows.of_samples(
+    [source for source in sources for _ in range(n)],
+    [tokens[:count] for tokens, count in samples],
+  )
+
+
+def _spread(
+  values: Float32[np.ndarray, ' tokens'], counted: Bool[np.ndarray, 'b t']
+) -> Float32[np.ndarray, 'b t']:
+  """Figures of the tokens that count, one after another, where they stand."""
+  out = np.zeros(counted.shape, np.float32)
+  out[counted] = values
+  return out
+
+
+def _row(settings: Online) -> packing.Packing:
+  """The shape of a packed row: of the longest pair, since more fit then."""
+  batching = settings.batching
+  return packing.Packing(
+    batching.source_buckets[-1],
+    batching.max_decode_len,
+    settings.samples_per_batch,
+  )
+
+
+def _rows_multiple(policy: DrawnPolicy, settings: Online) -> int:
+  """Of which the packed rows of a batch are one: eight shapes at most."""
+  parts = policy.placement.num_shards('batch') * settings.num_microbatches
+  return -(-settings.samples_per_batch // (_SHAPES * parts)) * parts
 
 
 def policy_of(network: Any, params: Params) -> Params:
@@ -252,19 +278,6 @@ def drawn_policy(context: Context) -> DrawnPolicy:
   return DrawnPolicy(
     context.model, context.layout, num_tokens=context.tokenizer.size
   )
-
-
-def _check_rows(context: Context, settings: Online) -> None:
-  """Raises where the samples of a batch do not divide over the devices."""
-  shards = context.policy.placement.num_shards('batch')
-  parts = shards * settings.num_microbatches
-  if settings.samples_per_batch % parts:
-    raise ConfigurationError(
-      f'Online.sources_per_update · num_samples = {settings.samples_per_batch}'
-      f' samples do not divide into num_microbatches ='
-      f" {settings.num_microbatches} parts over {shards} 'data' devices; make"
-      ' it a multiple of their product.'
-    )
 
 
 def run(
@@ -290,7 +303,6 @@ def run(
   began = time.monotonic()
   behaviour = context.params(BC)
   network, start = drawn_policy(context), behaviour
-  _check_rows(context, settings)
   if settings.algorithm == 'ppo':
     value = values.ValueModel(context.model, context.layout)
     network = values.ActorCritic(network, value)
@@ -302,15 +314,10 @@ def run(
   reporter = supervised.Reporter(
     context, stage, settings.stopping.max_steps, 'reward'
   )
-  shape = loader.Packing(
-    settings.batching.source_buckets[-1],
-    settings.batching.max_decode_len,
-    settings.samples_per_batch,
-  )
   outcome = early_stopping.train(
     network,
     start,
-    early_stopping.Training(settings.optimizer, shape, settings.loss),
+    early_stopping.Training(settings.optimizer, _row(settings), settings.loss),
     settings.stopping,
     SourceBatches(len(sources.sources), settings, context.seed),
     lambda params: selecting(policy_of(network, params)),

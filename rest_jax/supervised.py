@@ -254,7 +254,7 @@ def _written(
     return len(loader.write_rows(folder, original_rows(context, split)))
 
   hosts.on_first(write)
-  return loader.TrainingRows(scratch.share(path))
+  return loader.TrainingRows.open(scratch.share(path))
 
 
 def _initial_params(context: Context, settings: Supervised) -> Params:

@@ -199,7 +199,7 @@ def run(context: Context, stage: Stage, settings: TrainReward) -> None:
 
   too_long = hosts.on_first(write)
   written, dev_rows = (
-    loader.TrainingRows(scratch.share(path)) for path in paths
+    loader.TrainingRows.open(scratch.share(path)) for path in paths
   )
   context.progress.note(
     f'{len(written):,} rows to learn from, {len(dev_rows):,} held out,'

@@ -58,6 +58,7 @@ _LAYERS = (
   (2, 'rewards.*'),
   (3, 'data.store'),
   (3, 'data.loader'),
+  (3, 'data.one_batch'),
   (3, 'data.scored'),
   (3, 'data.imported'),
   (3, 'data.mqm_prepare'),

@@ -60,14 +60,27 @@ def trainer(context, settings):
   return made, params
 
 
-def _rewards(context, batch):
-  """R(x, y) of a batch's rows, scaled to [0, 1]."""
-  counted = batch.decoder_loss_weights != 0
+def _rewards(context, rows):
+  """R(x, y) of each row, scaled to [0, 1]."""
   texts = [
-    context.tokenizer.decode(row[mask].tolist())
-    for row, mask in zip(batch.decoder_target_tokens, counted, strict=True)
+    context.tokenizer.decode(tokens.tolist()) for tokens in _targets(rows)
   ]
   return np.array([len(text.encode()) / 40 for text in texts])
+
+
+def _targets(rows):
+  return [rows.row(i)[1] for i in range(len(rows))]
+
+
+def _alone(policy, params, rows):
+  """log π of each row's tokens, each row in a batch of one."""
+  found = []
+  for i in range(len(rows)):
+    source, target, _, _ = rows.row(i)
+    lengths = np.array([len(target)])
+    batch = generation.teacher_forced(source[None], target[None], lengths)
+    found.append(np.asarray(step.target_log_probs(policy, params, batch))[0])
+  return found
 
 
 def test_batches_take_each_source_once_an_epoch():
@@ -86,27 +99,25 @@ def test_batches_take_each_source_once_an_epoch():
 
 def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
   made, params = trainer(context, SETTINGS)
-  batch = made.experience(params, 0, np.array([0, 2, 3, 5]))
-  counted = batch.decoder_loss_weights != 0
-  rewards = _rewards(context, batch)
+  rows = made.experience(params, 0, np.array([0, 2, 3, 5])).rows
   old, bc = (
-    np.where(counted, step.target_log_probs(made._policy, p, batch), 0)
+    _alone(made._policy, p, rows)
     for p in (params, context.params('supervised'))
   )
-  penalised = (rewards - 0.1 * (old - bc).sum(axis=1)).reshape(4, 2)
-  expected = penalised - penalised[:, ::-1]
-  found = batch.decoder_figures['advantages']
+  ratios = [sum(x) - sum(y) for x, y in zip(old, bc, strict=True)]
+  penalised = (_rewards(context, rows) - 0.1 * np.array(ratios)).reshape(4, 2)
+  expected = (penalised - penalised[:, ::-1]).reshape(-1)
   np.testing.assert_allclose(
-    found, np.repeat(expected.reshape(-1, 1), 8, axis=1) * counted, atol=1e-4
+    rows.figures['advantages'],
+    np.repeat(expected, rows.target_lengths),
+    atol=1e-4,
   )
-  assert made.decoded_tokens == counted.sum()
+  assert made.decoded_tokens == len(rows.target_tokens)
   # Other batches draw other samples, the same one draws the same.
-  other = made.experience(params, 1, np.array([0, 2, 3, 5]))
-  assert (other.decoder_target_tokens != batch.decoder_target_tokens).any()
-  same = made.experience(params, 0, np.array([0, 2, 3, 5]))
-  np.testing.assert_array_equal(
-    same.decoder_target_tokens, batch.decoder_target_tokens
-  )
+  other = made.experience(params, 1, np.array([0, 2, 3, 5])).rows
+  assert other.target_tokens.tolist() != rows.target_tokens.tolist()
+  same = made.experience(params, 0, np.array([0, 2, 3, 5])).rows
+  np.testing.assert_array_equal(same.target_tokens, rows.target_tokens)
 
 
 def test_a_batch_is_decoded_in_no_more_rows_than_it_fills(context, monkeypatch):
@@ -145,17 +156,15 @@ def test_padding_of_the_vocabulary_earns_nothing(context, settings):
   else:
     params = leaking
   chosen = np.array([1, 2, 3, 4])
-  batch = made.experience(params, 0, chosen)
-  counted = batch.decoder_loss_weights != 0
-  rewards = _rewards(context, batch)
+  rows = made.experience(params, 0, chosen).rows
+  rewards = _rewards(context, rows)
   if settings.algorithm == 'ppo':
-    last = counted.sum(axis=1) - 1
-    found = batch.decoder_figures['returns'][np.arange(8), last]
+    found = rows.figures['returns'][rows.target_offsets[1:] - 1]
     np.testing.assert_allclose(found, rewards, atol=1e-5)
   else:
-    wanted = online_losses.leave_one_out(rewards.reshape(4, 2)).reshape(-1, 1)
-    found = batch.decoder_figures['advantages']
-    np.testing.assert_allclose(found, wanted * counted, atol=1e-5)
+    wanted = online_losses.leave_one_out(rewards.reshape(4, 2)).reshape(-1)
+    wanted = np.repeat(wanted, rows.target_lengths)
+    np.testing.assert_allclose(rows.figures['advantages'], wanted, atol=1e-5)
   state = init_state(made._network, settings.optimizer, params)
   before = _output(leaking).copy()
   state, _ = made(state, (0, chosen), None, 1.0)
@@ -163,48 +172,66 @@ def test_padding_of_the_vocabulary_earns_nothing(context, settings):
   np.testing.assert_array_equal(_output(after), before)
 
 
+def test_samples_share_rows_and_keep_their_figures(context, monkeypatch):
+  generate = generation.generate
+
+  def cut_short(*args, **kwargs):
+    generated = generate(*args, **kwargs)
+    generated.lengths[:] = np.minimum(generated.lengths, [1, 2, 3, 2])
+    return generated
+
+  monkeypatch.setattr(online_training.generation, 'generate', cut_short)
+  many = dataclasses.replace(
+    SETTINGS, sources_per_update=6, num_samples=4, num_microbatches=2
+  )
+  made, params = trainer(context, many)
+  packed = made.experience(params, 0, np.arange(6))
+  batch = packed.batch()
+  pairs = batch.decoder_segment_ids.max(axis=1)
+  assert pairs.sum() == 24
+  assert len(pairs) % made._multiple == 0
+  assert len(pairs) < 24
+  rows = packed.rows
+  old, bc = (
+    _alone(made._policy, p, rows)
+    for p in (params, context.params('supervised'))
+  )
+  ratios = [sum(x) - sum(y) for x, y in zip(old, bc, strict=True)]
+  penalised = (_rewards(context, rows) - 0.1 * np.array(ratios)).reshape(6, 4)
+  np.testing.assert_allclose(
+    rows.figures['advantages'],
+    np.repeat(online_losses.leave_one_out(penalised), rows.target_lengths),
+    atol=1e-4,
+  )
+
+
 @pytest.mark.parametrize(
-  ('longest', 'source', 'shape'),
-  [(5, 8, (16, 8)), (16, 9, (16, 32)), (17, 32, (32, 32)), (60, 3, (64, 8))],
+  ('samples', 'parts', 'multiple'),
+  [(2, 1, 1), (16, 1, 8), (2, 3, 3), (8, 3, 6)],
 )
-def test_rows_are_halved_as_far_as_their_samples_fit(longest, source, shape):
-  generated = generation.Generated.empty(2, 3, 64)
-  lengths = np.array([[longest, 1, 2], [3, longest, 1]])
-  generated.lengths[:] = lengths
-  generated.tokens[:] = np.arange(64) < lengths[..., None]
-  batch = online_training._rows([[7] * source, [8]], generated, (8, 32))
-  assert batch.decoder_target_tokens.shape == (6, shape[0])
-  assert batch.encoder_input_tokens.shape == (6, shape[1])
-  np.testing.assert_array_equal(
-    batch.decoder_target_tokens.sum(axis=1), lengths.ravel()
+def test_rows_divide_into_microbatches(context, samples, parts, multiple):
+  settings = dataclasses.replace(
+    SETTINGS, num_samples=samples, num_microbatches=parts
   )
-  np.testing.assert_array_equal(
-    (batch.encoder_input_tokens > 0).sum(axis=1), [source] * 3 + [1] * 3
-  )
+  assert trainer(context, settings)[0]._multiple == multiple
 
 
 def test_ppo_figures_add_up(context):
   made, params = trainer(context, PPO)
-  batch = made.experience(params, 0, np.array([1, 2, 3, 4]))
-  counted = batch.decoder_loss_weights != 0
-  figures = batch.decoder_figures
-  assert abs(figures['advantages'][counted].mean()) < 1e-5
-  assert figures['advantages'][counted].std() == pytest.approx(1.0, abs=1e-3)
-  scores = step.scores(made._network, params, batch)
+  packed = made.experience(params, 0, np.array([1, 2, 3, 4]))
+  rows, figures = packed.rows, packed.rows.figures
+  assert abs(figures['advantages'].mean()) < 1e-5
+  assert figures['advantages'].std() == pytest.approx(1.0, abs=1e-3)
+  scores = step.scores(made._network, params, packed.batch())
   np.testing.assert_allclose(
-    figures['grown_log_probs'][counted],
-    np.asarray(scores.log_probs)[counted],
-    atol=1e-4,
+    figures['grown_log_probs'], packed.each_token(scores.log_probs), atol=1e-4
   )
   # Whatever is promised before it, the last token's return is its own reward.
-  last = counted.sum(axis=1) - 1
-  returns = figures['returns'][np.arange(8), last]
-  bc = np.asarray(
-    step.target_log_probs(made._policy, context.params('supervised'), batch)
-  )
-  ratios = (figures['grown_log_probs'] - bc)[np.arange(8), last]
-  expected = _rewards(context, batch) - 0.1 * ratios
-  np.testing.assert_allclose(returns, expected, atol=1e-4)
+  last = rows.target_offsets[1:] - 1
+  bc = _alone(made._policy, context.params('supervised'), rows)
+  ratios = figures['grown_log_probs'] - np.concatenate(bc)
+  expected = _rewards(context, rows) - 0.1 * ratios[last]
+  np.testing.assert_allclose(figures['returns'][last], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -310,16 +337,6 @@ def test_several_processes_are_refused_before_anything_is_made(
 def test_settings_out_of_range_name_the_binding(changed, named):
   with pytest.raises(errors.ConfigurationError, match=named):
     dataclasses.replace(SETTINGS, **changed)
-
-
-def test_samples_that_do_not_divide_name_the_binding(context):
-  stage = begun(context, 'online/uneven')
-  uneven = dataclasses.replace(SETTINGS, num_microbatches=3)
-  with pytest.raises(
-    errors.ConfigurationError,
-    match=r'Online\.sources_per_update .* = 8 samples do not divide',
-  ):
-    online_training.run(context, stage, uneven, evaluation(), Bytes())
 
 
 def test_samples_are_drawn_from_the_policy_itself():

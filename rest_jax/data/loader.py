@@ -156,8 +156,7 @@ class TrainingBatches:
     out = np.zeros(len(self.rows.target_tokens), np.float32)
     for chosen in self._chosen_once(first):
       values = measure(assemble(self.rows, self.packing, chosen))
-      side = _side_of(self.rows.target_offsets, chosen)
-      out[side.token] = np.asarray(values)[side.row, side.column]
+      unpack(self.rows, chosen, values, out)
     return out
 
   def _chosen_once(
@@ -290,6 +289,25 @@ def assemble(
     }
     or None,
   )
+
+
+def unpack(
+  rows: training_rows.TrainingRows,
+  packed: Sequence[np.ndarray],
+  values: Any,
+  out: Float32[np.ndarray, ' tokens'],
+) -> None:
+  """Takes figures of target tokens out of a batch that `assemble` laid out.
+
+  Args:
+    rows: the training rows.
+    packed: as `assemble` was given.
+    values: float32 [b, t], a figure of each target token of the batch.
+    out: a figure of each target token of the rows, in their order; those of
+      tokens that the batch holds are written.
+  """
+  side = _side_of(rows.target_offsets, packed)
+  out[side.token] = np.asarray(values)[side.row, side.column]
 
 
 def _pairs_and_numbers(packed) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,10 @@
-"""The rows that a training stage learns from, as memory-mapped flat arrays.
+"""The rows that a training stage learns from, as flat arrays.
 
 A random row of Parquet costs milliseconds; so a stage first writes the rows
 that its selection kept here, in order, and training reads them at random.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -27,8 +28,9 @@ _INDEX = 'rows.json'
 Tokens = Sequence[int] | np.ndarray
 
 
+@dataclasses.dataclass(eq=False)
 class TrainingRows:
-  """Training pairs on a local disk, read at random; see `write_rows`.
+  """Training pairs, read at random: on a local disk, or few in memory.
 
   Attributes:
     source_tokens: int32 [all source tokens], of all rows one after another.
@@ -44,7 +46,18 @@ class TrainingRows:
     figures: name → float32 [all target tokens], what a loss needs besides.
   """
 
-  def __init__(self, folder: str | os.PathLike[str]):
+  source_tokens: np.ndarray
+  target_tokens: np.ndarray
+  source_offsets: np.ndarray
+  target_offsets: np.ndarray
+  weights: np.ndarray
+  is_original: np.ndarray
+  dropped: int = 0
+  group: int = 1
+  figures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def open(cls, folder: str | os.PathLike[str]) -> 'TrainingRows':
     """Opens rows that `write_rows` has finished.
 
     Args:
@@ -56,22 +69,50 @@ class TrainingRows:
     folder = pathlib.Path(folder)
     try:
       index = storage.read_json(folder / _INDEX)
+      arrays = {}
       for name, dtype in _ARRAYS.items():
         array = _open_array(folder / f'{name}.npy')
         if array.dtype != dtype or len(array) != index['lengths'][name]:
           raise ValueError(f'{name}.npy has another length or type')
-        setattr(self, name, array)
-      self.dropped, self.group = index['dropped'], index['group']
-      self.figures: dict[str, np.ndarray] = {}
+        arrays[name] = array
+      rows = cls(**arrays, dropped=index['dropped'], group=index['group'])
       for name in index['figures']:
-        self.figures[name] = _open_array(_figure_path(folder, name))
-        if len(self.figures[name]) != len(self.target_tokens):
+        values = _open_array(_figure_path(folder, name))
+        if len(values) != len(rows.target_tokens):
           raise ValueError(f'{name} has another length than the targets')
+        rows.figures[name] = values
     except (errors.CorruptStateError, OSError, ValueError, KeyError) as error:
       raise errors.CorruptStateError(
         f'Training rows in {folder} cannot be read ({error}): delete the '
         'folder and start again, which writes them anew.'
       ) from error
+    return rows
+
+  @classmethod
+  def of_samples(
+    cls, sources: Sequence[Tokens], samples: Sequence[Tokens]
+  ) -> 'TrainingRows':
+    """Rows of weight 1 in memory, one a sample.
+
+    Args:
+      sources: the source of each sample, EOS included.
+      samples: the samples, at least one, none of them empty.
+    """
+    sides = (sources, samples)
+    source_tokens, target_tokens = (
+      np.concatenate([np.asarray(x, np.int32) for x in side]) for side in sides
+    )
+    source_offsets, target_offsets = (
+      np.cumsum([0, *map(len, side)], dtype=np.int64) for side in sides
+    )
+    return cls(
+      source_tokens,
+      target_tokens,
+      source_offsets,
+      target_offsets,
+      weights=np.ones(len(samples), np.float32),
+      is_original=np.zeros(len(samples), bool),
+    )
 
   def __len__(self) -> int:
     return len(self.weights)
@@ -168,7 +209,7 @@ def write_rows(
       f'Cannot write training rows to {folder} ({error}): free space there '
       'or choose another MODEL_DIR.'
     ) from error
-  return TrainingRows(folder)
+  return TrainingRows.open(folder)
 
 
 def _figure_path(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -16,7 +16,7 @@ ROWS = [
 
 def test_rows_come_back_without_those_of_weight_zero(tmp_path):
   write_rows(tmp_path / 'rows', ROWS)
-  rows = TrainingRows(tmp_path / 'rows')
+  rows = TrainingRows.open(tmp_path / 'rows')
   assert (len(rows), rows.dropped) == (3, 1)
   np.testing.assert_array_equal(rows.source_lengths, [3, 2, 4])
   np.testing.assert_array_equal(rows.target_lengths, [2, 3, 2])
@@ -26,6 +26,17 @@ def test_rows_come_back_without_those_of_weight_zero(tmp_path):
   assert (weight, is_original) == (0.25, False)
   np.testing.assert_array_equal(rows.is_original, [True, False, False])
   assert isinstance(rows.source_tokens, np.memmap)
+
+
+def test_samples_in_memory_are_as_rows_that_were_written(tmp_path):
+  pairs = [([5, 6, 1], [7, 1]), ([8, 1], [9, 9, 1])]
+  written = write_rows(tmp_path, [(*pair, 1.0, False) for pair in pairs])
+  made = TrainingRows.of_samples(*zip(*pairs, strict=True))
+  for name, value in vars(written).items():
+    np.testing.assert_array_equal(getattr(made, name), value)
+    assert getattr(value, 'dtype', None) == getattr(
+      getattr(made, name), 'dtype', None
+    )
 
 
 def test_many_rows_pass_through_the_buffer(tmp_path):
@@ -60,7 +71,7 @@ def test_an_interrupted_write_is_not_read(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     write_rows(tmp_path, interrupted())
   with pytest.raises(errors.CorruptStateError, match='delete the folder'):
-    TrainingRows(tmp_path)
+    TrainingRows.open(tmp_path)
   assert len(write_rows(tmp_path, ROWS)) == 3
 
 
@@ -70,7 +81,7 @@ def test_files_cut_short_are_seen(tmp_path, name):
   path = tmp_path / f'{name}.npy'
   path.write_bytes(path.read_bytes()[:-4])
   with pytest.raises(errors.CorruptStateError, match=str(tmp_path)):
-    TrainingRows(tmp_path)
+    TrainingRows.open(tmp_path)
 
 
 @pytest.mark.parametrize(
