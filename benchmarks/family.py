@@ -37,6 +37,7 @@ class Task:
     grown: samples that one Grow step draws; online baselines draw as many.
     paths: bindings that the command line has to give.
     base: bindings of `base` alone.
+    learned_reward: whether `base` learns the reward.
   """
 
   files: tuple[str, ...]
@@ -46,10 +47,17 @@ class Task:
   grown: int
   paths: tuple[str, ...] = ()
   base: tuple[str, ...] = ("CONTROLS=('continued', 'random')",)
+  learned_reward: bool = False
 
 
 _NO_CONTROLS = 'CONTROLS=()'
 _FILTERED_ALONE = 'improve.Improve.include_unfiltered=False'
+_MULTI30K = (
+  "ORIGINAL_DATA='none'",
+  'PACKED_SOURCE_LENGTH=128',
+  'PACKED_TARGET_LENGTH=128',
+  'BATCH_ROWS=24',  # As many tokens as 48 rows of 64.
+)
 TASKS = {
   'numerals': Task(
     ('quickstart.gin',),
@@ -74,19 +82,24 @@ TASKS = {
   ),
   'multi30k': Task(
     ('multi30k.gin',),
-    (
-      "ORIGINAL_DATA='none'",
-      "GROW_SPLIT='train[50%:67%]'",
-      'PACKED_SOURCE_LENGTH=128',
-      'PACKED_TARGET_LENGTH=128',
-      'BATCH_ROWS=24',  # As many tokens as 48 rows of 64.
-    ),
+    (*_MULTI30K, "GROW_SPLIT='train[50%:67%]'"),
     ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
     right='THRESHOLDS=(0.6,)',
     grown=4930 * 8,
     paths=('DATA_DIR',),
   ),
+  # The same on a reward that `base` learns, and all others take from it.
+  'learned': Task(
+    ('multi30k_learned.gin',),
+    (*_MULTI30K, "GROW_SPLIT='train[60%:77%]'", 'NUM_SAMPLES=8'),
+    ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
+    right='THRESHOLDS=(0.6,)',
+    grown=4930 * 8,
+    paths=('DATA_DIR',),
+    learned_reward=True,
+  ),
 }
+
 _LOSS = 'improving/early_stopping.Training.loss'
 
 
@@ -267,7 +280,8 @@ def flags(
   bindings += variant.bindings
   bindings += [f'SEED={seed}', f'MODEL_DIR={folder / name}']
   if variant.shares:
-    bindings.append(f'{variant.shares.upper()}_FROM={folder / "base"}')
+    shared = [variant.shares, *(['reward'] if task.learned_reward else [])]
+    bindings += [f'{name.upper()}_FROM={folder / "base"}' for name in shared]
   return [
     *(f'--gin_file={file}' for file in (*task.files, *variant.files)),
     *(f'--gin.{binding}' for binding in bindings),

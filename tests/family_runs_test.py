@@ -104,7 +104,7 @@ def test_runs_are_what_they_are_called(task, runs):
     runs[task, 'losses', name].improve.include_unfiltered
     for name in family.LOSSES
   )
-  assert runs[task, 'losses_by_step', 'gold'].num_improve == 4
+  assert runs[task, 'losses_by_step', 'gold'].num_improve > 1
   assert runs[task, 'thresholds', 'top_k'].improve.schedule == (
     schedule.PerSource('top_k', (4.0, 3.0, 2.0, 1.0))
   )
