@@ -1,11 +1,13 @@
 """Gin files and bindings as a command line gives them: `--gin.NAME=VALUE`."""
 
 import ast
+import dataclasses
 import io
+import itertools
 import pathlib
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rest_jax.errors import ConfigurationError
 
@@ -62,53 +64,106 @@ def check_whole(binding: str) -> None:
 def check_presets(
   files: Sequence[str], roots: Sequence[str | pathlib.Path]
 ) -> None:
-  """Raises where one preset would silently undo a part of another file.
+  """Raises where one file would silently undo a part of another.
 
   Args:
-    files: gin files as given, of which `presets/…` are whole algorithms and
-      `losses/…` losses.
+    files: gin files as given. They, or what they include, may be whole
+      algorithms (`presets/…`), losses (`losses/…`) or online baselines
+      (`online/…`).
     roots: folders that they, and what they include, are looked for in.
 
   Raises:
     ConfigurationError: two of them are presets; a loss is given beside a preset
-      that has one; or a later file binds what a preset does.
+      that has one; a later file binds what a preset does; or two losses, or
+      two online baselines, bind the same.
   """
-  parts = {file: pathlib.PurePath(file).parent.name for file in files}
-  presets = [file for file, kind in parts.items() if kind == 'presets']
+  given = [_read(file, roots) for file in files]
+  presets = [(top, file) for top in given for file in top.of_kind('presets')]
   if len(presets) > 1:
+    (top, first), (other, second) = presets[:2]
     raise ConfigurationError(
-      f'--gin_file={presets[0]} and --gin_file={presets[1]} are both whole'
+      f'{_flag(top, first)} and {_flag(other, second)} are both whole'
       ' algorithms, of which the later would undo parts of the other; give one,'
       ' and change single settings with --gin.NAME=VALUE.'
     )
-  for preset in presets:
-    bound, place = _bound(preset, roots), list(files).index(preset)
-    for number, file in enumerate(files):
-      both = bound & _bound(file, roots)
-      if number > place and both:
+  for top, preset in presets:
+    _check_beside(given, top, preset)
+  for kind in ('losses', 'online'):
+    parts = [(top, file) for top in given for file in top.of_kind(kind)]
+    for (top, first), (other, second) in itertools.combinations(parts, 2):
+      if both := first.undone_by(second):
         raise ConfigurationError(
-          f'--gin_file={file} after --gin_file={preset} would undo its'
-          f' {sorted(both)[0]}; give the preset last, and change single'
-          ' settings with --gin.NAME=VALUE.'
-        )
-      if number < place and both and parts[file] == 'losses':
-        raise ConfigurationError(
-          f'--gin_file={preset} would undo {sorted(both)[0]} of'
-          f' --gin_file={file}; give one of the two.'
+          f'{_flag(other, second)} would undo {sorted(both)[0]} of'
+          f' {_flag(top, first)}; give one of the two.'
         )
 
 
-def _bound(file: str, roots: Sequence[str | pathlib.Path]) -> set[str]:
-  """The names that a gin file and those that it includes bind."""
+def _check_beside(
+  given: Sequence['_GinFile'], top: '_GinFile', preset: '_GinFile'
+) -> None:
+  """Raises where a preset undoes a loss given before, or is undone after."""
+  place = next(i for i, file in enumerate(given) if file is top)
+  for file in given[place + 1 :]:
+    if both := preset.bound.keys() & file.bound.keys():
+      raise ConfigurationError(
+        f'--gin_file={file.name} after {_flag(top, preset)} would undo its'
+        f' {sorted(both)[0]}; give the preset last, and change single'
+        ' settings with --gin.NAME=VALUE.'
+      )
+  for file in given[:place]:
+    for loss in file.of_kind('losses'):
+      if both := preset.bound.keys() & loss.bound.keys():
+        raise ConfigurationError(
+          f'{_flag(top, preset)} would undo {sorted(both)[0]} of'
+          f' {_flag(file, loss)}; give one of the two.'
+        )
+
+
+def _flag(top: '_GinFile', file: '_GinFile') -> str:
+  """How a file was given, for messages."""
+  flag = f'--gin_file={top.name}'
+  return flag if file is top else f'{flag} (by its {file.name})'
+
+
+@dataclasses.dataclass(frozen=True)
+class _GinFile:
+  """A gin file as far as conflicts go.
+
+  Attributes:
+    name: as it was given or included.
+    included: files that it includes.
+    bound: each name that it binds, those of `included` too → the files that do.
+  """
+
+  name: str
+  included: tuple['_GinFile', ...] = ()
+  bound: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+
+  def of_kind(self, folder: str) -> list['_GinFile']:
+    """This file or, of all that it includes, the outermost in such a folder."""
+    if pathlib.PurePath(self.name).parent.name == folder:
+      return [self]
+    return [found for file in self.included for found in file.of_kind(folder)]
+
+  def undone_by(self, later: '_GinFile') -> list[str]:
+    """Names that both bind, but for those of a file that both include."""
+    both = self.bound.keys() & later.bound.keys()
+    return [name for name in both if self.bound[name] != later.bound[name]]
+
+
+def _read(file: str, roots: Sequence[str | pathlib.Path]) -> _GinFile:
   paths = (pathlib.Path(root, file) for root in ('', *roots))
   path = next((path for path in paths if path.is_file()), None)
   if path is None:
-    return set()  # Said by whoever reads it.
+    return _GinFile(file)  # Said by whoever reads it.
   text = path.read_text()
-  found = _names_in(text)
-  for included in re.findall(r"^include '(.*)'", text, re.MULTILINE):
-    found |= _bound(included, roots)
-  return found
+  includes = re.findall(r'^include\s+([\'"])(.*)\1', text, re.MULTILINE)
+  included = tuple(_read(name, roots) for _, name in includes)
+  bound = {name: frozenset([str(path)]) for name in _names_in(text)}
+  for part in included:
+    for name, by in part.bound.items():
+      bound[name] = bound.get(name, frozenset()) | by
+  return _GinFile(file, included, bound)
 
 
 def plain(error: BaseException) -> str:

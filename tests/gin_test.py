@@ -179,6 +179,41 @@ def test_a_preset_comes_last_and_has_its_own_loss(parse, files, said):
     parse(*files)
 
 
+@pytest.mark.parametrize(
+  ('files', 'said'),
+  [
+    (
+      ('losses/oac.gin', 'losses/vmpo.gin'),
+      r'vmpo\.gin would undo improving/.*loss of --gin_file=losses/oac\.gin',
+    ),
+    (
+      ('online/rloo.gin', 'online/ppo.gin'),
+      r'ppo\.gin would undo online\.Online.* of --gin_file=online/rloo\.gin',
+    ),
+  ],
+)
+def test_two_parts_that_bind_the_same_are_an_error(parse, files, said):
+  with pytest.raises(errors.ConfigurationError, match=said):
+    parse('quickstart.gin', *files)
+
+
+@pytest.mark.parametrize('quote', ["'", '"'])
+def test_presets_are_seen_in_files_that_include_them(parse, tmp_path, quote):
+  mine = tmp_path / 'mine.gin'
+  mine.write_text(f'include {quote}presets/raft.gin{quote}\nNUM_GROW = 2\n')
+  parse('quickstart.gin', str(mine))
+  with pytest.raises(
+    errors.ConfigurationError,
+    match=r'mine\.gin \(by its presets/raft\.gin\) and .*rest_em\.gin are both',
+  ):
+    parse('quickstart.gin', str(mine), 'presets/rest_em.gin')
+  mine.write_text("include 'presets/raft.gin'\ninclude 'presets/rest_em.gin'\n")
+  with pytest.raises(
+    errors.ConfigurationError, match='are both whole algorithms'
+  ):
+    parse('quickstart.gin', str(mine))
+
+
 def test_a_preset_without_a_loss_takes_one(parse, tmp_path):
   parse('quickstart.gin', 'presets/raft.gin', 'losses/oac.gin')
   assert main._build().improve.training.loss.name == 'oac'
