@@ -171,22 +171,26 @@ def by_step(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
 def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
   """The reward of the best of N, for each policy."""
   curves = defaultdict(lambda: defaultdict(list))
+  of_bc = defaultdict(list)
   for rows in seeds.values():
     for row in rows:
       if row['run'] == 'best_of_n' and row['chosen_by'] == 'reward':
         curves[row['policy']][int(row['n'])].append(float(row['reward']))
+        if row['n'] == '1' and row['policy'] != 'BC':
+          of_bc[row['policy']].append(row['n_of_bc'] or '> half')
   counts = sorted({n for curve in curves.values() for n in curve})
   lines = []
   figure = figures.Figure((5, 3.2), layout='constrained')
   axes = figure.subplots()
   for policy, curve in curves.items():
     means = [statistics.mean(curve[n]) for n in counts]
-    lines.append([policy, *(f'{mean:.1f}' for mean in means)])
+    equal = ', '.join(of_bc[policy]) or '–'
+    lines.append([policy, *(f'{mean:.1f}' for mean in means), equal])
     axes.plot(counts, means, 'o-', markersize=3, label=policy)
   axes.set(xscale='log', xlabel='N', ylabel='reward of the best')
   axes.legend(fontsize=7)
   axes.grid(alpha=0.3)
-  head = ['policy', *(f'N = {n}' for n in counts)]
+  head = ['policy', *(f'N = {n}' for n in counts), 'N of BC, each seed']
   return markdown_tables.table(head, lines), figure
 
 

@@ -136,6 +136,8 @@ class Row:
       others by chrF.
     reward: mean reward of the best, × 100.
     held_out: metric → its mean of the best by reward, on its own scale.
+    size_of_bc: the least N at which best-of-N of BC's samples has as much
+      reward; None where half of BC's samples do not, and for BC itself.
   """
 
   policy: str
@@ -143,14 +145,30 @@ class Row:
   chosen_by: str
   reward: float
   held_out: dict[str, float]
+  size_of_bc: int | None = None
 
 
 def rows(
   policy: str,
   rewards: Float[np.ndarray, 'k n'],
   held_out: Mapping[str, Float[np.ndarray, 'k n']],
+  of_bc: Float[np.ndarray, 'k m'] | None = None,
 ) -> list[Row]:
-  """Best-of-N for N = 1, 2, 4 … up to half of the samples there are."""
+  """Best-of-N for N = 1, 2, 4 … up to half of the samples there are.
+
+  Args:
+    policy: its name in the results.
+    rewards: of its samples.
+    held_out: metric → theirs.
+    of_bc: rewards of BC's samples, to say which N of BC equals each row.
+  """
+
+  def size_of_bc(size: int) -> int | None:
+    if of_bc is None:
+      return None
+    aim = float(estimate(rewards, size).mean())
+    return equal_size(of_bc, aim, of_bc.shape[1] // 2)
+
   sizes = [1]
   while 4 * sizes[-1] <= rewards.shape[1]:
     sizes.append(2 * sizes[-1])
@@ -164,6 +182,7 @@ def rows(
         name: float(estimate(rewards, size, values).mean())
         for name, values in held_out.items()
       },
+      size_of_bc(size),
     )
     for size in sizes
   ]

@@ -159,7 +159,7 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
   Raises:
     ConfigurationError: no evaluation has two samples a source or more.
   """
-  rows, equal, of_bc = [], {}, None
+  rows, of_bc = [], None
   for policy in rest.policies(run):
     stage = context.stage(f'{policy.stage}/evaluation/{split}')
     if not stage.committed or run.evaluate.num_samples < 2:
@@ -173,17 +173,13 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
       if name == 'reward' or name.startswith(best_of_n.SCORE)
     }
     rewards = columns.pop('reward')
-    rows += best_of_n.rows(policy.label, rewards, columns)
+    rows += best_of_n.rows(policy.label, rewards, columns, of_bc)
     texts = np.array(table['target'].to_pylist(), object).reshape(sources, -1)
     rows.append(
       best_of_n.mbr_row(policy.label, texts.tolist(), rewards, columns)
     )
     if policy.start is None:
       of_bc = rewards
-    elif of_bc is not None:
-      equal[policy.label] = best_of_n.equal_size(
-        of_bc, float(rewards.mean()), of_bc.shape[1] // 2
-      )
   if not rows:
     raise ConfigurationError(
       f'no policy has two samples a source on the {split} data; set'
@@ -193,8 +189,6 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
   storage.write_atomic(path, tables.best_of_n_csv(rows, split).encode())
   console = _console()
   console.print(tables.best_of_n_table(rows))
-  for label, size in equal.items():
-    console.print(tables.equal_size(label, size, of_bc.shape[1] // 2))
   context.progress.note(f'best-of-N: {path}')
 
 

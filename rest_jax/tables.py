@@ -62,7 +62,8 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
   """Best-of-N of all policies; the metrics are the winner's."""
   table = rich.table.Table(
     title='Best of N samples by reward, unbiased from all that are stored; and'
-    ' the one of all that agrees best with the others by chrF (mbr)',
+    ' the one of all that agrees best with the others by chrF (mbr). Last, the'
+    ' N at which BC has as much reward, up to half of its samples.',
     box=rich.box.SIMPLE,
     title_justify='left',
   )
@@ -73,6 +74,7 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
     'by',
     'reward',
     *(n.removeprefix(best_of_n.SCORE) for n in names),
+    'N of BC',
   ):
     table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
@@ -82,6 +84,7 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
       row.chosen_by,
       f'{row.reward:.1f}',
       *(_figure(row.held_out.get(name), '.3g') for name in names),
+      '–' if row.size_of_bc is None else str(row.size_of_bc),
     )
   return table
 
@@ -92,23 +95,17 @@ def best_of_n_csv(rows: Sequence[best_of_n.Row], split: str) -> str:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(
-    ['policy', 'split', 'n', 'chosen_by', 'reward']
+    ['policy', 'split', 'n', 'chosen_by', 'reward', 'n_of_bc']
     + [name.removeprefix(best_of_n.SCORE) for name in names]
   )
   for row in rows:
     metrics = [row.held_out.get(name) for name in names]
     writer.writerow(
       [row.policy, split, row.size, row.chosen_by, f'{row.reward:.4f}']
+      + ['' if row.size_of_bc is None else row.size_of_bc]
       + ['' if value is None else f'{value:.4f}' for value in metrics]
     )
   return text.getvalue()
-
-
-def equal_size(label: str, size: int | None, largest: int) -> str:
-  """At which N BC equals a policy, for people."""
-  if size is None:
-    return f'{label}: more than BC with N = {largest}'
-  return f'{label}: as BC with N = {size}'
 
 
 def preview_table(

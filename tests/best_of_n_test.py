@@ -91,6 +91,20 @@ def test_rows_go_up_to_half_of_the_samples():
     assert row.held_out['score_x'] == pytest.approx(1 - row.reward / 100)
 
 
+def test_rows_say_which_n_of_bc_they_equal():
+  of_bc = np.random.default_rng(0).random((5, 16))
+  assert [row.size_of_bc for row in best_of_n.rows('BC', of_bc, {})] == [
+    None
+  ] * 4
+  curve = best_of_n.curve(of_bc, range(1, 9))
+  # A policy with samples just below BC's best of three, then far above it.
+  near = np.full((5, 4), curve[2] - 1e-6)
+  rows = best_of_n.rows('G1 I0', near, {}, of_bc)
+  assert [(row.size, row.size_of_bc) for row in rows] == [(1, 3), (2, 3)]
+  (row, _) = best_of_n.rows('G1 I1', np.ones((5, 4)), {}, of_bc)
+  assert row.size_of_bc is None
+
+
 def test_mbr_takes_the_sample_that_agrees_best():
   texts = [['a cat sat', 'the cat sat', 'the cat sits'], ['x', 'one', 'one']]
   rewards = np.array([[0.9, 0.2, 0.5], [1.0, 0.4, 0.4]])

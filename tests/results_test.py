@@ -96,18 +96,18 @@ def test_a_reward_that_knows_the_split_is_marked_in_every_table():
 def test_best_of_n_shows_what_the_winner_scores_beside():
   rows = [
     best_of_n.Row('BC', 1, 'reward', 61.25, {'score_chrf': 40.5}),
-    best_of_n.Row('BC', 2, 'mbr', 70.0, {}),
+    best_of_n.Row('G1 I4', 2, 'reward', 70.0, {}, 7),
   ]
   console = rich.console.Console(width=160, file=io.StringIO())
   console.print(tables.best_of_n_table(rows))
-  assert re.search(r'BC +1 +reward +61\.2 +40\.5', console.file.getvalue())
+  shown = console.file.getvalue()
+  assert re.search(r'BC +1 +reward +61\.2 +40\.5 +–', shown)
+  assert re.search(r'G1 I4 +2 +reward +70\.0 +– +7', shown)
   first, second = csv.DictReader(
     io.StringIO(tables.best_of_n_csv(rows, 'test'))
   )
   assert first == {
     **{'policy': 'BC', 'split': 'test', 'n': '1', 'chosen_by': 'reward'},
-    **{'reward': '61.2500', 'chrf': '40.5000'},
+    **{'reward': '61.2500', 'n_of_bc': '', 'chrf': '40.5000'},
   }
-  assert second['chrf'] == ''
-  assert tables.equal_size('G1 I4', 7, 8) == 'G1 I4: as BC with N = 7'
-  assert tables.equal_size('G1 I4', None, 8).endswith('more than BC with N = 8')
+  assert (second['chrf'], second['n_of_bc']) == ('', '7')
