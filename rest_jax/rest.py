@@ -68,6 +68,8 @@ class ReST:
     tuning_trials: how many settings of its algorithm were tried on D_select,
       these included; a mark in the results, so that algorithms are compared
       that had equal chances. None: not told.
+    reference_free: whether the algorithm is one of rewards that read no
+      references, as QE finetuning is, so that others are refused.
   """
 
   model_dir: str
@@ -95,6 +97,7 @@ class ReST:
   imported_samples: str | None = None
   compilation_cache: str | None = None
   tuning_trials: int | None = None
+  reference_free: bool = False
 
   def __post_init__(self):
     steps = self.improve.schedule.num_steps
@@ -126,18 +129,27 @@ class ReST:
     self._check_learned()
     self._check_trained_on()
     self._check_loss()
+    self._check_several_samples()
     self._check_online()
+    self._check_references()
     if self.alarm is not None:
       self.alarm.check_columns(self.held_out)
-    if (
-      self.improve.original_data == 'filtered'
-      and self.annotate.reward.info.needs_reference
-    ):
-      name = self.annotate.reward.info.name
+
+  def _check_references(self):
+    reward = self.annotate.reward.info
+    if not reward.needs_reference:
+      return
+    if self.improve.original_data == 'filtered':
       raise ConfigurationError(
-        f"Improve.original_data = 'filtered' with the reward {name!r}: a"
+        f"Improve.original_data = 'filtered' with the reward {reward.name!r}: a"
         ' reference scores highest against itself, so the filter would keep'
         " all of them; use 'unfiltered' or 'none'."
+      )
+    if self.reference_free:
+      raise ConfigurationError(
+        f'the reward {reward.name!r} reads references, but'
+        ' rest.ReST.reference_free = True asks for one that does not (quality'
+        ' estimation); set another REWARD, or presets/raft.gin for this one.'
       )
 
   def _check_learned(self):
@@ -259,6 +271,25 @@ class ReST:
         raise ConfigurationError(
           f'PACKED_{name}_LENGTH = {room}, but {what} packs two rows of up to'
           f' {row} tokens together; set it to at least {2 * row}.'
+        )
+
+  def _check_several_samples(self):
+    """Finds what compares the samples of a source where there is but one."""
+    if self.grow.num_samples > 1 or not self.num_grow or self.imported_samples:
+      return
+    loss = self.improve.training.loss
+    compares = {
+      f'Improve.training.loss = {type(loss).__name__}': loss.paired,
+      "CONTROLS = 'permuted'": 'permuted' in self.controls,
+      "PerSource.rule = 'mbr'": (
+        getattr(self.improve.schedule, 'rule', None) == 'mbr'
+      ),
+    }
+    for what, does in compares.items():
+      if does:
+        raise ConfigurationError(
+          f'{what} compares the samples of a source with each other, but'
+          ' NUM_SAMPLES = 1; set it to at least 2.'
         )
 
   def _check_online(self):

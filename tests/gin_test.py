@@ -151,6 +151,19 @@ def test_presets_leave_evaluation_as_it_is(parse):
   assert all(each == evaluations[0] for each in evaluations)
 
 
+def test_qe_finetuning_refuses_a_reward_that_reads_references(parse, tmp_path):
+  paths = [f"{name} = '{tmp_path}'" for name in ('MODEL_DIR', 'DATA_DIR')]
+  qe = 'presets/qe_finetuning.gin'
+  parse('multi30k.gin', qe, bindings=paths)
+  with pytest.raises(
+    errors.ConfigurationError, match=r"'chrf' reads references"
+  ):
+    main._build()
+  gin.clear_config(clear_constants=True)
+  parse('multi30k_learned.gin', qe, bindings=paths)
+  assert main._build().reference_free
+
+
 def test_two_presets_at_once_are_an_error(parse):
   two = ('presets/raft.gin', 'presets/rest_em.gin')
   with pytest.raises(errors.ConfigurationError, match='both whole algorithms'):

@@ -226,6 +226,37 @@ def test_a_loss_that_lacks_what_it_needs_is_an_error(run, loss, changed, named):
     with_loss(run, loss, **changed)
 
 
+@pytest.mark.parametrize(
+  ('changed', 'named'),
+  [
+    ({'loss': offline_losses.Preference()}, r'training\.loss = Preference'),
+    ({'controls': ('permuted',)}, "CONTROLS = 'permuted'"),
+    ({'schedule': schedule.PerSource('mbr', (2, 1))}, r"rule = 'mbr'"),
+  ],
+)
+def test_one_sample_a_source_has_nothing_to_compare_with(run, changed, named):
+  single = dataclasses.replace(run.grow, num_samples=1)
+  packing = dataclasses.replace(
+    run.improve.training.packing, source_length=256, target_length=256
+  )
+  improving = dataclasses.replace(
+    run.improve,
+    training=dataclasses.replace(run.improve.training, packing=packing),
+    schedule=changed.get('schedule', run.improve.schedule),
+  )
+  controls = changed.get('controls', ())
+
+  def build(grow):
+    made = dataclasses.replace(
+      run, grow=grow, controls=controls, improve=improving
+    )
+    return with_loss(made, changed.get('loss', losses.BehavioralCloning()))
+
+  with pytest.raises(ConfigurationError, match=f'{named}.* NUM_SAMPLES = 1'):
+    build(single)
+  build(dataclasses.replace(run.grow, num_samples=2))
+
+
 def test_gold_takes_references_too(run):
   gold = with_loss(
     run, offline_losses.Gold(), improve={'original_data': 'filtered'}
