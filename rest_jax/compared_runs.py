@@ -19,7 +19,7 @@ from rest_jax.run_directory import RunDirectory, Stage
 # Of a configuration: what tells runs of one algorithm apart.
 _OF_ONE_RUN = (
     'SEED', 'MODEL_DIR', 'DATA_DIR', 'COMPILATION_CACHE', 'SUPERVISED_FROM',
-    'REWARD_FROM', 'GROW_FROM',
+    'REWARD_FROM', 'GROW_FROM', 'TUNING_TRIALS',
 )  # fmt: skip
 # Of an evaluation: what its figures do not depend on in law.
 _FREE = re.compile(
@@ -41,6 +41,8 @@ class Evaluated:
     rewards: float64 [k], the mean of each source's samples, in [0, 1].
     beams: k translations.
     row: its row of results.csv.
+    machine: what the run ran on, see `machine.describe`; '' where it is of an
+      older version.
   """
 
   policy: str
@@ -48,6 +50,7 @@ class Evaluated:
   rewards: Float64[np.ndarray, ' k']
   beams: tuple[str, ...]
   row: Mapping[str, str]
+  machine: str = ''
 
   def figure(self, name: str) -> float | None:
     """A column of results.csv; None where it is empty or not there."""
@@ -145,6 +148,7 @@ def _read(path: str, split: str) -> Run:
     )
   rows = _rows(root, split)
   first, found, texts = stages[0], {}, None
+  machine = storage.read_json(root / 'run.json').get('machine', '')
   for stage in stages:
     stage.verify()
     settings = _settings(stage)
@@ -156,7 +160,7 @@ def _read(path: str, split: str) -> Run:
         ' was evaluated; start the command of that run again (with all of its'
         ' CONTROLS) to have it written.'
       )
-    found[name], of_stage = _evaluated(stage, name, rows[name])
+    found[name], of_stage = _evaluated(stage, name, rows[name], machine)
     if texts is not None and of_stage != texts:
       raise ConfigurationError(
         f'{stage.folder} and {first.folder} hold other sources or references;'
@@ -174,7 +178,7 @@ def _read(path: str, split: str) -> Run:
 
 
 def _evaluated(
-  stage: Stage, name: str, row: Mapping[str, str]
+  stage: Stage, name: str, row: Mapping[str, str], machine: str
 ) -> tuple[Evaluated, tuple[tuple[str, str | None], ...]]:
   """What an evaluation found, and its sources and references."""
   columns = ['source_id', 'source', 'reference', 'beam']
@@ -204,6 +208,7 @@ def _evaluated(
     rewards=rewards,
     beams=tuple(beams['beam'].to_pylist()),
     row=row,
+    machine=machine,
   )
   texts = (beams[name].to_pylist() for name in ('source', 'reference'))
   return evaluated, tuple(zip(*texts, strict=True))

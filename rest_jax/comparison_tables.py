@@ -141,6 +141,16 @@ def _policies(systems: Sequence[System], split: str) -> Table:
       'Not all had as many tuning trials: what was tuned more is flattered'
       ' (TUNING_TRIALS tells a run how many it had).'
     )
+  machines = {
+    evaluated.machine or 'one that is not told'
+    for system in systems
+    for evaluated in system.runs.values()
+  }
+  if len(machines) > 1:
+    notes.append(
+      'Device-seconds are of different machines'
+      f' ({"; ".join(sorted(machines))}) and do not compare.'
+    )
   names = [*FIGURES.values(), *COSTS.values()]
   return Table(
     f'Policies on the {split} data, rewards × 100',

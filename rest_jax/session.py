@@ -17,6 +17,7 @@ from rest_jax import (
   compiled,
   fingerprints,
   hosts,
+  machine,
   preemption,
   prerequisites,
   reports,
@@ -161,6 +162,7 @@ class Session:
       },
       'seed': self._run.seed,
       'devices': [str(device) for device in jax.devices()],
+      'machine': machine.describe(),
       'processes': jax.process_count(),
     }
     storage.write_json_atomic(path / 'run.json', facts)

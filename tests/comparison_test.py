@@ -1,5 +1,7 @@
 """Contrasts and frontiers of policies that are made up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from etils import epath
@@ -240,6 +242,19 @@ def test_unequal_tuning_trials_are_told():
   (table,) = comparison_tables.tables([tuned, plain], [], {}, 'report')
   assert [row[-1] for row in table.rows] == ['8', '1']
   assert 'Not all had as many tuning trials' in table.note
+
+
+def test_different_machines_are_told():
+  one, other = (system(name, reward_mean=[50.0]) for name in ('one', 'other'))
+  for found in (one, other):
+    found.runs[0] = dataclasses.replace(
+      found.runs[0], machine='X, 2 of its cores'
+    )
+  (table,) = comparison_tables.tables([one, other], [], {}, 'report')
+  assert 'machines' not in table.note
+  other.runs[0] = dataclasses.replace(other.runs[0], machine='4 × TPU v4')
+  (table,) = comparison_tables.tables([one, other], [], {}, 'report')
+  assert 'machines (4 × TPU v4; X, 2 of its cores) and do not' in table.note
 
 
 def test_names_are_text_in_pages_and_pictures():

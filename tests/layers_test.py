@@ -27,6 +27,7 @@ _LAYERS = (
   (1, 'storage'),
   (1, 'config'),
   (1, 'allocator'),
+  (1, 'machine'),
   (2, 'losses'),
   (2, 'offline_losses'),
   (3, 'constrained_losses'),

@@ -231,7 +231,9 @@ def test_the_run_directory_is_as_designed(whole_run):
       *('samples.parquet', 'beam.parquet', 'stage.json')
     }
   assert list((run / 'tensorboard').rglob('events.out.tfevents.*'))
-  assert json.loads((run / 'run.json').read_text())['seed'] == 0
+  facts = json.loads((run / 'run.json').read_text())
+  assert facts['seed'] == 0
+  assert facts['machine'].endswith(' of its cores')
 
 
 def test_samples_hold_n_rows_a_source_and_the_references(whole_run):
