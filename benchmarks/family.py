@@ -142,7 +142,9 @@ LOSSES = {
   ),
   'oac': Variant(('losses/oac.gin',)),
   'v-mpo': Variant(('losses/vmpo.gin',)),
-  'bvmpo': Variant(('losses/bvmpo.gin',)),
+  'bvmpo': Variant(
+    ('losses/bvmpo.gin',), ('constrained_losses.BVMPO.lambda_steps=100',)
+  ),
 }
 
 
@@ -278,6 +280,8 @@ def flags(
   if variant.one_step:
     bindings += task.one_step
   bindings += variant.bindings
+  # Each algorithm has the settings that it was first tried with.
+  bindings += ['TUNING_TRIALS=1']
   bindings += [f'SEED={seed}', f'MODEL_DIR={folder / name}']
   if variant.shares:
     shared = [variant.shares, *(['reward'] if task.learned_reward else [])]

@@ -339,11 +339,24 @@ def test_anchors_stay_and_duals_move(context, tmp_path):
     )
   # At the policy itself no divergence is there, so the multiplier falls.
   assert moved.params['duals']['alpha'] < 1.0
-  assert moved.params['duals']['eta'] != 1.0
+  # ψ is nearer to uniform than ε_η allows, so the temperature falls.
+  assert moved.params['duals']['eta'] < 1.0
   changed = jax.tree.map(
     lambda a, b: bool((a != b).any()), moved.params['policy'], start
   )
   assert any(jax.tree.leaves(changed))
+  # The penalty's λ falls with the update that the state is at.
+  wrapped = network.wrap(start, {'start': start, 'bc': bc})
+  late = state_lib.init_state(network, optimizer_, wrapped)
+  late = late.replace(step=late.step + loss.lambda_steps)
+  divergences = step.scores(network, wrapped, batch).divergences['bc']
+  weights = batch.decoder_loss_weights
+  penalty = float((weights * divergences).sum() / (weights != 0).sum())
+  assert penalty > 1e-3
+  _, later = train_step(late, batch)
+  assert float(metrics['loss'] - later['loss']) == pytest.approx(
+    (1.0 - 1e-5) * penalty, rel=1e-3
+  )
 
 
 def test_spearman_shares_the_ranks_of_ties():
