@@ -35,7 +35,7 @@ from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
 from rest_jax.types import Batch, Params, TrainState
 
-_SHAPES = 8  # Of batches, at most; each of them is compiled.
+_SHAPES = 16  # Of batches, at most; each of them is compiled.
 
 
 class SourceBatches:
@@ -259,7 +259,7 @@ def _row(settings: Online) -> packing.Packing:
 
 
 def _rows_multiple(policy: DrawnPolicy, settings: Online) -> int:
-  """Of which the packed rows of a batch are one: eight shapes at most."""
+  """What the number of packed rows of a batch is a multiple of."""
   parts = policy.placement.num_shards('batch') * settings.num_microbatches
   return -(-settings.samples_per_batch // (_SHAPES * parts)) * parts
 

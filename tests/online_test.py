@@ -207,7 +207,7 @@ def test_samples_share_rows_and_keep_their_figures(context, monkeypatch):
 
 @pytest.mark.parametrize(
   ('samples', 'parts', 'multiple'),
-  [(2, 1, 1), (16, 1, 8), (2, 3, 3), (8, 3, 6)],
+  [(2, 1, 1), (16, 1, 4), (2, 3, 3), (16, 3, 6)],
 )
 def test_rows_divide_into_microbatches(context, samples, parts, multiple):
   settings = dataclasses.replace(
