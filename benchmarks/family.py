@@ -5,18 +5,22 @@
 
 Each row of a table is a run directory of its own under OUT/TASK/seed_SEED. The
 first, `base`, trains BC and grows the store; all others take both from there
-(GROW_FROM), or BC alone where they sample for themselves (SUPERVISED_FROM). A
+(GROW_FROM), or BC alone where they sample for themselves (SUPERVISED_FROM), with
+the evaluation of BC. A
 run that is done is skipped and one that was killed goes on, so the same command
 does until it ends. Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of
-results.csv (or best_of_n.csv) with the run's name before them.
+results.csv (or best_of_n.csv) with the run's name before them and, where it
+trained a value model, how that orders samples after them.
 """
 
 import argparse
 import csv
 import dataclasses
+import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -100,6 +104,7 @@ TASKS = {
   ),
 }
 
+_BC_EVALUATION = 'supervised/evaluation/report'
 _LOSS = 'improving/early_stopping.Training.loss'
 
 
@@ -292,15 +297,41 @@ def flags(
   ]
 
 
+def share_evaluation(folder: pathlib.Path, name: str) -> None:
+  """Gives a run the evaluation of BC that `base` made, which it would repeat."""
+  made, wanted = (folder / run / _BC_EVALUATION for run in ('base', name))
+  if (made / 'stage.json').exists() and not wanted.exists():
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    begun = wanted.with_name('copying')
+    shutil.rmtree(begun, ignore_errors=True)
+    shutil.copytree(made, begun)
+    begun.rename(wanted)
+
+
+def value_agreement(run: pathlib.Path) -> dict[str, str]:
+  """How a run's value model orders samples, as columns; see `values.judge`."""
+  path = run / 'grow_1' / 'value' / 'stage.json'
+  if not path.exists():
+    return {}
+  counts = json.loads(path.read_text())['counts']
+  return {
+    f'value_{name}': f'{figure:.4f}'
+    for name, figure in counts.items()
+    if name.endswith(('_kendall', '_kendall_untied', '_spearman'))
+  }
+
+
 def gather(folder: pathlib.Path, runs: dict[str, Variant], path: pathlib.Path):
   """Writes the rows of some runs into one file."""
   rows, names = [], ['run']
   for run, variant in runs.items():
     file = 'best_of_n.csv' if variant.mode == 'best_of_n' else 'results.csv'
     with open(folder / run / file, newline='') as read:
+      told = value_agreement(folder / run)
       for row in csv.DictReader(read):
-        rows.append({'run': run} | row)
-        names += [name for name in row if name not in names]
+        own = told if row['policy'] != 'BC' else {}
+        rows.append({'run': run} | row | own)
+        names += [name for name in rows[-1] if name not in names]
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, 'w', newline='') as written:
     writer = csv.DictWriter(written, names, restval='', lineterminator='\n')
@@ -340,6 +371,8 @@ def main() -> None:
   for name, variant in runs.items():
     command = [sys.executable, '-m', 'rest_jax.main']
     command += flags(task, variant, folder, name, given.seed) + paths
+    if variant.shares and variant.mode == 'rest' and not given.dry_run:
+      share_evaluation(folder, name)
     modes = ['rest'] if variant.mode == 'rest' else ['rest', variant.mode]
     for mode in modes:
       line = [*command, f'--run_mode={mode}']

@@ -64,7 +64,7 @@ def tables(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
 
   The first has a line a reward and seed: what reward and truth gained over BC
   with the last policy, the steps that did harm, and those where the alarm rang
-  for each of `MIN_FALLS`. The second counts them over all runs.
+  for each of `MIN_FALLS`, and how late. The second counts them over all runs.
 
   Args:
     seeds: rows of `family.py --table=alarm`, by seed.
@@ -86,9 +86,23 @@ def tables(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
     cells += [
       _places(step.rings(least) for step in steps) for least in MIN_FALLS
     ]
+    cells += [delay(steps, least) for least in MIN_FALLS]
     lines.append(cells)
-  told = markdown_tables.table([*heads, 'harm', *rang], lines)
+  late = [f'delay, {least:g}' for least in MIN_FALLS]
+  told = markdown_tables.table([*heads, 'harm', *rang, *late], lines)
   return [*told, '', *counts(every)], picture(runs)
+
+
+def delay(steps: list[Step], min_fall: float) -> str:
+  """Steps from the first that did harm to the first where the alarm rang.
+
+  Below 0 where it rang before; 'missed' where it never did; – without harm.
+  """
+  harms = [number for number, step in enumerate(steps) if step.harms]
+  rings = [number for number, step in enumerate(steps) if step.rings(min_fall)]
+  if not harms:
+    return '–'
+  return f'{rings[0] - harms[0]:d}' if rings else 'missed'
 
 
 def counts(steps: list[Step]) -> list[str]:

@@ -33,9 +33,15 @@ _FIGURES = {
   'entropy': 'entropy',
   'kept_samples': 'kept',
   'samples_drawn': 'drawn',
+  'train_tokens': 'trained tokens',
+  'reward_calls': 'reward calls',
+  'device_seconds': 'device-seconds',
 }
 _SHOWN_COLUMNS = ('reward_mean', 'reward_greedy', 'bleu')
-_WHOLE = ('kept_samples', 'samples_drawn')
+_WHOLE = (
+  'kept_samples', 'samples_drawn', 'train_tokens', 'reward_calls',
+  'device_seconds',
+)  # fmt: skip
 _TITLES = {
   'table_1': 'Grow, Improve and online RL (the form of the paper’s Table 1)',
   'losses': 'Losses at one threshold (Fig. 5)',
@@ -168,6 +174,26 @@ def by_step(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
   return out, figure
 
 
+def agreement(seeds: dict[int, Rows]) -> list[str]:
+  """How value models order samples by reward; no lines where there are none."""
+  columns = ('value_rows', 'value_held_out')
+  kinds = ('kendall', 'kendall_untied', 'spearman')
+  names = [f'{column}_{kind}' for column in columns for kind in kinds]
+  lines = [
+    [run, *(cell(rows, name) for name in names)]
+    for run, rows in lines_of(seeds, every=False).items()
+    if any(row.get('value_rows_kendall') for row in rows)
+  ]
+  if not lines:
+    return []
+  heads = [
+    f'{kind} {where}'
+    for where in ('trained on', 'held out')
+    for kind in ('τ_b', 'τ of untied', 'ρ')
+  ]
+  return ['', *markdown_tables.table(['value model of', *heads], lines)]
+
+
 def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
   """The reward of the best of N, for each policy."""
   curves = defaultdict(lambda: defaultdict(list))
@@ -234,12 +260,13 @@ def main() -> None:
       text, figure = best_of_n(seeds)
     elif name == 'losses_by_step':
       text, figure = by_step(seeds)
-      text = [*table(seeds, every=False), '', *text]
+      text = [*table(seeds, every=False), '', *text, *agreement(seeds)]
     elif name == 'alarm':
       text, figure = family_alarm.tables(seeds)
     else:
       every = name == 'table_1'
-      text, figure = table(seeds, every), picture(seeds, every)
+      text = [*table(seeds, every), *agreement(seeds)]
+      figure = picture(seeds, every)
       if name == 'permuted' and len(seeds) > 1:
         text += ['', *gains(seeds)]
     file = f'{task}_{name}.svg'

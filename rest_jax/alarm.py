@@ -55,6 +55,10 @@ class Alarm:
           ' Annotate.further_metrics.'
         )
 
+  def missing(self, columns: Mapping[str, Any]) -> list[str]:
+    """Columns of `held_out` that a policy has no figure in."""
+    return [name for name in self.held_out if columns.get(name) is None]
+
   def suspicion(
     self,
     before: Mapping[str, Any],
@@ -69,14 +73,14 @@ class Alarm:
       higher_is_better: of each column of `held_out`.
 
     Returns:
-      A line, or None; also where a figure is missing.
+      A line, or None; also where a figure is `missing`.
     """
+    if self.missing(before) or self.missing(after):
+      return None
     rise = after[self.reward] - before[self.reward]
     moves = []
     for name in self.held_out:
-      old, new = before.get(name), after.get(name)
-      if old is None or new is None:
-        return None
+      old, new = before[name], after[name]
       fall = old - new if higher_is_better[name] else new - old
       if fall <= self.min_fall:
         return None

@@ -141,6 +141,11 @@ def check_alarm(
     after = rows.get((policy.label, 'report'))
     if before is None or after is None:
       continue
+    if missing := run.alarm.missing(after.columns):
+      context.progress.note(
+        f'the alarm cannot judge {policy.label}: D_report gave it no'
+        f' {" and no ".join(missing)} (has it references?)'
+      )
     text = run.alarm.suspicion(before.columns, after.columns, run.held_out)
     if text is None:
       continue

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import itertools
+import json
 import pathlib
 
 import pytest
@@ -125,6 +127,23 @@ def test_online_baselines_draw_what_grow_draws(task, name, runs):
   assert [p.label for p in rest.policies(run)] == ['BC', name.upper()]
 
 
+def test_the_alarms_delay_is_from_the_first_harm_to_the_first_ring():
+  def figures(reward, truth, bleu):
+    row = {'policy': 'x', 'split': 'report', 'reward_mean': reward}
+    return row | {'truth': truth, 'greedy': truth, 'bleu': bleu, 'chrf': bleu}
+
+  rows = [
+    figures(50, 80, 90),
+    figures(60, 70, 91),  # Harm that it does not see,
+    figures(70, 71, 90),  # and a ring at what is none.
+  ]
+  steps = [family_alarm.Step(*pair) for pair in itertools.pairwise(rows)]
+  assert family_alarm.delay(steps, 0.0) == '1'
+  assert family_alarm.delay(steps[::-1], 0.0) == '-1'
+  assert family_alarm.delay(steps, 2.0) == 'missed'
+  assert family_alarm.delay(steps[1:], 0.0) == '–'
+
+
 def test_gathered_rows_are_named_after_their_run(tmp_path):
   for name, text in (('base', 'policy,x\nBC,1\n'), ('b', 'policy,y\nBC,2\n')):
     (tmp_path / name).mkdir()
@@ -133,6 +152,19 @@ def test_gathered_rows_are_named_after_their_run(tmp_path):
   chosen = {'base': family.Variant(), 'b': family.Variant()}
   family.gather(tmp_path, chosen, path)
   assert path.read_text() == 'run,policy,x,y\nbase,BC,1,\nb,BC,,2\n'
+
+
+def test_value_models_are_told_with_the_rows_of_their_run(tmp_path):
+  (tmp_path / 'a' / 'grow_1' / 'value').mkdir(parents=True)
+  (tmp_path / 'a' / 'results.csv').write_text('policy,x\nBC,1\nG1 I1,2\n')
+  counts = {'rows': 7, 'rows_kendall': 0.5, 'held_out_spearman': 0.25}
+  path = tmp_path / 'a' / 'grow_1' / 'value' / 'stage.json'
+  path.write_text(json.dumps({'counts': counts}))
+  family.gather(tmp_path, {'a': family.Variant()}, tmp_path / 'rows.csv')
+  assert (tmp_path / 'rows.csv').read_text() == (
+    'run,policy,x,value_rows_kendall,value_held_out_spearman\n'
+    'a,BC,1,,\na,G1 I1,2,0.5000,0.2500\n'
+  )
 
 
 @pytest.mark.parametrize(
@@ -181,10 +213,10 @@ def test_the_alarms_table_counts_harm_that_was_and_was_not_seen():
   lines, _ = family_alarm.tables({3: rows})
   told = {line.split(' | ')[0][2:]: line for line in lines if '| 3 | +' in line}
   assert list(told) == list(faults)
-  assert told['right'].endswith('| – | G1 | – |')
-  assert told['brevity'].endswith('| G1 | G1 | G1 |')
-  assert told['verbosity'].endswith('| G1 | – | – |')
-  assert '+10.0 | -0.2 | -0.2 | +1.0 | – | – | – |' in told['precision']
+  assert told['right'].endswith('| – | G1 | – | – | – |')
+  assert told['brevity'].endswith('| G1 | G1 | G1 | 0 | 0 |')
+  assert told['verbosity'].endswith('| G1 | – | – | missed | missed |')
+  assert '+10.0 | -0.2 | -0.2 | +1.0 | – | – | – | – | – |' in told['precision']
   assert lines[-2:] == [
     '| 0 | 2 | 1 | 1 | 0 | 3 | 1 |',
     '| 0.2 | 2 | 1 | 1 | 0 | 3 | 0 |',

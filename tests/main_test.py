@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import running
 
-from rest_jax import alarm, cluster, run_lock
+from rest_jax import alarm, cluster, results, run_lock
 from rest_jax.data import store
 
 _POLICIES = {
@@ -187,30 +187,31 @@ def test_an_alarm_warns_or_stops_where_a_policy_is_suspected(
   whole_run, tmp_path, monkeypatch
 ):
   run = running.copy_of(whole_run.folder, tmp_path / 'run')
-  bindings = (
-    'rest.ReST.alarm=@alarm.Alarm()',
-    "alarm.Alarm.held_out=('chrf',)",
-  )
-  given = tmp_path / 'alarm.gin'
-  given.write_text(
-    'from __gin__ import dynamic_registration\nfrom rest_jax import alarm\n'
-  )
-  flags = [f'--gin_file={given}', *(f'--gin.{b}' for b in bindings)]
-  monkeypatch.setattr(
-    alarm.Alarm,
-    'suspicion',
-    lambda self, before, after, higher: (
-      f'{before["policy"]} to {after["policy"]}'
-    ),
-  )
-  command = running.command(run, *flags)[3:]
+  suspicion = alarm.Alarm.suspicion
+
+  def always(self, before, after, higher_is_better):
+    suspicion(self, before, after, higher_is_better)  # With the real figures.
+    return f'{before["policy"]} to {after["policy"]}'
+
+  monkeypatch.setattr(alarm.Alarm, 'suspicion', always)
+  command = running.command(run, '--gin_file=evaluation/alarm.gin')[3:]
   warned = running.within(*command)
   assert warned.code == 0, warned.stderr
   assert 'ALARM: BC to G1 I0' in warned.stderr
   assert 'ALARM: G1 I0 to G1 I1' in warned.stderr
-  stopped = running.within(*command, '--gin.alarm.Alarm.stop_run=True')
+  assert 'cannot judge' not in warned.stderr
+  stopped = running.within(*command, '--gin.ALARM_STOP=True')
   assert stopped.code == 5
   assert 'RewardError: BC to G1 I0; to go on' in stopped.stderr
+  # Without references there is nothing that it could read.
+  columns = results.Row.columns.fget
+
+  def without(row):
+    return columns(row) | {'bleu': None}
+
+  monkeypatch.setattr(results.Row, 'columns', property(without))
+  blind = running.within(*command)
+  assert 'cannot judge G1 I1: D_report gave it no bleu (has' in blind.stderr
 
 
 def test_the_run_directory_is_as_designed(whole_run):
