@@ -3,14 +3,14 @@
   python benchmarks/family.py --task=numerals --table=losses --seed=0 \
       --out=runs/family [--dry_run]
 
-Each row of a table is a run directory of its own under OUT/TASK/seed_SEED. The
-first, `base`, trains BC and grows the store; all others take both from there
-(GROW_FROM), or BC alone where they sample for themselves (SUPERVISED_FROM), with
-the evaluation of BC. A
-run that is done is skipped and one that was killed goes on, so the same command
-does until it ends. Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of
-results.csv (or best_of_n.csv) with the run's name before them and, where it
-trained a value model, how that orders samples after them.
+Each row of a table is a run directory of its own, TABLE/NAME within
+OUT/TASK/seed_SEED. `base` there, of all tables, trains BC and grows the store;
+the others take both from it (GROW_FROM), or BC alone where they sample for
+themselves (SUPERVISED_FROM), and the evaluation of BC. A run that is done is
+skipped and one that was killed goes on, so the same command does until it ends.
+Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of results.csv (or
+best_of_n.csv) with the run's name before them and, where it trained a value
+model, how that orders samples after them.
 """
 
 import argparse
@@ -277,29 +277,42 @@ def base(task: Task) -> Variant:
   return Variant(bindings=task.base, shares='')
 
 
+def place(folder: pathlib.Path, table: str, name: str) -> pathlib.Path:
+  """The run directory of a row. Tables have rows of the same name."""
+  return folder / name if name == 'base' else folder / table / name
+
+
 def flags(
-  task: Task, variant: Variant, folder: pathlib.Path, name: str, seed: int
+  task: Task, variant: Variant, seed: int, base: pathlib.Path, run: pathlib.Path
 ) -> list[str]:
-  """The flags of a run in `folder`/`name`, without its paths to data."""
+  """The flags of a run, without its paths to data.
+
+  Args:
+    task: its task.
+    variant: which of its runs.
+    seed: of all that is drawn.
+    base: run directory that it may take stages from.
+    run: its own run directory.
+  """
   bindings = list(task.bindings)
   if variant.one_step:
     bindings += task.one_step
   bindings += variant.bindings
   # Each algorithm has the settings that it was first tried with.
   bindings += ['TUNING_TRIALS=1']
-  bindings += [f'SEED={seed}', f'MODEL_DIR={folder / name}']
+  bindings += [f'SEED={seed}', f'MODEL_DIR={run}']
   if variant.shares:
     shared = [variant.shares, *(['reward'] if task.learned_reward else [])]
-    bindings += [f'{name.upper()}_FROM={folder / "base"}' for name in shared]
+    bindings += [f'{name.upper()}_FROM={base}' for name in shared]
   return [
     *(f'--gin_file={file}' for file in (*task.files, *variant.files)),
     *(f'--gin.{binding}' for binding in bindings),
   ]
 
 
-def share_evaluation(folder: pathlib.Path, name: str) -> None:
-  """Gives a run the evaluation of BC that `base` made, which it would repeat."""
-  made, wanted = (folder / run / _BC_EVALUATION for run in ('base', name))
+def share_evaluation(base: pathlib.Path, run: pathlib.Path) -> None:
+  """Gives a run the evaluation of BC that `base` has, or it would repeat it."""
+  made, wanted = (folder / _BC_EVALUATION for folder in (base, run))
   if (made / 'stage.json').exists() and not wanted.exists():
     wanted.parent.mkdir(parents=True, exist_ok=True)
     begun = wanted.with_name('copying')
@@ -321,16 +334,18 @@ def value_agreement(run: pathlib.Path) -> dict[str, str]:
   }
 
 
-def gather(folder: pathlib.Path, runs: dict[str, Variant], path: pathlib.Path):
-  """Writes the rows of some runs into one file."""
+def gather(
+  runs: dict[str, Variant], places: dict[str, pathlib.Path], path: pathlib.Path
+) -> None:
+  """Writes the rows of some runs, in their directories, into one file."""
   rows, names = [], ['run']
-  for run, variant in runs.items():
+  for name, variant in runs.items():
     file = 'best_of_n.csv' if variant.mode == 'best_of_n' else 'results.csv'
-    with open(folder / run / file, newline='') as read:
-      told = value_agreement(folder / run)
+    with open(places[name] / file, newline='') as read:
+      told = value_agreement(places[name])
       for row in csv.DictReader(read):
         own = told if row['policy'] != 'BC' else {}
-        rows.append({'run': run} | row | own)
+        rows.append({'run': name} | row | own)
         names += [name for name in rows[-1] if name not in names]
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, 'w', newline='') as written:
@@ -358,6 +373,7 @@ def main() -> None:
   paths = [f'--gin.{name}={given.data_dir}' for name in task.paths]
   folder = given.out.resolve() / given.task / f'seed_{given.seed}'
   runs = {'base': base(task), **known[given.table]}
+  places = {name: place(folder, given.table, name) for name in runs}
   # Where faulty_rewards.gin finds its rewards.
   python_path = os.pathsep.join(
     filter(None, [str(_HERE), os.environ.get('PYTHONPATH')])
@@ -370,9 +386,10 @@ def main() -> None:
   }
   for name, variant in runs.items():
     command = [sys.executable, '-m', 'rest_jax.main']
-    command += flags(task, variant, folder, name, given.seed) + paths
+    command += flags(task, variant, given.seed, places['base'], places[name])
+    command += paths
     if variant.shares and variant.mode == 'rest' and not given.dry_run:
-      share_evaluation(folder, name)
+      share_evaluation(places['base'], places[name])
     modes = ['rest'] if variant.mode == 'rest' else ['rest', variant.mode]
     for mode in modes:
       line = [*command, f'--run_mode={mode}']
@@ -381,7 +398,7 @@ def main() -> None:
         subprocess.run(line, check=True, env=environment)
   if not given.dry_run:
     path = given.out / f'{given.task}_{given.table}_{given.seed}.csv'
-    gather(folder, runs, path)
+    gather(runs, places, path)
     print(path)
 
 

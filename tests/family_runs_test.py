@@ -38,7 +38,8 @@ _RUNS = [
 def build(task, variant, name, folder):
   """The run that a command line describes, built as main builds it."""
   settings = family.TASKS[task]
-  line = ['rest_jax', *family.flags(settings, variant, folder, name, 3)]
+  line = ['rest_jax']
+  line += family.flags(settings, variant, 3, folder / 'base', folder / name)
   line += [f'--gin.{path}={folder}' for path in settings.paths]
   with flagsaver.flagsaver():
     gin.clear_config(clear_constants=True)
@@ -150,8 +151,33 @@ def test_gathered_rows_are_named_after_their_run(tmp_path):
     (tmp_path / name / 'results.csv').write_text(text)
   path = tmp_path / 'new' / 'rows.csv'
   chosen = {'base': family.Variant(), 'b': family.Variant()}
-  family.gather(tmp_path, chosen, path)
+  places = {name: tmp_path / name for name in chosen}
+  family.gather(chosen, places, path)
   assert path.read_text() == 'run,policy,x,y\nbase,BC,1,\nb,BC,,2\n'
+
+
+def test_runs_of_a_seed_share_base_and_nothing_else(tmp_path):
+  places = {
+    (task, table, name): family.place(tmp_path / task, table, name)
+    for task, table, name in _RUNS
+  }
+  assert len(set(places.values())) == len(places)
+  for table in ('losses', 'thresholds'):
+    assert family.place(tmp_path, table, 'base') == tmp_path / 'base'
+
+
+def test_bcs_evaluation_is_taken_from_base(tmp_path):
+  base, run = tmp_path / 'base', tmp_path / 'losses' / 'dpo'
+  made = 'supervised/evaluation/report'
+  (base / made).mkdir(parents=True)
+  family.share_evaluation(base, run)  # Not committed yet.
+  assert not run.exists()
+  (base / made / 'stage.json').write_text('{}')
+  family.share_evaluation(base, run)
+  assert [p.name for p in (run / made).iterdir()] == ['stage.json']
+  (run / made / 'stage.json').write_text('its own')
+  family.share_evaluation(base, run)
+  assert (run / made / 'stage.json').read_text() == 'its own'
 
 
 def test_value_models_are_told_with_the_rows_of_their_run(tmp_path):
@@ -160,7 +186,8 @@ def test_value_models_are_told_with_the_rows_of_their_run(tmp_path):
   counts = {'rows': 7, 'rows_kendall': 0.5, 'held_out_spearman': 0.25}
   path = tmp_path / 'a' / 'grow_1' / 'value' / 'stage.json'
   path.write_text(json.dumps({'counts': counts}))
-  family.gather(tmp_path, {'a': family.Variant()}, tmp_path / 'rows.csv')
+  places = {'a': tmp_path / 'a'}
+  family.gather({'a': family.Variant()}, places, tmp_path / 'rows.csv')
   assert (tmp_path / 'rows.csv').read_text() == (
     'run,policy,x,value_rows_kendall,value_held_out_spearman\n'
     'a,BC,1,,\na,G1 I1,2,0.5000,0.2500\n'
