@@ -118,6 +118,7 @@ class Variant:
     shares: what it takes of `base`: 'grow', 'supervised' or nothing.
     one_step: whether it makes but one Improve step, a filtered one.
     mode: the run mode that shows its rows.
+    judged_alike: whether it evaluates policies just as `base` does.
   """
 
   files: tuple[str, ...] = ()
@@ -125,6 +126,7 @@ class Variant:
   shares: str = 'grow'
   one_step: bool = False
   mode: str = 'rest'
+  judged_alike: bool = True
 
 
 def _loss(name: str, module: str, *bindings: str) -> Variant:
@@ -148,7 +150,8 @@ LOSSES = {
   'oac': Variant(('losses/oac.gin',)),
   'v-mpo': Variant(('losses/vmpo.gin',)),
   'bvmpo': Variant(
-    ('losses/bvmpo.gin',), ('constrained_losses.BVMPO.lambda_steps=100',)
+    ('losses/bvmpo.gin',),
+    (_NO_CONTROLS, 'constrained_losses.BVMPO.lambda_steps=100'),
   ),
 }
 
@@ -198,6 +201,7 @@ def _faulty(task: Task) -> dict[str, dict[str, Variant]]:
       (*raft, str(_HERE / 'faulty_rewards.gin')),
       (_NO_CONTROLS, f"FAULT='{fault}'"),
       'supervised',
+      judged_alike=False,
     )
     for fault in faulty_rewards.FAULTS
   }
@@ -267,6 +271,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
       'best_of_n': Variant(
         bindings=(_NO_CONTROLS, 'evaluate.Evaluate.num_samples=64'),
         mode='best_of_n',
+        judged_alike=False,
       )
     },
   }
@@ -388,7 +393,7 @@ def main() -> None:
     command = [sys.executable, '-m', 'rest_jax.main']
     command += flags(task, variant, given.seed, places['base'], places[name])
     command += paths
-    if variant.shares and variant.mode == 'rest' and not given.dry_run:
+    if variant.shares and variant.judged_alike and not given.dry_run:
       share_evaluation(places['base'], places[name])
     modes = ['rest'] if variant.mode == 'rest' else ['rest', variant.mode]
     for mode in modes:

@@ -35,12 +35,10 @@ _FIGURES = {
   'samples_drawn': 'drawn',
   'train_tokens': 'trained tokens',
   'reward_calls': 'reward calls',
-  'device_seconds': 'device-seconds',
 }
 _SHOWN_COLUMNS = ('reward_mean', 'reward_greedy', 'bleu')
 _WHOLE = (
   'kept_samples', 'samples_drawn', 'train_tokens', 'reward_calls',
-  'device_seconds',
 )  # fmt: skip
 _TITLES = {
   'table_1': 'Grow, Improve and online RL (the form of the paper’s Table 1)',
@@ -104,9 +102,12 @@ def cell(rows: Rows, name: str) -> str:
   values = [float(row[name]) for row in rows if row.get(name)]
   if not values:
     return '–'
-  form = '{:,.0f}' if name in _WHOLE else '{:.2f}'
-  if name.startswith(('reward', 'bleu', 'chrf')):
+  if name in _WHOLE:
+    form = '{:,.0f}'
+  elif name.startswith(('reward', 'bleu', 'chrf')):
     form = '{:.1f}'
+  else:
+    form = '{:.2f}'
   text = form.format(statistics.mean(values))
   if len(values) > 1 and name not in _WHOLE:
     text += f' ({form.format(min(values))}–{form.format(max(values))})'

@@ -62,22 +62,25 @@ def check_whole(binding: str) -> None:
 
 
 def check_presets(
-  files: Sequence[str], roots: Sequence[str | pathlib.Path]
+  files: Sequence[str],
+  roots: Sequence[str | pathlib.Path],
+  shipped: pathlib.Path,
 ) -> None:
   """Raises where one file would silently undo a part of another.
 
   Args:
     files: gin files as given. They, or what they include, may be whole
       algorithms (`presets/…`), losses (`losses/…`) or online baselines
-      (`online/…`).
+      (`online/…`) of the package.
     roots: folders that they, and what they include, are looked for in.
+    shipped: the package's folder of gin files.
 
   Raises:
     ConfigurationError: two of them are presets; a loss is given beside a preset
-      that has one; a later file binds what a preset does; or two losses, or
+      that has one; a file after a preset binds what it does; or two losses, or
       two online baselines, bind the same.
   """
-  given = [_read(file, roots) for file in files]
+  given = [_read(file, roots, shipped) for file in files]
   presets = [(top, file) for top in given for file in top.of_kind('presets')]
   if len(presets) > 1:
     (top, first), (other, second) = presets[:2]
@@ -101,21 +104,23 @@ def check_presets(
 def _check_beside(
   given: Sequence['_GinFile'], top: '_GinFile', preset: '_GinFile'
 ) -> None:
-  """Raises where a preset undoes a loss given before, or is undone after."""
-  place = next(i for i, file in enumerate(given) if file is top)
-  for file in given[place + 1 :]:
-    if both := preset.bound.keys() & file.bound.keys():
+  """Raises where a preset undoes a loss beside it, or is undone itself."""
+  after = False
+  for file in given:
+    # A file that includes a preset is its user's, and may be layered on.
+    both = preset.bound.keys() & file.bound.keys()
+    if after and preset is top and both:
       raise ConfigurationError(
         f'--gin_file={file.name} after {_flag(top, preset)} would undo its'
         f' {sorted(both)[0]}; give the preset last, and change single'
         ' settings with --gin.NAME=VALUE.'
       )
-  for file in given[:place]:
-    for loss in file.of_kind('losses'):
+    after = after or file is top
+    for loss in () if file is preset else file.of_kind('losses'):
       if both := preset.bound.keys() & loss.bound.keys():
         raise ConfigurationError(
-          f'{_flag(top, preset)} would undo {sorted(both)[0]} of'
-          f' {_flag(file, loss)}; give one of the two.'
+          f'{_flag(top, preset)} and {_flag(file, loss)} both bind'
+          f' {sorted(both)[0]}; give one of the two.'
         )
 
 
@@ -131,19 +136,21 @@ class _GinFile:
 
   Attributes:
     name: as it was given or included.
+    kind: its folder among the package's gin files; '' for a user's file.
     included: files that it includes.
     bound: each name that it binds, those of `included` too → the files that do.
   """
 
   name: str
+  kind: str = ''
   included: tuple['_GinFile', ...] = ()
   bound: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
-  def of_kind(self, folder: str) -> list['_GinFile']:
-    """This file or, of all that it includes, the outermost in such a folder."""
-    if pathlib.PurePath(self.name).parent.name == folder:
+  def of_kind(self, kind: str) -> list['_GinFile']:
+    """This file or, of all that it includes, the outermost of a kind."""
+    if self.kind == kind:
       return [self]
-    return [found for file in self.included for found in file.of_kind(folder)]
+    return [found for file in self.included for found in file.of_kind(kind)]
 
   def undone_by(self, later: '_GinFile') -> list[str]:
     """Names that both bind, but for those of a file that both include."""
@@ -151,19 +158,35 @@ class _GinFile:
     return [name for name in both if self.bound[name] != later.bound[name]]
 
 
-def _read(file: str, roots: Sequence[str | pathlib.Path]) -> _GinFile:
+def _read(
+  file: str,
+  roots: Sequence[str | pathlib.Path],
+  shipped: pathlib.Path,
+  within: tuple[pathlib.Path, ...] = (),
+) -> _GinFile:
+  """Reads a file and all that it includes, itself included `within` others."""
   paths = (pathlib.Path(root, file) for root in ('', *roots))
-  path = next((path for path in paths if path.is_file()), None)
-  if path is None:
-    return _GinFile(file)  # Said by whoever reads it.
-  text = path.read_text()
-  includes = re.findall(r'^include\s+([\'"])(.*)\1', text, re.MULTILINE)
-  included = tuple(_read(name, roots) for _, name in includes)
+  path = next((path.resolve() for path in paths if path.is_file()), None)
+  # A file that cannot be read, or includes itself, is for gin to tell of.
+  if path is None or path in within:
+    return _GinFile(file)
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError):
+    return _GinFile(file)
+  includes = re.findall(
+    r"""^include\s+(?:'([^']*)'|"([^"]*)")""", text, re.MULTILINE
+  )
+  included = tuple(
+    _read(single or double, roots, shipped, (*within, path))
+    for single, double in includes
+  )
   bound = {name: frozenset([str(path)]) for name in _names_in(text)}
   for part in included:
     for name, by in part.bound.items():
       bound[name] = bound.get(name, frozenset()) | by
-  return _GinFile(file, included, bound)
+  kind = path.parent.name if path.parent.parent == shipped.resolve() else ''
+  return _GinFile(file, kind, included, bound)
 
 
 def plain(error: BaseException) -> str:

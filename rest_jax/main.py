@@ -124,7 +124,7 @@ def _parse_gin(
       f' {", ".join(sorted(p.name for p in gin_folder().glob("*.gin")))}.'
     )
   roots = ('', '.', str(gin_folder()), *search_paths)
-  bindings_lib.check_presets(files, roots)
+  bindings_lib.check_presets(files, roots, gin_folder())
   # gin also looks for files inside importable packages, and stumbles over any
   # folder named like the first part of an included path; files are enough.
   gin.config._FILE_READERS[:] = [(open, os.path.isfile)]

@@ -25,11 +25,12 @@ class Online:
     kl_coefficient: β.
     sampling: how samples are drawn: at T = 1 without truncation, so from the
       policy itself, whose gradient both algorithms estimate.
-    batching: shapes of decoding.
+    batching: shapes of decoding; its longest lengths are those of a packed row.
     ppo: PPO's loss.
     discount: γ of PPO's returns.
     trace: λ of PPO's advantages.
-    num_microbatches: parts that a batch is cut into to save memory.
+    num_microbatches: parts that a batch is cut into to save memory. Their rows
+      are filled up with empty ones where samples are too few.
   """
 
   optimizer: optimizer.Optimizer

@@ -204,9 +204,9 @@ class Trainer:
     advantages = online_losses.generalized_advantages(
       of_tokens, promised, counted, settings.discount, settings.trace
     )
-    spread = advantages[counted].std() + np.float32(1e-6)
+    deviation = advantages[counted].std() + np.float32(1e-6)
     return {
-      'advantages': (advantages - advantages[counted].mean()) / spread,
+      'advantages': (advantages - advantages[counted].mean()) / deviation,
       losses.RETURNS: advantages + promised,
     }
 
@@ -249,12 +249,10 @@ def _spread(
 
 
 def _row(settings: Online) -> packing.Packing:
-  """The shape of a packed row: of the longest pair, since more fit then."""
+  """The shape of a packed row, which the longest pair fits."""
   batching = settings.batching
   return packing.Packing(
-    batching.source_buckets[-1],
-    batching.max_decode_len,
-    settings.samples_per_batch,
+    batching.source_buckets[-1], batching.max_decode_len, rows_per_batch=1
   )
 
 
@@ -317,6 +315,7 @@ def run(
   outcome = early_stopping.train(
     network,
     start,
+    # Its packing goes unused: `trainer` makes the updates.
     early_stopping.Training(settings.optimizer, _row(settings), settings.loss),
     settings.stopping,
     SourceBatches(len(sources.sources), settings, context.seed),

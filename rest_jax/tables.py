@@ -62,8 +62,8 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
   """Best-of-N of all policies; the metrics are the winner's."""
   table = rich.table.Table(
     title='Best of N samples by reward, unbiased from all that are stored; and'
-    ' the one of all that agrees best with the others by chrF (mbr). Last, the'
-    ' N at which BC has as much reward, up to half of its samples.',
+    ' the one of all that agrees best with the others by chrF (mbr). N of'
+    ' BC: at which BC has as much reward; – where half of its samples do not.',
     box=rich.box.SIMPLE,
     title_justify='left',
   )

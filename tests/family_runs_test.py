@@ -81,6 +81,8 @@ def test_every_run_takes_the_stages_of_base_that_are_its_own(task, runs):
     )
     assert evaluation == base.evaluate, (table, name)
     shared = ['data', 'supervised']
+    if family.tables(family.TASKS[task])[table][name].judged_alike:
+      shared.append('supervised/evaluation/report')
     if run.grow_from:
       shared += [n for n in made if n.startswith('grow_1/') if 'rov' not in n]
     own = {plan.name: plan.config for plan in stages.plan(run)}
@@ -108,6 +110,7 @@ def test_runs_are_what_they_are_called(task, runs):
     for name in family.LOSSES
   )
   assert runs[task, 'losses_by_step', 'gold'].num_improve > 1
+  assert not any(runs[task, 'losses', name].controls for name in family.LOSSES)
   assert runs[task, 'thresholds', 'top_k'].improve.schedule == (
     schedule.PerSource('top_k', (4.0, 3.0, 2.0, 1.0))
   )

@@ -151,6 +151,27 @@ def test_presets_leave_evaluation_as_it_is(parse):
   assert all(each == evaluations[0] for each in evaluations)
 
 
+def test_users_may_layer_files_of_folders_named_as_ours(parse, tmp_path):
+  (tmp_path / 'losses').mkdir()
+  files = [tmp_path / 'losses' / f'{name}.gin' for name in 'ab']
+  for number, file in enumerate(files, 1):
+    file.write_text(f'NUM_GROW = {number}\n')
+  parse('quickstart.gin', *map(str, files))
+  # Two spellings of one file are that file.
+  shared = _GIN / 'losses' / 'value.gin'
+  parse('quickstart.gin', str(shared), 'losses/oac.gin')
+
+
+def test_a_file_that_includes_itself_or_is_no_text_is_for_gin(parse, tmp_path):
+  mine = tmp_path / 'mine.gin'
+  mine.write_text(f"include '{mine}'\n")
+  with pytest.raises((errors.ConfigurationError, RecursionError)):
+    parse('quickstart.gin', str(mine))
+  mine.write_bytes(b'\xff\xfe')
+  with pytest.raises((errors.ConfigurationError, ValueError)):
+    parse('quickstart.gin', str(mine))
+
+
 def test_qe_finetuning_refuses_a_reward_that_reads_references(parse, tmp_path):
   paths = [f"{name} = '{tmp_path}'" for name in ('MODEL_DIR', 'DATA_DIR')]
   qe = 'presets/qe_finetuning.gin'
@@ -183,7 +204,7 @@ def test_two_presets_at_once_are_an_error(parse):
     ),
     (
       ('quickstart.gin', 'losses/oac.gin', 'presets/raft_plus_plus.gin'),
-      r'raft_plus_plus\.gin would undo improving/.* of .*oac\.gin',
+      r'raft_plus_plus\.gin and .*oac\.gin both bind improving/',
     ),
   ],
 )
