@@ -20,6 +20,7 @@ from rest_jax import (
   values,
 )
 from rest_jax.checkpoint import native
+from rest_jax.data import loader
 from rest_jax.data.tokenizer import ByteTokenizer
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.training import early_stopping, step
@@ -203,6 +204,33 @@ def test_samples_share_rows_and_keep_their_figures(context, monkeypatch):
     np.repeat(online_losses.leave_one_out(penalised), rows.target_lengths),
     atol=1e-4,
   )
+
+
+@pytest.mark.parametrize('settings', [SETTINGS, PPO])
+def test_an_update_is_the_same_however_samples_are_packed(
+  context, settings, monkeypatch
+):
+  halves = dataclasses.replace(settings, num_microbatches=2)
+  made, params = trainer(context, halves)
+  monkeypatch.setattr(made, '_multiple', 12)
+  packed = made.experience(params, 0, np.array([0, 1, 2, 3]))
+  batch = packed.batch()
+  assert len(batch.decoder_target_tokens) == 12
+  assert (batch.decoder_segment_ids == 0).all(axis=1).any()
+  alone = loader.assemble(
+    packed.rows, made._row, [np.array([i]) for i in range(8)]
+  )
+  after = []
+  for each in (batch, alone):
+    # A copy, since a step gives its state's buffers up.
+    start = jax.tree.map(np.array, params)
+    state = init_state(made._network, halves.optimizer, start)
+    state, metrics = made._step(state, each, None, 1.0)
+    assert metrics['tokens'] == len(packed.rows.target_tokens)
+    after.append(jax.tree.map(np.asarray, state.params))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), *after)
+  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), after[0], params)
+  assert max(jax.tree.leaves(moved)) > 1e-3
 
 
 @pytest.mark.parametrize(
