@@ -6,11 +6,11 @@
 Each row of a table is a run directory of its own, TABLE/NAME within
 OUT/TASK/seed_SEED. `base` there, of all tables, trains BC and grows the store;
 the others take both from it (GROW_FROM), or BC alone where they sample for
-themselves (SUPERVISED_FROM), and the evaluation of BC. A run that is done is
-skipped and one that was killed goes on, so the same command does until it ends.
-Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of results.csv (or
-best_of_n.csv) with the run's name before them and, where it trained a value
-model, how that orders samples after them.
+themselves (SUPERVISED_FROM), and what they would make just so again. A run that
+is done is skipped and one that was killed goes on, so the same command does
+until it ends. Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of
+results.csv (or best_of_n.csv) with the run's name before them and, where it
+trained a value model, how that orders samples after them.
 """
 
 import argparse
@@ -104,7 +104,6 @@ TASKS = {
   ),
 }
 
-_BC_EVALUATION = 'supervised/evaluation/report'
 _LOSS = 'improving/early_stopping.Training.loss'
 
 
@@ -118,7 +117,8 @@ class Variant:
     shares: what it takes of `base`: 'grow', 'supervised' or nothing.
     one_step: whether it makes but one Improve step, a filtered one.
     mode: the run mode that shows its rows.
-    judged_alike: whether it evaluates policies just as `base` does.
+    repeats: what it would make just as `base` did, so that it is copied from
+      there: the 'evaluation' of BC, its 'policies', or nothing.
   """
 
   files: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Variant:
   shares: str = 'grow'
   one_step: bool = False
   mode: str = 'rest'
-  judged_alike: bool = True
+  repeats: str = 'evaluation'
 
 
 def _loss(name: str, module: str, *bindings: str) -> Variant:
@@ -201,7 +201,7 @@ def _faulty(task: Task) -> dict[str, dict[str, Variant]]:
       (*raft, str(_HERE / 'faulty_rewards.gin')),
       (_NO_CONTROLS, f"FAULT='{fault}'"),
       'supervised',
-      judged_alike=False,
+      repeats='',
     )
     for fault in faulty_rewards.FAULTS
   }
@@ -271,7 +271,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
       'best_of_n': Variant(
         bindings=(_NO_CONTROLS, 'evaluate.Evaluate.num_samples=64'),
         mode='best_of_n',
-        judged_alike=False,
+        repeats='policies',
       )
     },
   }
@@ -315,15 +315,26 @@ def flags(
   ]
 
 
-def share_evaluation(base: pathlib.Path, run: pathlib.Path) -> None:
-  """Gives a run the evaluation of BC that `base` has, or it would repeat it."""
-  made, wanted = (folder / _BC_EVALUATION for folder in (base, run))
-  if (made / 'stage.json').exists() and not wanted.exists():
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    begun = wanted.with_name('copying')
-    shutil.rmtree(begun, ignore_errors=True)
-    shutil.copytree(made, begun)
-    begun.rename(wanted)
+def copy_repeated(
+  variant: Variant, base: pathlib.Path, run: pathlib.Path
+) -> None:
+  """Copies committed stages of `base` that a run would make just so again."""
+  made = {
+    '': [],
+    'evaluation': [base / 'supervised' / 'evaluation' / 'report'],
+    'policies': sorted(base.glob('grow_1/improve_*')),
+  }[variant.repeats]
+  for folder in made:
+    wanted = run / folder.relative_to(base)
+    if (folder / 'stage.json').exists() and not wanted.exists():
+      wanted.parent.mkdir(parents=True, exist_ok=True)
+      begun = wanted.with_name('copying')
+      shutil.rmtree(begun, ignore_errors=True)
+      # A policy without its evaluations, which are of fewer samples.
+      shutil.copytree(
+        folder, begun, ignore=shutil.ignore_patterns('evaluation')
+      )
+      begun.rename(wanted)
 
 
 def value_agreement(run: pathlib.Path) -> dict[str, str]:
@@ -393,8 +404,8 @@ def main() -> None:
     command = [sys.executable, '-m', 'rest_jax.main']
     command += flags(task, variant, given.seed, places['base'], places[name])
     command += paths
-    if variant.shares and variant.judged_alike and not given.dry_run:
-      share_evaluation(places['base'], places[name])
+    if name != 'base' and not given.dry_run:
+      copy_repeated(variant, places['base'], places[name])
     modes = ['rest'] if variant.mode == 'rest' else ['rest', variant.mode]
     for mode in modes:
       line = [*command, f'--run_mode={mode}']

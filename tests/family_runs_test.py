@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import pathlib
+import re
 
 import pytest
 from absl import flags
@@ -81,8 +82,11 @@ def test_every_run_takes_the_stages_of_base_that_are_its_own(task, runs):
     )
     assert evaluation == base.evaluate, (table, name)
     shared = ['data', 'supervised']
-    if table == 'base' or tables[table][name].judged_alike:
+    repeats = '' if table == 'base' else tables[table][name].repeats
+    if repeats == 'evaluation':
       shared.append('supervised/evaluation/report')
+    elif repeats == 'policies':
+      shared += [n for n in made if re.fullmatch(r'grow_1/improve_\d', n)]
     if run.grow_from:
       shared += [n for n in made if n.startswith('grow_1/') if 'rov' not in n]
     own = {plan.name: plan.config for plan in stages.plan(run)}
@@ -169,18 +173,27 @@ def test_runs_of_a_seed_share_base_and_nothing_else(tmp_path):
     assert family.place(tmp_path, table, 'base') == tmp_path / 'base'
 
 
-def test_bcs_evaluation_is_taken_from_base(tmp_path):
+def test_what_base_made_alike_is_copied_once_it_is_committed(tmp_path):
   base, run = tmp_path / 'base', tmp_path / 'losses' / 'dpo'
-  made = 'supervised/evaluation/report'
-  (base / made).mkdir(parents=True)
-  family.share_evaluation(base, run)  # Not committed yet.
+  evaluation = 'supervised/evaluation/report'
+  (base / evaluation).mkdir(parents=True)
+  family.copy_repeated(family.Variant(), base, run)
   assert not run.exists()
-  (base / made / 'stage.json').write_text('{}')
-  family.share_evaluation(base, run)
-  assert [p.name for p in (run / made).iterdir()] == ['stage.json']
-  (run / made / 'stage.json').write_text('its own')
-  family.share_evaluation(base, run)
-  assert (run / made / 'stage.json').read_text() == 'its own'
+  (base / evaluation / 'stage.json').write_text('{}')
+  family.copy_repeated(family.Variant(), base, run)
+  assert (run / evaluation / 'stage.json').read_text() == '{}'
+  (run / evaluation / 'stage.json').write_text('its own')
+  family.copy_repeated(family.Variant(), base, run)
+  assert (run / evaluation / 'stage.json').read_text() == 'its own'
+  # A policy without its evaluations.
+  policy = base / 'grow_1' / 'improve_0'
+  (policy / 'evaluation').mkdir(parents=True)
+  (policy / 'stage.json').write_text('{}')
+  more = tmp_path / 'best_of_n' / 'best_of_n'
+  family.copy_repeated(family.Variant(repeats='policies'), base, more)
+  copied = [path.name for path in (more / 'grow_1' / 'improve_0').iterdir()]
+  assert copied == ['stage.json']
+  assert not (more / 'supervised').exists()
 
 
 def test_value_models_are_told_with_the_rows_of_their_run(tmp_path):
