@@ -27,6 +27,7 @@ def _loaded(name):
 family = _loaded('family')
 faulty_rewards = _loaded('faulty_rewards')
 family_alarm = _loaded('family_alarm')
+family_tables = _loaded('family_tables')
 
 _RUNS = [
   (task, table, name)
@@ -161,6 +162,17 @@ def test_gathered_rows_are_named_after_their_run(tmp_path):
   places = {name: tmp_path / name for name in chosen}
   family.gather(chosen, places, path)
   assert path.read_text() == 'run,policy,x,y\nbase,BC,1,\nb,BC,,2\n'
+
+
+def test_tables_are_those_of_the_committed_rows(tmp_path, monkeypatch):
+  committed = _BENCHMARKS.parent / 'docs' / 'results' / 'family'
+  line = ['family_tables.py', f'--rows={committed}', f'--out={tmp_path}']
+  monkeypatch.setattr('sys.argv', line)
+  family_tables.main()
+  made = {path.name for path in tmp_path.iterdir()}
+  assert made == {p.name for p in committed.iterdir() if p.suffix != '.csv'}
+  for page in committed.glob('*.md'):
+    assert (tmp_path / page.name).read_text() == page.read_text()
 
 
 def test_runs_of_a_seed_share_base_and_nothing_else(tmp_path):
