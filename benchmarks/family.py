@@ -92,17 +92,14 @@ TASKS = {
     grown=4930 * 8,
     paths=('DATA_DIR',),
   ),
-  # The same on a reward that `base` learns, and all others take from it.
-  'learned': Task(
-    ('multi30k_learned.gin',),
-    (*_MULTI30K, "GROW_SPLIT='train[60%:77%]'", 'NUM_SAMPLES=8'),
-    ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
-    right='THRESHOLDS=(0.6,)',
-    grown=4930 * 8,
-    paths=('DATA_DIR',),
-    learned_reward=True,
-  ),
 }
+# The same on a reward that `base` learns, and all others take from it.
+TASKS['learned'] = dataclasses.replace(
+  TASKS['multi30k'],
+  files=('multi30k_learned.gin',),
+  bindings=(*_MULTI30K, "GROW_SPLIT='train[60%:77%]'", 'NUM_SAMPLES=8'),
+  learned_reward=True,
+)
 
 _LOSS = 'improving/early_stopping.Training.loss'
 
