@@ -23,6 +23,7 @@ from rest_jax import (
   scratch,
   selection,
   supervised,
+  training_stage,
   values,
 )
 from rest_jax import evaluate as evaluate_lib
@@ -191,29 +192,22 @@ def run(
   if step.twin is not None:
     stopping = _as_long_as(context.read(step.twin), stopping)
   batches = _batches(context, rows, training, mixture)
-  reporter = supervised.Reporter(
+  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
+  outcome = training_stage.train(
     context,
     stage,
-    stopping.max_steps,
-    'reward',
-    flops=supervised.update_flops(context.model, settings.training),
-  )
-  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
-  outcome = early_stopping.train(
     network,
     start,
     training,
     stopping,
     batches,
     lambda params: selecting(_policy_of(network, params)),
-    folder=stage.work / 'checkpoints',
+    figure='reward',
     # Dropout must differ from step to step, or errors would repeat.
     seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
+    flops=training_stage.update_flops(context.model, settings.training),
     learning_rate_scale=settings.learning_rate_decay
     ** (step.improve_step - (0 if settings.include_unfiltered else 1)),
-    where=stage.name,
-    on_step=reporter.on_step,
-    on_evaluation=reporter.on_evaluation,
     decoded=lambda: selecting.decoded_tokens,
   )
   counts |= {
@@ -227,7 +221,7 @@ def run(
   outcome = dataclasses.replace(
     outcome, params=_policy_of(network, outcome.params)
   )
-  supervised.finish(stage, outcome, began, counts, kept)
+  training_stage.finish(stage, outcome, began, counts, kept)
 
 
 def _batches(

@@ -15,15 +15,15 @@ from rest_jax import (
   values,
 )
 from rest_jax.context import BC, Context
-from rest_jax.rest import (
+from rest_jax.policy_plan import (
   ONLINE,
   PolicyPlan,
-  ReST,
   loss_of,
   online_of,
   policies,
   stores,
 )
+from rest_jax.rest import ReST
 from rest_jax.run_directory import Stage
 from rest_jax.stage_plan import StagePlan, learned_inputs, reward_config
 

@@ -8,7 +8,7 @@ number of updates. Evaluations, checks and the data stage cost no policy.
 import dataclasses
 from collections.abc import Iterator
 
-from rest_jax import rest, storage
+from rest_jax import policy_plan, storage
 from rest_jax.context import IMPORTED, Context
 from rest_jax.run_directory import Stage
 
@@ -50,7 +50,7 @@ def spent(context: Context, policy_name: str) -> Spent:
       tokens += counts['tokens']
     elif stage.name.endswith('/reward'):
       calls += counts['rows']
-    elif stage.name.startswith(rest.ONLINE):
+    elif stage.name.startswith(policy_plan.ONLINE):
       grown += counts['samples']
       calls += counts['samples']
       selecting.append((counts['select_samples'], counts['decoded_tokens']))

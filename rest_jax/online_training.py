@@ -23,7 +23,7 @@ from rest_jax import (
   online_losses,
   preemption,
   rewarded,
-  supervised,
+  training_stage,
   values,
 )
 from rest_jax.context import BC, Context
@@ -309,10 +309,9 @@ def run(
   sources = rewarded.Split(context, 'grow')
   trainer = Trainer(context, settings, reward, network, behaviour, sources)
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)
-  reporter = supervised.Reporter(
-    context, stage, settings.stopping.max_steps, 'reward'
-  )
-  outcome = early_stopping.train(
+  outcome = training_stage.train(
+    context,
+    stage,
     network,
     start,
     # Its packing goes unused: `trainer` makes the updates.
@@ -320,12 +319,8 @@ def run(
     settings.stopping,
     SourceBatches(len(sources.sources), settings, context.seed),
     lambda params: selecting(policy_of(network, params)),
-    folder=stage.work / 'checkpoints',
+    figure='reward',
     seed=context.seed,
-    learning_rate_scale=1.0,
-    where=stage.name,
-    on_step=reporter.on_step,
-    on_evaluation=reporter.on_evaluation,
     decoded=lambda: selecting.decoded_tokens + trainer.decoded_tokens,
     train_step=trainer,
     interrupted=trainer.interrupted,
@@ -340,4 +335,4 @@ def run(
   outcome = dataclasses.replace(
     outcome, params=policy_of(network, outcome.params)
   )
-  supervised.finish(stage, outcome, began, counts)
+  training_stage.finish(stage, outcome, began, counts)

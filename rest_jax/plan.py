@@ -4,7 +4,7 @@ Compiles the real programs of the run ahead of time, for chips that need not be
 there, and prints a page.
 """
 
-from rest_jax import rest
+from rest_jax import policy_plan, rest
 from rest_jax.data import splits
 from rest_jax.planning import (
   chips,
@@ -121,7 +121,7 @@ def _relative(run: rest.ReST) -> float:
 def work_of(run: rest.ReST) -> estimate.Work:
   """What there is to do, as far as the configuration tells."""
   trained = [
-    policy for policy in rest.policies(run) if policy.start is not None
+    policy for policy in policy_plan.policies(run) if policy.start is not None
   ]
   stopping, evaluate = run.improve.stopping, run.evaluate
   evaluations = len(trained) * _evaluations(stopping)

@@ -13,6 +13,7 @@ from rest_jax import (
   check_reward,
   grown_data,
   ledger,
+  policy_plan,
   rest,
   results,
   stages,
@@ -30,7 +31,7 @@ from rest_jax.run_directory import Stage
 def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
   """A row for every committed evaluation."""
   out = []
-  for policy in rest.policies(run):
+  for policy in policy_plan.policies(run):
     for split in ('report', 'select', 'test'):
       stage = context.directory.stage(f'{policy.stage}/evaluation/{split}')
       if stage.committed:
@@ -42,7 +43,7 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
 
 def _row(
   run: rest.ReST,
-  policy: rest.PolicyPlan,
+  policy: policy_plan.PolicyPlan,
   split: str,
   trained: Stage,
   evaluation: Stage,
@@ -57,7 +58,7 @@ def _row(
     seed=run.seed,
     grow_step=policy.grow_step,
     improve_step=policy.improve_step,
-    loss=rest.loss_of(run, policy).name,
+    loss=policy_plan.loss_of(run, policy).name,
     threshold=policy.trained_on,
     kept_samples=counts.get('kept_samples'),
     kept_sources=counts.get('kept_sources'),
@@ -100,7 +101,7 @@ def show_preview(run: rest.ReST, context: Context) -> None:
     if not context.stage(f'grow_{g}/reward').committed:
       continue
     shown += 1
-    stores = rest.stores(run, g)
+    stores = policy_plan.stores(run, g)
     grown = grown_data.GrownData(context, lenient, stores)
     steps = grown.selections(run.num_improve)
     console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
@@ -132,9 +133,9 @@ def check_alarm(
   """
   if run.alarm is None:
     return
-  labels = {policy.stage: policy.label for policy in rest.policies(run)}
+  labels = {policy.stage: policy.label for policy in policy_plan.policies(run)}
   rows = {(r.policy, r.split): r for r in result_rows(run, context)}
-  for policy in rest.policies(run):
+  for policy in policy_plan.policies(run):
     if policy.stage not in evaluated or policy.start is None:
       continue
     before = rows.get((labels[policy.start], 'report'))
@@ -165,7 +166,7 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
     ConfigurationError: no evaluation has two samples a source or more.
   """
   rows, of_bc = [], None
-  for policy in rest.policies(run):
+  for policy in policy_plan.policies(run):
     stage = context.stage(f'{policy.stage}/evaluation/{split}')
     if not stage.committed or run.evaluate.num_samples < 2:
       continue
@@ -244,7 +245,7 @@ def _disk_estimate(run: rest.ReST) -> str:
   """What the run will need on disk, from the configuration alone."""
   model = Policy(config=run.model, layout=run.layout).abstract_params()
   params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model))
-  kept = len(rest.policies(run)) * params * 4
+  kept = len(policy_plan.policies(run)) * params * 4
   # While a stage trains: two checkpoints; Adafactor's moments are small.
   moments = 2 if run.improve.training.optimizer.name == 'adamw' else 0
   training = 2 * params * 4 * (1 + moments)

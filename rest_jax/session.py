@@ -18,6 +18,7 @@ from rest_jax import (
   fingerprints,
   hosts,
   machine,
+  policy_plan,
   preemption,
   prerequisites,
   reports,
@@ -296,7 +297,7 @@ class Session:
 
   def evaluate(self, policy_name: str | None, split: str) -> None:
     """Evaluates one policy, or all that are there, on a split."""
-    known = {policy.stage: policy for policy in rest.policies(self._run)}
+    known = {policy.stage: policy for policy in policy_plan.policies(self._run)}
     if policy_name is not None and policy_name not in known:
       raise ConfigurationError(
         f'--policy={policy_name} is not a policy of this run; it has'
@@ -385,8 +386,8 @@ class Session:
   def _last_policy(self) -> str:
     trained = [
       policy.stage
-      for policy in rest.policies(self._run)
-      if not policy.stage.startswith(rest.CONTROLS)
+      for policy in policy_plan.policies(self._run)
+      if not policy.stage.startswith(policy_plan.CONTROLS)
       and self._context.stage(policy.stage).committed
     ]
     if not trained:

@@ -22,7 +22,8 @@ from rest_jax import (
   train_reward,
 )
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
-from rest_jax.rest import ONLINE, PolicyPlan, ReST, policies
+from rest_jax.policy_plan import ONLINE, PolicyPlan, policies
+from rest_jax.rest import ReST
 from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
 from rest_jax.stage_plan import Kind, StagePlan, learned_inputs, reward_config

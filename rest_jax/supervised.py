@@ -6,21 +6,17 @@ arXiv:2308.08998, equation 1).
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from rest_jax import hosts, losses, scratch
-from rest_jax.checkpoint import formats, native
-from rest_jax.context import PARAMS, Context
+from rest_jax import hosts, losses, scratch, training_stage
+from rest_jax.checkpoint import formats
+from rest_jax.context import Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
-from rest_jax.models.config import T5Config
-from rest_jax.planning import chips, counts
 from rest_jax.run_directory import Stage
-from rest_jax.training import early_stopping, fit, speed, step
+from rest_jax.training import early_stopping, step
 from rest_jax.types import Params
 
 TrainingRow = tuple[np.ndarray, np.ndarray, float, bool]
@@ -82,109 +78,6 @@ def dev_loss(
   return evaluate
 
 
-class Reporter:
-  """Shows a training stage's progress, and writes its curves."""
-
-  def __init__(
-    self,
-    context: Context,
-    stage: Stage,
-    total: int,
-    figure: str,
-    unit: str = 'tokens',
-    flops: float | None = None,
-  ):
-    """Begins to count.
-
-    Args:
-      context: of the run.
-      stage: that trains.
-      total: updates at most.
-      figure: what evaluations measure; a loss is stored negated.
-      unit: what is counted as trained on.
-      flops: operations of an update, see `update_flops`.
-    """
-    self._unit = unit
-    self._speed = speed.Speed(flops, chips.peak_of(jax.devices()))
-    self._progress, self._name = context.progress, stage.name
-    self._total, self._figure = total, figure
-    self._tokens, self._began = 0.0, time.monotonic()
-    self._last: dict[str, float] = {}
-
-  def on_step(self, event: fit.StepDone) -> None:
-    """Shows an update."""
-    self._tokens += event.metrics['tokens']
-    rate = self._tokens / (time.monotonic() - self._began)
-    shown = {'loss': event.metrics['loss'], f'{self._unit}/s': rate}
-    self._progress.update(event.step, self._total, **shown, **self._last)
-    self._speed.add(event.metrics['tokens'], event.input_seconds)
-    if event.step % 10 == 0:
-      curves = {f'train/{k}': v for k, v in event.metrics.items()}
-      curves |= {f'speed/{k}': v for k, v in self._speed.means().items()}
-      self._progress.scalars(self._name, event.step, curves)
-
-  def on_evaluation(self, evaluation: early_stopping.Evaluation) -> None:
-    """Shows an evaluation."""
-    value = abs(evaluation.value)
-    self._last = {self._figure: value}
-    self._progress.note(
-      f'update {evaluation.step:,}: {self._figure} {value:.4f}'
-    )
-    self._progress.scalars(
-      self._name, evaluation.step, {f'select/{self._figure}': value}
-    )
-    self._speed.skip()
-
-
-def update_flops(config: T5Config, training: early_stopping.Training) -> float:
-  """Operations of an update of a policy, forward and backward once."""
-  packing = training.packing
-  return counts.train_flops(
-    dataclasses.replace(config, remat='none'),  # What it does twice is no use.
-    packing.rows_per_batch,
-    packing.source_length,
-    packing.target_length,
-  )
-
-
-def finish(
-  stage: Stage,
-  outcome: early_stopping.Outcome,
-  began: float,
-  counts: dict[str, int],
-  extra: Mapping[str, Any] | None = None,
-) -> None:
-  """Keeps the best parameters, and commits."""
-  commit(
-    stage,
-    outcome.params,
-    counts
-    | {
-      'updates': outcome.updates,
-      'best_update': outcome.best.step,
-      'train_tokens': outcome.history[-1].train_tokens,
-    },
-    began - outcome.seconds_before,
-    {'history': [dataclasses.asdict(e) for e in outcome.history]}
-    | dict(extra or {}),
-  )
-
-
-def commit(
-  stage: Stage,
-  params: Params,
-  counts: dict[str, int],
-  began: float,
-  extra: dict[str, Any] | None = None,
-) -> None:
-  """Saves a stage's parameters, and commits it."""
-  content = native.save_params(stage.folder / PARAMS, params)
-  seconds = time.monotonic() - began
-  hosts.on_first(
-    lambda: stage.commit(counts, seconds, extra, {PARAMS: content})
-  )
-
-
 def run(context: Context, stage: Stage, settings: Supervised) -> None:
   """Trains BC on D.
 
@@ -200,7 +93,9 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
   began = time.monotonic()
   params = _initial_params(context, settings)
   if not settings.stopping.max_steps:
-    commit(stage, params, {'updates': 0, 'train_tokens': 0}, began)
+    training_stage.commit(
+      stage, params, {'updates': 0, 'train_tokens': 0}, began
+    )
     return
   rows = _written(context, stage, 'rows', 'train')
   dev = _written(context, stage, 'dev_rows', 'select')
@@ -209,13 +104,6 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
       'the dev data have no targets, so BC cannot tell when to stop; give'
       ' DEV_SPLIT a split with references.'
     )
-  reporter = Reporter(
-    context,
-    stage,
-    settings.stopping.max_steps,
-    'dev_nll',
-    flops=update_flops(context.model, settings.training),
-  )
   packing, share = (
     settings.training.packing,
     context.policy.placement.batch_share,
@@ -226,21 +114,20 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     f'{len(rows):,} pairs, {batches.steps_per_epoch:,} updates an epoch,'
     f' {100 * batches.padding_share:.1f} % padding'
   )
-  outcome = early_stopping.train(
+  outcome = training_stage.train(
+    context,
+    stage,
     context.policy,
     params,
     settings.training,
     settings.stopping,
     batches,
     dev_loss(context, settings.training, dev_batches),
-    folder=stage.work / 'checkpoints',
+    figure='dev_nll',
     seed=context.seed,
-    learning_rate_scale=1.0,
-    where=stage.name,
-    on_step=reporter.on_step,
-    on_evaluation=reporter.on_evaluation,
+    flops=training_stage.update_flops(context.model, settings.training),
   )
-  finish(stage, outcome, began, {'pairs': len(rows)})
+  training_stage.finish(stage, outcome, began, {'pairs': len(rows)})
 
 
 def _written(

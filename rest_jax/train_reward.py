@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax import grow, hosts, judging, losses, scratch, supervised
+from rest_jax import (
+  grow,
+  hosts,
+  judging,
+  losses,
+  scratch,
+  supervised,
+  training_stage,
+)
 from rest_jax.checkpoint import native
 from rest_jax.context import REWARD_DATA, Context
 from rest_jax.data import loader, reward_rows, scored, splits
@@ -340,22 +348,19 @@ def _train_member(
   def evaluate(params: Params) -> float:
     return -step.evaluate_loss(eval_step, params, dev.once())[figure]
 
-  reporter = supervised.Reporter(
-    context, stage, stopping.max_steps, f'dev_{figure}', unit='texts'
-  )
-  outcome = early_stopping.train(
+  outcome = training_stage.train(
+    context,
+    stage,
     regressor,
     regressor.init(seed),
     training,
     stopping,
     loader.TrainingBatches(rows, training.packing, seed, 'union', *share),
     evaluate,
-    folder=stage.work / f'checkpoints_{member}',
+    figure=f'dev_{figure}',
     seed=seed,
-    learning_rate_scale=1.0,
-    where=f'{stage.name}, member {member}',
-    on_step=reporter.on_step,
-    on_evaluation=reporter.on_evaluation,
+    member=member,
+    unit='texts',
   )
   info = {
     'content': native.save_params(

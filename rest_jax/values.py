@@ -30,7 +30,7 @@ from rest_jax import (
   online_losses,
   scratch,
   selection,
-  supervised,
+  training_stage,
 )
 from rest_jax.checkpoint import native
 from rest_jax.context import BC, PARAMS, Context
@@ -205,22 +205,17 @@ def run(
     found = step.evaluate_loss(eval_step, params, parts['held_out'].once())
     return -found[loss.figure]
 
-  reporter = supervised.Reporter(
-    context, stage, settings.stopping.max_steps, f'dev_{loss.figure}'
-  )
-  outcome = early_stopping.train(
+  outcome = training_stage.train(
+    context,
+    stage,
     model,
     from_policy(model, context.params(BC), context.seed),
     training,
     settings.stopping,
     parts['rows'],
     evaluate,
-    folder=stage.work / 'checkpoints',
+    figure=f'dev_{loss.figure}',
     seed=context.seed,
-    learning_rate_scale=1.0,
-    where=stage.name,
-    on_step=reporter.on_step,
-    on_evaluation=reporter.on_evaluation,
   )
   figures = {
     f'{name}_{figure}': value
@@ -231,7 +226,7 @@ def run(
     ', '.join(f'{name} {value:.4f}' for name, value in figures.items())
   )
   counts = {name: len(batches.rows) for name, batches in parts.items()}
-  supervised.finish(stage, outcome, began, counts | figures)
+  training_stage.finish(stage, outcome, began, counts | figures)
 
 
 def read(context: Context, stage_name: str) -> tuple[ValueModel, Params]:

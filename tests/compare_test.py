@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 import gin
 from rest_jax import compare as compare_lib
-from rest_jax import compared_runs, main, rest, run_directory, storage
+from rest_jax import compared_runs, main, policy_plan, run_directory, storage
 from rest_jax.data import store
 
 _SMALL = (
@@ -231,7 +231,7 @@ def test_every_policy_is_found_by_its_row(tmp_path):
       run = main._build()
     finally:
       gin.clear_config(clear_constants=True)
-  policies = rest.policies(run)
+  policies = policy_plan.policies(run)
   assert len(policies) > 20
   for policy in policies:
     row = {

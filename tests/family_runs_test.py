@@ -12,7 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import gin
-from rest_jax import main, rest, schedule, stages
+from rest_jax import main, policy_plan, schedule, stages
 
 _BENCHMARKS = pathlib.Path(__file__).parents[1] / 'benchmarks'
 
@@ -133,7 +133,7 @@ def test_online_baselines_draw_what_grow_draws(task, name, runs):
   batches = settings.stopping.max_steps // settings.updates_per_batch
   grown = family.TASKS[task].grown
   assert abs(batches * settings.samples_per_batch - grown) < 64
-  assert [p.label for p in rest.policies(run)] == ['BC', name.upper()]
+  assert [p.label for p in policy_plan.policies(run)] == ['BC', name.upper()]
 
 
 def test_the_alarms_delay_is_from_the_first_harm_to_the_first_ring():

@@ -14,6 +14,7 @@ from rest_jax import (
   errors,
   main,
   policy,
+  policy_plan,
   rest,
   schedule,
   selection,
@@ -128,7 +129,7 @@ def test_losses_that_need_values_have_them_trained(parse, tmp_path, name):
   plans = {plan.name: plan for plan in stages.plan(run)}
   order = list(plans)
   assert order.index('grow_1/value') < order.index('grow_1/improve_0')
-  for made in rest.policies(run):
+  for made in policy_plan.policies(run):
     if made.stage.startswith(('grow_', 'random/')):
       assert 'grow_1/value' in plans[made.stage].inputs
     else:
@@ -142,9 +143,9 @@ def test_online_baselines_are_rows_beside_the_others(parse, tmp_path, name):
   bindings = [f"MODEL_DIR = '{tmp_path}/run'"]
   parse('quickstart.gin', f'online/{name}.gin', bindings=bindings)
   run = main._build()
-  last = rest.policies(run)[-1]
+  last = policy_plan.policies(run)[-1]
   assert (last.stage, last.label) == (f'online/{name}', name.upper())
-  assert rest.loss_of(run, last).name == name
+  assert policy_plan.loss_of(run, last).name == name
   plans = {plan.name: plan for plan in stages.plan(run)}
   assert plans[last.stage].inputs == ('data', 'supervised')
   assert f'{last.stage}/evaluation/report' in plans
@@ -285,8 +286,8 @@ def test_presets_differ_in_what_they_are_named_for(parse):
   assert built('rest').num_grow == 2
   expert = built('expert_iteration')
   assert expert.grow.sampling == sampling.Sampling(1.0)
-  assert rest.stores(expert, 3) == ('grow_1', 'grow_2', 'grow_3')
-  assert rest.stores(built('rest_em'), 2) == ('grow_2',)
+  assert policy_plan.stores(expert, 3) == ('grow_1', 'grow_2', 'grow_3')
+  assert policy_plan.stores(built('rest_em'), 2) == ('grow_2',)
 
 
 @pytest.mark.parametrize('name', _RUNS)

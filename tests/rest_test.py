@@ -11,6 +11,7 @@ from rest_jax import (
   improve,
   losses,
   offline_losses,
+  policy_plan,
   rest,
   schedule,
   stages,
@@ -48,7 +49,7 @@ def run():
 
 
 def starts(run):
-  return {policy.stage: policy.start for policy in rest.policies(run)}
+  return {policy.stage: policy.start for policy in policy_plan.policies(run)}
 
 
 def test_every_policy_starts_from_the_one_before_it(run):
@@ -69,7 +70,7 @@ def test_every_policy_starts_from_the_one_before_it(run):
     'random/grow_2/improve_1': 'grow_2/improve_0',
     'random/grow_2/improve_2': 'random/grow_2/improve_1',
   }
-  reported = [p.label for p in rest.policies(run) if p.reported]
+  reported = [p.label for p in policy_plan.policies(run) if p.reported]
   assert reported[0] == 'BC'
   assert reported[-2:] == ['BC+', 'G2 I2 random']
 
@@ -137,7 +138,7 @@ def test_a_reward_does_not_judge_what_it_was_trained_on(run, splits, said):
 def test_other_data_are_free_and_an_allowed_overlap_is_recorded(run):
   assert judged_by(run, Learned(), dev='new').trained_on_overlap('dev') == []
   allowed = judged_by(run, Learned(), True, dev='dev', test='test')
-  (bc, *_) = rest.policies(allowed)
+  (bc, *_) = policy_plan.policies(allowed)
 
   def config_of(run, split):
     return stages.evaluation_stage(run, bc, split).config
@@ -261,10 +262,10 @@ def test_gold_takes_references_too(run):
   gold = with_loss(
     run, offline_losses.Gold(), improve={'original_data': 'filtered'}
   )
-  assert rest.loss_of(gold, rest.policies(gold)[1]).name == 'gold'
-  assert rest.loss_of(gold, rest.policies(gold)[0]).name == 'bc'
-  (control,) = (p for p in rest.policies(gold) if p.label == 'BC+')
-  assert rest.loss_of(gold, control).name == 'bc'
+  assert policy_plan.loss_of(gold, policy_plan.policies(gold)[1]).name == 'gold'
+  assert policy_plan.loss_of(gold, policy_plan.policies(gold)[0]).name == 'bc'
+  (control,) = (p for p in policy_plan.policies(gold) if p.label == 'BC+')
+  assert policy_plan.loss_of(gold, control).name == 'bc'
 
 
 def test_the_permuted_control_starts_as_its_twin_does(run):
@@ -274,7 +275,7 @@ def test_the_permuted_control_starts_as_its_twin_does(run):
     'permuted/grow_2/improve_1': 'grow_2/improve_0',
     'permuted/grow_2/improve_2': 'permuted/grow_2/improve_1',
   }
-  last = rest.policies(permuted)[-1]
+  last = policy_plan.policies(permuted)[-1]
   assert (last.label, last.reported) == ('G2 I2 permuted', True)
   weighted = with_loss(permuted, losses.RewardWeighted())
   # Where rewards weigh rows, there is something to permute without a filter.

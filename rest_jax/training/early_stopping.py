@@ -142,10 +142,10 @@ def train(
   *,
   folder: Any,
   seed: int,
-  learning_rate_scale: float,
   where: str,
   on_step: Callable[[fit_lib.StepDone], None],
   on_evaluation: Callable[[Evaluation], None],
+  learning_rate_scale: float = 1.0,
   decoded: Callable[[], int] = lambda: 0,
   train_step: Callable[..., Any] | None = None,
   interrupted: Callable[[], bool] = preemption.due,
@@ -162,10 +162,10 @@ def train(
     evaluate: the figure that decides, higher is better.
     folder: of the checkpoints, emptied of all but the best and the last.
     seed: of dropout, which losses that compare policies train without.
-    learning_rate_scale: factor on the optimizer's learning rate.
     where: name of the stage, for messages.
     on_step: called after each update.
     on_evaluation: called after each evaluation.
+    learning_rate_scale: factor on the optimizer's learning rate.
     decoded: tokens that have been decoded so far in this process.
     train_step: makes an update with what `batches` gives; by default that of
       the policy, the optimizer and the loss.
