@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64
 from rest_jax import mbr
 from rest_jax.errors import DataError
 
+_ROUNDING = 1e-12  # Of a mean: equal samples must reach it.
 SCORE = 'score_'  # Begins the columns of what is held out, among the samples.
 
 
@@ -113,6 +114,7 @@ def equal_size(
   Raises:
     DataError: `largest` is not within 1 … n.
   """
+  aim -= _ROUNDING
   if estimate(rewards, largest).mean() < aim:
     return None
   low, high = 1, largest

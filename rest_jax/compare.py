@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import rich.console
 from etils import epath
 
-from rest_jax import comparison, comparison_tables, significance, storage
+from rest_jax import comparison, comparison_tables, storage
 from rest_jax.compared_runs import Run, read_all
 from rest_jax.compared_systems import systems
 from rest_jax.errors import ConfigurationError
@@ -64,7 +64,6 @@ def run(
     CorruptStateError: what a run committed was altered.
     StorageError: the folder cannot be written.
   """
-  significance.check_seed()
   runs = read_all(paths, split)
   folder = storage.absolute(OUTPUT if output == '-' else output)
   _check_outside(folder, runs)

@@ -26,6 +26,8 @@ _FREE = re.compile(
   r'SEED|reward_trained_on|Evaluate\.(num_samples|temperatures|select_\w+|'
   r'batching\.(rows|source_buckets)).*'
 )
+# Classes of `rewards.learned`, as a configuration names them.
+_LEARNED = ('Learned', 'Disagreement')
 _BINDING = re.compile(r'([\w./]+) = ?(.*)')
 _GROWN = re.compile(r'G\d+ I\d+( random| permuted)?')
 _EVALUATIONS = '/evaluation/'
@@ -41,8 +43,8 @@ class Evaluated:
     rewards: float64 [k], the mean of each source's samples, in [0, 1].
     beams: k translations.
     row: its row of results.csv.
-    machine: what the run ran on, see `machine.describe`; '' where it is of an
-      older version.
+    machine: what the stages of its run were made on, see `machine.describe`;
+      '' where they are of an older version.
   """
 
   policy: str
@@ -148,7 +150,7 @@ def _read(path: str, split: str) -> Run:
     )
   rows = _rows(root, split)
   first, found, texts = stages[0], {}, None
-  machine = storage.read_json(root / 'run.json').get('machine', '')
+  machine = _machine(directory)
   for stage in stages:
     stage.verify()
     settings = _settings(stage)
@@ -175,6 +177,17 @@ def _read(path: str, split: str) -> Run:
     texts=texts,
     policies=tuple(found[name] for name in rows if name in found),
   )
+
+
+def _machine(directory: RunDirectory) -> str:
+  """What made the stages of a run, evaluations apart."""
+  told = {
+    stage.manifest.get('made_on', {}).get('machine')
+    for stage in directory.stages()
+    if stage.committed and _EVALUATIONS not in stage.name
+  } - {None}
+  last = storage.read_json(directory.path / 'run.json').get('machine', '')
+  return '; '.join(sorted(told)) or last
 
 
 def _evaluated(
@@ -272,7 +285,12 @@ def _settings(stage: Stage) -> dict[str, Any]:
     # 'NAME: …' are further metrics.
     if not _FREE.fullmatch(name) and ': ' not in name
   }
-  if 'reward' in manifest['inputs']:
+  # It may be an input for a further metric alone.
+  learned = any(
+    name.startswith('reward') and value in _LEARNED
+    for name, value in settings.items()
+  )
+  if learned and 'reward' in manifest['inputs']:
     settings['learned reward'] = manifest['inputs']['reward'][:12]
   return settings
 
@@ -304,7 +322,8 @@ def _check_same(
     )
   raise ConfigurationError(
     f'{path} was judged by another reward than {other_path}: {differences};'
-    ' compare runs of one reward (a learned one is shared by REWARD_FROM).'
+    ' compare runs of one reward (a learned one is shared by REWARD_FROM, by'
+    ' other seeds as an exported one, gin/rewards/exported.gin).'
   )
 
 

@@ -46,7 +46,7 @@ def systems(runs: Sequence[Run]) -> list[System]:
   """The policies of all runs, each configuration's seeds together.
 
   What several configurations share, as runs do that branch from one, is there
-  once, under the name of the first.
+  once, under the name of the one with most seeds, or the first of these.
   """
   grouped: dict[str, list[Run]] = {}
   for run in runs:
@@ -71,14 +71,24 @@ def systems(runs: Sequence[Run]) -> list[System]:
         runs={seed: policy for seed, (policy, _) in of_seeds.items()},
         paths={seed: path for seed, (_, path) in of_seeds.items()},
       )
-      for place, other in enumerate(found):
-        if _holds(other, system):
-          also = (*other.also, system.name)
-          found[place] = dataclasses.replace(other, also=also)
-          break
-      else:
-        found.append(system)
-  return found
+      found.append(system)
+  return _shared_once(found)
+
+
+def _shared_once(systems: Sequence[System]) -> list[System]:
+  """Each policy once: where it has most seeds, and there the first."""
+  out: list[System] = []
+  # Whoever holds another comes before it, whatever the order of the runs.
+  for system in sorted(systems, key=lambda system: -len(system.runs)):
+    for place, other in enumerate(out):
+      if _holds(other, system):
+        also = (*other.also, system.name)
+        out[place] = dataclasses.replace(other, also=also)
+        break
+    else:
+      out.append(system)
+  order = [system.name for system in systems]
+  return sorted(out, key=lambda system: order.index(system.name))
 
 
 def _holds(system: System, other: System) -> bool:

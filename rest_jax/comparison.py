@@ -38,7 +38,7 @@ class Contrast:
     paired: whether these are of the same seed.
     difference: `second` less `first`, the mean over the pairs; × 100 as the
       figures are.
-    interval: 95 %, by paired bootstrap over sources; for the reward.
+    interval: 95 %, by paired bootstrap over sources.
     over_seeds: Student's 95 % interval over the pairs; None for fewer than two.
     p_bootstrap: of the paired bootstrap.
     p_randomisation: of paired approximate randomisation.
@@ -53,7 +53,7 @@ class Contrast:
   seeds: int
   paired: bool
   difference: float
-  interval: tuple[float, float] | None
+  interval: tuple[float, float]
   over_seeds: tuple[float, float] | None
   p_bootstrap: float
   p_randomisation: float
@@ -227,27 +227,20 @@ def _contrast(
   )
   if like.references is None:
     return
-  of_pairs = [
-    significance.corpus_tests(
-      a.beams,
-      b.beams,
-      like.references,
-      like.target_language,
-      num_resamples=tests.num_resamples,
-      num_trials=tests.num_trials,
-    )
-    for a, b in pairs
-  ]
-  for metric in significance.METRICS:
-    differences, by_bootstrap, by_randomisation = zip(
-      *(found[metric] for found in of_pairs), strict=True
-    )
+  tested = significance.corpus_tests(
+    [(a.beams, b.beams) for a, b in pairs],
+    like.references,
+    like.target_language,
+    num_resamples=tests.num_resamples,
+    num_trials=tests.num_trials,
+  )
+  for metric, found in tested.items():
     yield made(
       metric,
-      differences,
-      interval=None,
-      p_bootstrap=significance.merged(by_bootstrap),
-      p_randomisation=significance.merged(by_randomisation),
+      found.differences,
+      interval=found.interval,
+      p_bootstrap=found.p_bootstrap,
+      p_randomisation=found.p_randomisation,
     )
 
 

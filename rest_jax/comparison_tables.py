@@ -94,10 +94,9 @@ def tables(
   planned = [contrast for contrast in contrasts if contrast.planned]
   rest = [contrast for contrast in contrasts if not contrast.planned]
   note = (
-    '95 %: of the reward by paired bootstrap over sources, its seeds averaged;'
-    ' over seeds: Student’s interval. p of several seeds is twice their mean'
-    ' for BLEU and chrF (sacrebleu tests each). Seeds in brackets: runs of'
-    ' other seeds, held against each other in their order.'
+    '95 % and p: by paired bootstrap and randomisation over sources, seeds'
+    ' averaged, all two-sided; over seeds: Student’s interval. Seeds in'
+    ' brackets: runs of other seeds, held against each other in their order.'
   )
   if planned:
     title = 'Contrasts named beforehand, uncorrected'

@@ -25,8 +25,9 @@ class Spent:
       those whose score it remembered included.
     train_tokens: target tokens trained on, by every policy and value model
       that it was made from; those of policies that drew its samples too.
-    device_seconds: seconds of the stages times the devices of their runs; of a
-      stage that was interrupted, all but what was lost with it.
+    device_seconds: seconds of the stages times the devices that each was made
+      on; of a stage that was interrupted, all but what was lost with it, and
+      of a learned reward those since its last start.
   """
 
   samples_grown: int | None
@@ -76,14 +77,21 @@ def _stages(context: Context, policy_name: str) -> Iterator[Stage]:
   seen, left = set(), [policy_name]
   while left:
     name = left.pop()
-    # What lies outside of the run is named by its binding.
-    if name in seen or name == 'data' or name.isupper():
+    if name in seen or name == 'data' or _is_binding(name):
       continue
     seen.add(name)
     stage = context.stage(name)
     yield stage
     twin = name.partition('/')[2]  # Of a control, which reads it too.
     left += [above for above in stage.manifest['inputs'] if above != twin]
+
+
+def _is_binding(name: str) -> bool:
+  """Whether an input is a file outside of the run, named by its binding.
+
+  Such as IMPORTED_SAMPLES or TrainReward.rows.path; stages have neither form.
+  """
+  return name.isupper() or '.' in name.partition('/')[0]
 
 
 def _imported(stage: Stage) -> bool:
@@ -97,6 +105,9 @@ def _total(values):
 
 
 def _device_seconds(stage: Stage) -> float | None:
+  if made_on := stage.manifest.get('made_on'):
+    return stage.manifest['seconds'] * made_on['devices']
+  # Of an older version: all stages count as made by the last command.
   root = stage.folder.parents[stage.name.count('/')]
   if not (root / 'run.json').exists():
     return None

@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+from typing import Any
 
 import jax
 
@@ -19,6 +20,11 @@ def describe() -> str:
   else:
     cores = os.cpu_count() or 1
   return f'{_processor()}, {cores} of its cores'
+
+
+def facts() -> dict[str, Any]:
+  """How many devices there are, and `describe`, as JSON can hold them."""
+  return {'devices': jax.device_count(), 'machine': describe()}
 
 
 def _processor() -> str:

@@ -99,6 +99,8 @@ class Stage:
     self.shared = False
     # What parts cost that an earlier start made: see `parts`.
     self.seconds_before = 0.0
+    # What makes it, `machine.facts`: told to `stage.json`.
+    self.made_on: Mapping[str, Any] = {}
     self._manifest: dict[str, Any] | None = None
 
   @property
@@ -126,7 +128,7 @@ class Stage:
 
     Keys: `schema`, `config` (binding → value), `inputs` (name → fingerprint),
     `files` (relative path → [bytes, SHA-256]), `contents`, `counts`, `seconds`,
-    `extra`, `fingerprint`.
+    `made_on` (`machine.facts`), `extra`, `fingerprint`.
 
     Raises:
       CorruptStateError: the stage is not committed, or its `stage.json` was
@@ -139,7 +141,7 @@ class Stage:
 
   @property
   def fingerprint(self) -> str:
-    """SHA-256 over config, inputs and content; not over counts or seconds.
+    """SHA-256 over config, inputs and content; not over what making it cost.
 
     Raises:
       CorruptStateError, ConfigurationError: as `manifest`.
@@ -274,6 +276,7 @@ class Stage:
       'contents': dict(contents or {}),
       'counts': dict(counts),
       'seconds': float(seconds),
+      'made_on': dict(self.made_on),
       'extra': dict(extra or {}),
     }
     manifest['fingerprint'] = _fingerprint(manifest)

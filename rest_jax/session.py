@@ -210,7 +210,7 @@ class Session:
         break  # Later Grow steps wait for other kinds of stages.
       self._run_stage(plan)
       if plan.kind == 'evaluate':
-        self._check_alarm(plan)
+        self._check_alarm(plan.inputs)
       ran += plan.kind != 'data'
     if mode == 'check_reward':
       show = reports.show_checks
@@ -218,9 +218,9 @@ class Session:
       show = reports.show_results
     hosts.on_first(lambda: show(self._run, self._context))
 
-  def _check_alarm(self, evaluation: stages.StagePlan) -> None:
+  def _check_alarm(self, evaluated: Sequence[str]) -> None:
     hosts.on_first(
-      lambda: reports.check_alarm(self._run, self._context, evaluation.inputs)
+      lambda: reports.check_alarm(self._run, self._context, evaluated)
     )
 
   def _missing(self, plan: stages.StagePlan) -> list[str]:
@@ -266,6 +266,7 @@ class Session:
     """Makes a stage: all processes together, or the first one alone."""
     preemption.agree()
     hosts.on_first(self._record)
+    stage.made_on = machine.facts()
     if plan.together:
       plan.execute(self._context, stage)
     else:
@@ -325,6 +326,11 @@ class Session:
       hosts.on_first(lambda: self._log_test_reading(names))
     for policy in chosen:
       self._run_stage(stages.evaluation_stage(self._run, policy, split))
+    if split == 'report':
+      # And those that were evaluated before what they started from.
+      self._check_alarm(
+        [p.stage for p in known.values() if {p.stage, p.start} & set(names)]
+      )
     hosts.on_first(lambda: reports.show_results(self._run, self._context))
 
   def _log_test_reading(self, names: Sequence[str]) -> None:

@@ -1,21 +1,18 @@
 """Whether two policies differ: paired tests, intervals, Holm's correction."""
 
+import dataclasses
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import sacrebleu
 from jaxtyping import Float
-from sacrebleu import significance
+from sacrebleu.metrics.base import Metric
 from scipy import special
-
-from rest_jax.errors import ConfigurationError
 
 _SEED = 12345  # sacrebleu's too.
 _TIED = 1 - 1e-9  # Of a difference: what rounding alone sets apart.
-_CHUNK = 500  # Trials at a time: their signs take _CHUNK · k numbers.
-_SACREBLEU_SEED = 'SACREBLEU_SEED'
+_CHUNK = 500  # Trials at a time: they take _CHUNK · k numbers.
 METRICS = ('bleu', 'chrf')  # Of `corpus_tests`.
 
 
@@ -50,7 +47,8 @@ def paired_bootstrap(
   The interval holds 95 % of the resampled means d*. p is two-sided, of the
   resamples moved to a difference of 0: (1 + #{|d* − d| ≥ |d|}) / (1 + B)
   (Efron & Tibshirani 1993, chapters 13 and 16; in translation Koehn 2004,
-  "Statistical significance tests for machine translation evaluation"). Seeded.
+  "Statistical significance tests for machine translation evaluation"). Of a
+  single source p is 1. Seeded.
 
   Args:
     differences: float [k], of each source, between the same two policies.
@@ -66,8 +64,7 @@ def paired_bootstrap(
   )
   mean = differences.mean()
   low, high = np.quantile(means, [0.025, 0.975])
-  further = np.abs(means - mean) >= abs(mean) * _TIED
-  return float(low), float(high), _p_value(further)
+  return float(low), float(high), _bootstrap_p(means, mean, k)
 
 
 def approximate_randomisation(
@@ -87,15 +84,10 @@ def approximate_randomisation(
   rng = np.random.default_rng(_SEED)
   k, least = len(differences), abs(differences.mean()) * _TIED
   further = []
-  for first in range(0, num_trials, _CHUNK):
-    shape = (min(_CHUNK, num_trials - first), k)
-    signs = 2.0 * rng.integers(0, 2, shape) - 1
+  for number in _chunks(num_trials):
+    signs = 2.0 * rng.integers(0, 2, (number, k)) - 1
     further.append(np.abs(signs @ differences / k) >= least)
   return _p_value(np.concatenate(further))
-
-
-def _p_value(further: np.ndarray) -> float:
-  return (1 + int(further.sum())) / (1 + len(further))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -116,73 +108,121 @@ def holm(p_values: Sequence[float]) -> list[float]:
   return corrected
 
 
-def merged(p_values: Sequence[float]) -> float:
-  """One p of several of the same hypothesis that may depend on each other.
+@dataclasses.dataclass(frozen=True)
+class CorpusTest:
+  """Whether two policies differ by a corpus metric.
 
-  Twice their mean, at most 1, is a p value whatever their dependence (Vovk &
-  Wang 2020, "Combining p-values via averaging", arXiv:1212.4966). One p value
-  stays as it is.
+  Attributes:
+    differences: second less first (0–100), one a pair of runs.
+    interval: 95 %, of their mean, by the paired bootstrap.
+    p_bootstrap: of the paired bootstrap.
+    p_randomisation: of approximate randomisation.
   """
-  if len(p_values) == 1:
-    return p_values[0]
-  return min(1.0, 2 * math.fsum(p_values) / len(p_values))
 
-
-def check_seed() -> None:
-  """Raises where sacrebleu would not repeat its own tests.
-
-  Raises:
-    ConfigurationError: its environment variable is no positive number; with 0
-      its tests are random although their signature says otherwise.
-  """
-  given = os.environ.get(_SACREBLEU_SEED, str(_SEED))
-  if not given.isdecimal() or int(given) == 0:
-    raise ConfigurationError(
-      f'{_SACREBLEU_SEED} = {given} in the environment: sacrebleu would not'
-      ' give the same p values twice; unset it, or give a positive number.'
-    )
+  differences: tuple[float, ...]
+  interval: tuple[float, float]
+  p_bootstrap: float
+  p_randomisation: float
 
 
 def corpus_tests(
-  first: Sequence[str],
-  second: Sequence[str],
+  pairs: Sequence[tuple[Sequence[str], Sequence[str]]],
   references: Sequence[str],
   target_language: str,
   *,
   num_resamples: int = 1000,
   num_trials: int = 10000,
-) -> dict[str, tuple[float, float, float]]:
-  """Runs sacrebleu's own paired tests of two policies' translations.
+) -> dict[str, CorpusTest]:
+  """Tests BLEU and chrF of two policies' translations, over several runs.
 
-  A difference of exactly 0 gets p = 1: sacrebleu counts differences that are
-  larger, of which two equal outputs have none.
+  As `paired_bootstrap` and `approximate_randomisation`, with the metric of the
+  drawn or exchanged sources in place of the mean, averaged over the pairs:
+  these share their sources, so that a source is drawn, or changes places, in
+  all of them. Counts and scores of a corpus are sacrebleu's. Its own tests are
+  not used: they count differences that are larger, where integer counts often
+  give the same one again, and their bootstrap is one-sided.
 
   Args:
-    first: translations by one policy.
-    second: translations of the same sources by another.
-    references: of these.
+    pairs: translations of the same sources by the one and the other policy.
+    references: of these sources.
     target_language: chooses BLEU's tokeniser.
     num_resamples: of the paired bootstrap.
     num_trials: of approximate randomisation.
 
   Returns:
-    'bleu' and 'chrf' → `second` less `first` (0–100), p of the paired
-    bootstrap, p of approximate randomisation.
+    'bleu' and 'chrf' → what was found.
   """
-  found: dict[str, list[float]] = {}
-  for kind, number in (('bs', num_resamples), ('ar', num_trials)):
-    metrics = (sacrebleu.BLEU(trg_lang=target_language), sacrebleu.CHRF())
-    _, scores = significance.PairedTest(
-      [('first', first), ('second', second)],
-      dict(zip(METRICS, metrics, strict=True)),
-      [references],
-      test_type=kind,
-      n_samples=number,
-    )()
-    del scores['System']
-    # sacrebleu names them anew, and keeps their order.
-    for name, (one, other) in zip(METRICS, scores.values(), strict=True):
-      difference = float(other.score - one.score)
-      p = 1.0 if difference == 0 else float(other.p_value)
-      found.setdefault(name, [difference]).append(p)
-  return {name: (d, p, q) for name, (d, p, q) in found.items()}
+  cached = {'references': [references]}
+  metrics = (
+    sacrebleu.BLEU(trg_lang=target_language, **cached),
+    sacrebleu.CHRF(**cached),
+  )
+  return {
+    name: _corpus_test(metric, pairs, num_resamples, num_trials)
+    for name, metric in zip(METRICS, metrics, strict=True)
+  }
+
+
+def _corpus_test(
+  metric: Metric,
+  pairs: Sequence[tuple[Sequence[str], Sequence[str]]],
+  num_resamples: int,
+  num_trials: int,
+) -> CorpusTest:
+  # [runs, k, counts]; whole numbers, which float64 adds without rounding.
+  first, second = (
+    np.array(
+      [metric._extract_corpus_statistics(texts, None) for texts in policy],
+      np.float64,
+    )
+    for policy in zip(*pairs, strict=True)
+  )
+
+  def scores(counts: np.ndarray) -> np.ndarray:
+    return np.array(
+      [
+        [metric._compute_score_from_stats(list(one)).score for one in run]
+        for run in counts
+      ]
+    )
+
+  def differences(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[runs, trials] of weights [trials, k] of own and exchanged sources."""
+    return scores(own @ second + other @ first) - scores(
+      own @ first + other @ second
+    )
+
+  k = first.shape[1]
+  observed = differences(np.ones((1, k)), np.zeros((1, k)))[:, 0]
+  mean, rng = observed.mean(), np.random.default_rng(_SEED)
+  drawn = rng.multinomial(k, np.full(k, 1 / k), num_resamples)
+  means = differences(drawn, np.zeros_like(drawn)).mean(axis=0)
+  low, high = np.quantile(means, [0.025, 0.975])
+  further = []
+  for number in _chunks(num_trials):
+    exchanged = rng.integers(0, 2, (number, k))
+    found = differences(1 - exchanged, exchanged).mean(axis=0)
+    further.append(np.abs(found) >= abs(mean) * _TIED)
+  return CorpusTest(
+    tuple(observed.tolist()),
+    (float(low), float(high)),
+    _bootstrap_p(means, mean, k),
+    _p_value(np.concatenate(further)),
+  )
+
+
+def _chunks(total: int) -> Iterator[int]:
+  """Sizes of at most `_CHUNK` that add up."""
+  for done in range(0, total, _CHUNK):
+    yield min(_CHUNK, total - done)
+
+
+def _bootstrap_p(means: np.ndarray, mean: float, sources: int) -> float:
+  """Of resampled means, moved to a difference of 0; see `paired_bootstrap`."""
+  if sources < 2:
+    return 1.0  # There is nothing to draw.
+  return _p_value(np.abs(means - mean) >= abs(mean) * _TIED)
+
+
+def _p_value(further: np.ndarray) -> float:
+  return (1 + int(further.sum())) / (1 + len(further))

@@ -74,6 +74,13 @@ def test_a_curve_never_falls_and_tells_where_it_reaches_an_aim():
   assert best_of_n.equal_size(rewards, 1.0, 8) is None
 
 
+@pytest.mark.parametrize('reward', [0.7, 1.0])
+def test_a_solved_task_is_reached_by_one_sample(reward):
+  # Weights of a mean of equal numbers add up to 1 but for rounding.
+  rewards = np.full((5, 8), reward)
+  assert best_of_n.equal_size(rewards, rewards.mean(), 4) == 1
+
+
 @pytest.mark.parametrize('size', [0, 5])
 def test_more_than_there_are_is_an_error(size):
   with pytest.raises(errors.DataError, match=f'best-of-{size} from 4 samples'):

@@ -1,6 +1,7 @@
 """Contrasts and frontiers of policies that are made up."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_seeds_of_one_configuration_are_one_policy():
     comparison.find('G1 I1', found)
   with pytest.raises(errors.ConfigurationError, match=r"mean 'dpo G1 I1'\?"):
     comparison.find('dpo G1 I', found)
+
+
+def test_what_runs_share_is_once_whatever_their_order():
+  shared = evaluated('BC', [0.5] * 6, 'same')
+  runs = [
+    run('/r/seed_0/dpo', 0, shared, config='b'),
+    run('/r/seed_0/base', 0, shared),
+    run('/r/seed_1/base', 1, evaluated('BC', [0.1] * 6)),
+  ]
+  for order in itertools.permutations(runs):
+    (found,) = compared_systems.systems(order)
+    assert (found.name, found.also) == ('base BC', ('dpo BC',))
+    assert sorted(found.runs) == [0, 1]
 
 
 def test_groups_are_named_by_what_their_folders_share():

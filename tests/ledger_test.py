@@ -40,13 +40,27 @@ _STAGES = {
 }
 
 
+# Learned from files, as REWARD_ROWS = @reward_rows.ScoredFile() has it.
+_LEARNED = {
+  'reward': ({'updates': 3}, ['data', 'TrainReward.rows.path']),
+  'imported/samples': ({'samples': 2}, ['data', 'IMPORTED_SAMPLES']),
+  'imported/reward': ({'rows': 2}, ['imported/samples', 'reward']),
+  'grow_3/improve_1': (
+    {'train_tokens': 7, 'select_samples': 2, 'select_tokens': 3},
+    ['data', 'supervised', 'imported/reward', 'reward'],
+  ),
+}
+
+
 @pytest.fixture(scope='module')
 def context(tmp_path_factory):
   """A run directory of these stages, with nothing in them."""
   folder = epath.Path(tmp_path_factory.mktemp('run'))
   directory = run_directory.RunDirectory(folder)
-  for name, (counts, inputs) in _STAGES.items():
+  for name, (counts, inputs) in (_STAGES | _LEARNED).items():
     stage = directory.stage(name)
+    if name == 'reward':
+      stage.made_on = {'devices': 16, 'machine': 'X'}
     stage.begin({}, dict.fromkeys(inputs, 'fingerprint'))
     stage.commit(counts, 2.0)
   (folder / 'run.json').write_text('{"devices": ["a", "b"]}')
@@ -74,3 +88,14 @@ def test_who_restarts_pays_for_what_drew_its_samples(context):
 def test_a_control_does_not_pay_for_its_twin(context):
   spent = ledger.spent(context, 'continued/grow_1/improve_1')
   assert (spent.train_tokens, spent.samples_grown) == (105, 0)
+
+
+def test_files_outside_of_the_run_cost_nothing(context):
+  spent = ledger.spent(context, 'grow_3/improve_1')
+  assert (spent.train_tokens, spent.reward_calls) == (107, 4)
+
+
+def test_seconds_count_the_devices_that_a_stage_was_made_on(context):
+  # BC, imported samples, their reward and the policy; and the reward.
+  spent = ledger.spent(context, 'grow_3/improve_1')
+  assert spent.device_seconds == 4 * 2.0 * 2 + 2.0 * 16

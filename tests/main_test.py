@@ -200,6 +200,12 @@ def test_an_alarm_warns_or_stops_where_a_policy_is_suspected(
   assert 'ALARM: BC to G1 I0' in warned.stderr
   assert 'ALARM: G1 I0 to G1 I1' in warned.stderr
   assert 'cannot judge' not in warned.stderr
+  # So do the parts of a run; what starts from a policy is held against it.
+  parts = (*command, '--run_mode=evaluate')
+  assert 'ALARM: BC to G1 I0' in running.within(*parts).stderr
+  one = running.within(*parts, '--policy=grow_1/improve_0').stderr
+  assert 'ALARM: BC to G1 I0' in one and 'ALARM: G1 I0 to G1 I1' in one
+  assert 'ALARM: BC to BC+' not in one
   stopped = running.within(*command, '--gin.ALARM_STOP=True')
   assert stopped.code == 5
   assert 'RewardError: BC to G1 I0; to go on' in stopped.stderr
@@ -235,6 +241,8 @@ def test_the_run_directory_is_as_designed(whole_run):
   facts = json.loads((run / 'run.json').read_text())
   assert facts['seed'] == 0
   assert facts['machine'].endswith(' of its cores')
+  made_on = json.loads((run / 'supervised' / 'stage.json').read_text())
+  assert made_on['made_on'] == {'devices': 8, 'machine': facts['machine']}
 
 
 def test_samples_hold_n_rows_a_source_and_the_references(whole_run):
