@@ -134,6 +134,14 @@ def network_for(
 
 def frozen_in(training: Any) -> Any:
   """Settings of training under which anchors stay, and what stayed before."""
-  policy = tuple(f'policy/{name}' for name in training.optimizer.frozen)
-  optimizer = dataclasses.replace(training.optimizer, frozen=(_FROZEN, *policy))
+  optimizer = of_part(training.optimizer)
+  optimizer = dataclasses.replace(
+    optimizer, frozen=(_FROZEN, *optimizer.frozen)
+  )
   return dataclasses.replace(training, optimizer=optimizer)
+
+
+def of_part(optimizer: Any) -> Any:
+  """An optimizer of a policy, where that is a part of what is trained."""
+  frozen = tuple(f'policy/{name}' for name in optimizer.frozen)
+  return dataclasses.replace(optimizer, frozen=frozen)

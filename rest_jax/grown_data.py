@@ -65,8 +65,9 @@ class GrownData:
       context: the run.
       settings: which rows there are.
       stores: names of the stores.
-      permuted: whether the rewards of each source's finished samples change
-        places at random, by the run's seed: the control for the reward.
+      permuted: whether the rewards of each source's finished samples, and those
+        of references, change places at random, by the run's seed: the control
+        for the reward.
     """
     self._context, self._settings = context, settings
     self._permuted = permuted
@@ -214,6 +215,8 @@ class GrownData:
     given: '_Given | None',
   ) -> Iterator[tuple[Any, ...]]:
     needs = selection.needs_of(selections)
+    if loss.paired:
+      needs |= {'text_ids'}
     figures = written_figures(loss)
     columns = [*scored.columns_for(needs), 'source', 'target_tokens']
     columns += [_STORED[name] for name in figures if name in _STORED]

@@ -120,6 +120,12 @@ class Improve:
       )
 
   @property
+  def uses_rewards(self) -> bool:
+    """Whether rewards matter to a step beside its schedule's filter."""
+    further = (*self.before, *self.after)
+    return self.training.loss.uses_rewards or selection.uses_rewards(further)
+
+  @property
   def asks_bc(self) -> bool:
     """Whether some selection asks how likely samples are to BC."""
     needs = selection.needs_of((*self.before, *self.after))
@@ -174,7 +180,7 @@ def run(
 
   Raises:
     ConfigurationError: the schedule does not rise, or begins below V.
-    DataError: no row passes the filter.
+    DataError: no sample passes the filter.
     NonFiniteError: training diverged.
     RewardError: the reward model failed.
   """
@@ -293,11 +299,20 @@ def _as_long_as(
 
 
 def loss_of(settings: Improve, control: Control) -> losses.PolicyLoss:
-  """The loss of an Improve step; BC's where D's own pairs do not fit it."""
+  """The loss of an Improve step; BC's where D's own pairs do not fit it.
+
+  With the same smoothing, penalty and normalization, where the loss has them.
+  """
   loss = settings.training.loss
-  if control == 'continued' and not loss.fits_references:
-    return losses.BehavioralCloning()
-  return loss
+  if control != 'continued' or loss.fits_references:
+    return loss
+  own, of_bc = (
+    {field.name for field in dataclasses.fields(kind)}
+    for kind in (loss, losses.BehavioralCloning)
+  )
+  return losses.BehavioralCloning(
+    **{name: getattr(loss, name) for name in own & of_bc}
+  )
 
 
 def _rows_path(stage: Stage) -> epath.Path:
@@ -327,8 +342,7 @@ def _write_rows(
   if step.control == 'random':
     chosen = random_control(chosen, len(settings.after), context.seed)
   (kept,) = grown.previews([chosen])
-  trained_on = kept.kept_samples + kept.kept_references
-  if not trained_on and settings.original_data != 'unfiltered':
+  if not kept.kept_samples:
     i = step.improve_step
     label = settings.schedule.label(i) if i else 'that they reached EOS'
     raise DataError(

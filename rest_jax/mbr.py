@@ -72,6 +72,7 @@ class MinimumBayesRisk:
   k: int = 1
 
   needs = frozenset({'utilities', 'text_ids'})
+  uses_rewards = False
 
   def __post_init__(self):
     if isinstance(self.k, bool) or int(self.k) != self.k or self.k < 1:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from rest_jax import evaluate as evaluate_lib
 from rest_jax import (
+  anchored,
   generation,
   grow,
   losses,
@@ -26,8 +26,10 @@ from rest_jax import (
   training_stage,
   values,
 )
+from rest_jax import evaluate as evaluate_lib
 from rest_jax.context import BC, Context
 from rest_jax.data import one_batch, packing, training_rows
+from rest_jax.errors import DataError
 from rest_jax.online import Online
 from rest_jax.policy import DrawnPolicy
 from rest_jax.rewards import base, scoring
@@ -39,13 +41,27 @@ _SHAPES = 16  # Of batches, at most; each of them is compiled.
 
 
 class SourceBatches:
-  """Which sources each update trains on; a function of (seed, update)."""
+  """Which sources each update trains on; a function of (seed, update).
+
+  Each epoch has an order of its own, and leaves out what fills no batch.
+  """
 
   def __init__(self, count: int, settings: Online, seed: int):
-    """Sources are numbered from 0 to `count`."""
-    self._count, self._settings, self._seed = count, settings, seed
-    # A batch may straddle two epochs.
-    self._order = functools.lru_cache(maxsize=2)(self._new_order)
+    """Sources are numbered from 0 to `count`.
+
+    Raises:
+      DataError: there are fewer than a batch takes.
+    """
+    self._settings, self._seed, self._count = settings, seed, count
+    # A source that came twice into a batch would get the same samples twice.
+    self._per_epoch = count // settings.sources_per_update
+    if not self._per_epoch:
+      raise DataError(
+        f'there are {count} sources to sample for, and'
+        f' Online.sources_per_update = {settings.sources_per_update}; set it to'
+        f' at most {count}.'
+      )
+    self._order = functools.lru_cache(maxsize=1)(self._new_order)
 
   def _new_order(self, epoch: int) -> np.ndarray:
     return np.random.default_rng((self._seed, epoch)).permutation(self._count)
@@ -54,10 +70,8 @@ class SourceBatches:
     """The number of the batch of an update, and of its sources, int64 [s]."""
     batch = update // self._settings.updates_per_batch
     size = self._settings.sources_per_update
-    places = np.arange(batch * size, (batch + 1) * size)
-    return batch, np.array(
-      [self._order(p // self._count)[p % self._count] for p in places.tolist()]
-    )
+    epoch, place = divmod(batch, self._per_epoch)
+    return batch, self._order(epoch)[place * size : (place + 1) * size]
 
   def starting_at(self, update: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields those of `update`, `update` + 1, … without end."""
@@ -297,6 +311,7 @@ def run(
   Raises:
     NonFiniteError: training diverged.
     RewardError: the reward model failed, or lacks references.
+    DataError: there are fewer sources than a batch takes.
   """
   began = time.monotonic()
   behaviour = context.params(BC)
@@ -306,6 +321,9 @@ def run(
     network = values.ActorCritic(network, value)
     critic = values.from_policy(value, behaviour, context.seed)
     start = {'policy': behaviour, 'value': critic}
+    settings = dataclasses.replace(
+      settings, optimizer=anchored.of_part(settings.optimizer)
+    )
   sources = rewarded.Split(context, 'grow')
   trainer = Trainer(context, settings, reward, network, behaviour, sources)
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)

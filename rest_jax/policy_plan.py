@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rest_jax import improve, losses, online
+from rest_jax import improve, losses, online, selection
 from rest_jax.context import IMPORTED
 from rest_jax.rest import ReST
 
@@ -74,7 +74,7 @@ def policies(run: ReST) -> list[PolicyPlan]:
         )  # fmt: skip
         controls.append(continued)
       if 'random' in run.controls and g == run.num_grow:
-        if i == 0:
+        if i == 0 and not selection.uses_rewards(run.improve.after):
           random = start  # Without a filter both are the same.
         else:
           random = PolicyPlan(
@@ -83,7 +83,7 @@ def policies(run: ReST) -> list[PolicyPlan]:
           )  # fmt: skip
           controls.append(random)
       if 'permuted' in run.controls and g == run.num_grow:
-        if i == 0 and not run.improve.training.loss.uses_rewards:
+        if i == 0 and not run.improve.uses_rewards:
           permuted = start  # There is nothing to permute.
         else:
           permuted = PolicyPlan(

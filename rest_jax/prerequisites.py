@@ -41,6 +41,8 @@ def check_references(run: ReST, context: Context) -> None:
   wanted = [(run.annotate.reward, 'select'), (run.annotate.reward, 'report')]
   if run.data.reward:
     wanted.append((run.train_reward.rows.metric, 'reward'))
+  if run.online:
+    wanted.append((run.annotate.reward, sampled))
   if run.num_grow:
     wanted += [(model, sampled) for model in run.annotate.metrics]
   for model, split in wanted:

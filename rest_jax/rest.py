@@ -130,6 +130,7 @@ class ReST:
     self._check_trained_on()
     self._check_loss()
     self._check_several_samples()
+    self._check_permuted()
     self._check_online()
     self._check_references()
     if self.alarm is not None:
@@ -291,6 +292,17 @@ class ReST:
           f'{what} compares the samples of a source with each other, but'
           ' NUM_SAMPLES = 1; set it to at least 2.'
         )
+
+  def _check_permuted(self):
+    """Rewards that nothing reads may change places without any change."""
+    improve = self.improve
+    by_mbr = getattr(improve.schedule, 'rule', None) == 'mbr'
+    if 'permuted' in self.controls and by_mbr and not improve.uses_rewards:
+      raise ConfigurationError(
+        "CONTROLS = 'permuted' with PerSource.rule = 'mbr': neither that filter"
+        ' nor the loss reads rewards, so the control would be the policy that'
+        " it controls; give 'random' instead."
+      )
 
   def _check_online(self):
     names = [settings.algorithm for settings in self.online]

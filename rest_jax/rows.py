@@ -186,15 +186,14 @@ def random_order(rows: Rows, seed: int) -> UInt64[np.ndarray, 'm']:
 def permuted_rewards(rows: Rows, seed: int) -> Float32[np.ndarray, 'm']:
   """Rewards that have changed places among each source's finished samples.
 
-  What was not finished, and references, keep theirs. A function of seed, source
-  and samples alone.
+  And among the references of all sources here, since each has but one. What
+  was not finished keeps its own. A function of seed and rows alone.
   """
-  moved = np.flatnonzero(rows.finished & ~rows.is_reference)
-  order = np.lexsort(
-    (random_order(rows, seed)[moved], rows.source_of_row[moved])
-  )
+  moved = np.flatnonzero(rows.finished)
+  pool = np.where(rows.is_reference, -1, rows.source_of_row)[moved]
+  order = np.lexsort((random_order(rows, seed)[moved], pool))
   out = rows.reward.copy()
-  out[moved] = rows.reward[moved[order]]
+  out[moved[np.argsort(pool, kind='stable')]] = rows.reward[moved[order]]
   return out
 
 

@@ -80,6 +80,11 @@ def needs_of(selections: Sequence[Selection]) -> frozenset[str]:
   return _NOTHING.union(*(selection.needs for selection in selections))
 
 
+def uses_rewards(selections: Sequence[Selection]) -> bool:
+  """Whether some selections may read rewards; those that do not say so may."""
+  return any(getattr(each, 'uses_rewards', True) for each in selections)
+
+
 @dataclasses.dataclass(frozen=True)
 class Unfiltered:
   """Keeps every finished row: the paper's I = 0, where no filter applies.
@@ -88,6 +93,7 @@ class Unfiltered:
   """
 
   needs = _NOTHING
+  uses_rewards = False
 
   def keep(
     self, rows: Rows, alive: Bool[np.ndarray, 'm']
@@ -101,6 +107,7 @@ class SamplesOnly:
   """Drops references."""
 
   needs = _NOTHING
+  uses_rewards = False
 
   def keep(
     self, rows: Rows, alive: Bool[np.ndarray, 'm']
@@ -245,6 +252,11 @@ class Cap:
     _check(_is_count(self.k), self, 'k', 'a whole number from 1')
     _check(self.by in ('random', 'reward'), self, 'by', "'random' or 'reward'")
 
+  @property
+  def uses_rewards(self) -> bool:
+    """See the function of that name."""
+    return self.by == 'reward'
+
   def keep(
     self, rows: Rows, alive: Bool[np.ndarray, 'm']
   ) -> Bool[np.ndarray, 'm']:
@@ -261,6 +273,7 @@ class Deduplicate:
   """Keeps each text of a source once, among its samples; references stay."""
 
   needs = _TEXTS
+  uses_rewards = False
 
   def keep(
     self, rows: Rows, alive: Bool[np.ndarray, 'm']
@@ -304,6 +317,8 @@ class Valid:
       right = value is None or _is_count(value)
       _check(right, self, name, 'a whole number from 1, or None')
 
+  uses_rewards = False
+
   @property
   def needs(self) -> frozenset[str]:
     ratios = self.forbid_empty or self._bounds_ratio
@@ -340,7 +355,9 @@ class Valid:
 class RandomLike:
   """The control: random rows, as many of each source as other selections keep.
 
-  D_g is one pool: where references are among the rows, they are drawn too.
+  Samples are drawn among those of their source. Its one reference would be
+  drawn if and only if it is kept, which is the filter again: references are
+  drawn among those of all sources here, as many as are kept.
 
   Attributes:
     selections: what to keep as many rows as.
@@ -361,7 +378,14 @@ class RandomLike:
     for selection in self.selections:
       kept &= selection.keep(rows, kept)
     order = rows_lib.random_order(rows, self.seed)
-    return rows_lib.first_of_each(rows, alive, order, rows.count(kept))
+    samples = ~rows.is_reference
+    drawn = rows_lib.first_of_each(
+      rows, alive & samples, order, rows.count(kept & samples)
+    )
+    references = np.flatnonzero(alive & rows.is_reference)
+    references = references[np.argsort(order[references], kind='stable')]
+    drawn[references[: np.count_nonzero(kept & rows.is_reference)]] = True
+    return drawn
 
 
 def _is_number(value: object) -> bool:

@@ -54,7 +54,7 @@ def plan(run: ReST) -> list[StagePlan]:
   for policy in plans.values():
     if policy.stage == 'supervised':
       continue
-    if policy.improve_step == run.improve_steps[0] and _is_main(policy):
+    if _is_main(policy) and policy.improve_step == run.improve_steps[0]:
       if policy.grow_step == 1:
         out += _check_stages(run)
       out += _grow_stages(run, policy)

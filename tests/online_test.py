@@ -88,14 +88,18 @@ def test_batches_take_each_source_once_an_epoch():
   batches = online_training.SourceBatches(SOURCES, SETTINGS, seed=3)
   numbers, chosen = zip(*(batches[u] for u in range(3)), strict=True)
   assert numbers == (0, 1, 2)
-  # Twelve places are two epochs of six sources.
-  flat = np.concatenate(chosen)
-  for epoch in (flat[:SOURCES], flat[SOURCES:]):
-    assert sorted(epoch.tolist()) == list(range(SOURCES))
+  # An epoch of six sources is one batch of four; no batch has one twice.
+  assert all(len(set(batch.tolist())) == 4 for batch in chosen)
+  assert len(set(map(tuple, chosen))) == 3
+  halves = online_training.SourceBatches(2 * SOURCES, SETTINGS, seed=3)
+  epoch = np.concatenate([halves[u][1] for u in range(3)])
+  assert sorted(epoch.tolist()) == list(range(2 * SOURCES))
   again = next(batches.starting_at(2))
   np.testing.assert_array_equal(again[1], chosen[2])
   twice = online_training.SourceBatches(SOURCES, PPO, seed=3)
   assert [twice[u][0] for u in range(4)] == [0, 0, 1, 1]
+  with pytest.raises(errors.DataError, match='3 sources to sample'):
+    online_training.SourceBatches(3, SETTINGS, seed=3)
 
 
 def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
@@ -296,7 +300,12 @@ def test_a_baseline_is_trained_and_resumes_where_it_was(context, settings):
 
 @pytest.mark.slow
 def test_a_preempted_baseline_ends_between_batches(context, monkeypatch):
-  settings = dataclasses.replace(PPO, stopping=early_stopping.Stopping(4, 4, 3))
+  # And what is frozen of the policy is found in what PPO trains.
+  settings = dataclasses.replace(
+    PPO,
+    stopping=early_stopping.Stopping(4, 4, 3),
+    optimizer=Optimizer(learning_rate=0.01, frozen=('token_embedder/*',)),
+  )
   made = []
   for name in ('online/ended', 'online/unended'):
     stage = begun(context, name)
@@ -315,6 +324,11 @@ def test_a_preempted_baseline_ends_between_batches(context, monkeypatch):
     context.read_params('online/ended'),
     context.read_params('online/unended'),
   )
+  embedding, bc = (
+    context.read_params(name)['token_embedder']['embedding']
+    for name in ('online/ended', 'supervised')
+  )
+  np.testing.assert_array_equal(embedding, bc)
 
 
 def _run_until_commit(context, stage, settings):

@@ -6,7 +6,7 @@ from rest_jax.rows import IMPORTED, POLICY, REFERENCE, Rows
 
 
 def rows_of(*sources, seed_ids=None):
-  """Rows of sources, each a list of (origin, reward, finished)."""
+  """Rows of sources, each a list of (origin, reward, finished[, text])."""
   flat = [row for source in sources for row in source]
   offsets = np.cumsum([0, *(len(source) for source in sources)])
   index = [i for source in sources for i in range(len(source))]
@@ -19,6 +19,10 @@ def rows_of(*sources, seed_ids=None):
     reward=np.array([row[1] for row in flat], np.float32),
     finished=np.array([row[2] for row in flat], bool),
     lengths=np.full(len(flat), 3, np.int32),
+    # A source's texts all differ, unless a row names its own.
+    text_ids=np.array(
+      [row[3] if len(row) > 3 else i for i, row in enumerate(flat)], np.int32
+    ),
   )
 
 
@@ -52,6 +56,28 @@ def test_the_better_sample_passes_the_filter_and_the_worse_need_not():
   )
   better, worse = pairs.best_and_worst(rows, rows.reward > np.float32(0.4))
   assert (better.tolist(), worse.tolist()) == ([1], [0])
+
+
+def test_a_text_is_not_paired_with_itself():
+  # Rewards that were permuted differ where texts do not.
+  rows = rows_of(
+    [(POLICY, 1.0, True, 7), (POLICY, 0.0, True, 7), (POLICY, 0.5, True, 8)],
+    [(POLICY, 1.0, True, 7), (POLICY, 0.0, True, 7)],
+  )
+  better, worse = pairs.best_and_worst(rows, np.ones(5, bool))
+  assert (better.tolist(), worse.tolist()) == ([0], [2])
+
+
+def test_rewards_of_references_change_places_among_all_of_them():
+  # Each source has one, which alone could go nowhere.
+  sources = [
+    [(REFERENCE, 0.01 * i, True), (POLICY, 0.9, True)] for i in range(60)
+  ]
+  rows = rows_of(*sources)
+  rewards = rows_lib.permuted_rewards(rows, seed=3)
+  assert (rewards[1::2] == np.float32(0.9)).all()
+  assert sorted(rewards[::2]) == sorted(rows.reward[::2])
+  assert (rewards[::2] == rows.reward[::2]).mean() < 0.2
 
 
 def test_permuted_rewards_stay_within_their_source():

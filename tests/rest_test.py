@@ -11,9 +11,11 @@ from rest_jax import (
   improve,
   losses,
   offline_losses,
+  online,
   policy_plan,
   rest,
   schedule,
+  selection,
   stages,
   supervised,
 )
@@ -280,6 +282,60 @@ def test_the_permuted_control_starts_as_its_twin_does(run):
   weighted = with_loss(permuted, losses.RewardWeighted())
   # Where rewards weigh rows, there is something to permute without a filter.
   assert starts(weighted)['permuted/grow_2/improve_0'] == 'grow_1/improve_2'
+
+
+def test_improve_0_is_controlled_where_further_selections_read_rewards(run):
+  def controlled(*after):
+    improving = dataclasses.replace(run.improve, after=after)
+    made = dataclasses.replace(
+      run, improve=improving, controls=('random', 'permuted')
+    )
+    return {name for name in starts(made) if name.endswith('2/improve_0')}
+
+  plain = {'grow_2/improve_0'}
+  assert controlled() == controlled(selection.Cap(2)) == plain
+  assert controlled(selection.TopK(1)) == plain | {
+    'random/grow_2/improve_0',
+    'permuted/grow_2/improve_0',
+  }
+
+
+def test_a_filter_that_reads_no_rewards_has_no_permuted_control(run):
+  def build(**changed):
+    improving = dataclasses.replace(
+      run.improve, schedule=schedule.PerSource('mbr', (2, 1)), **changed
+    )
+    grow = dataclasses.replace(run.grow, num_samples=4)
+    return dataclasses.replace(
+      run, grow=grow, improve=improving, controls=('permuted',)
+    )
+
+  with pytest.raises(ConfigurationError, match=r'with PerSource\.rule ='):
+    build()
+  build(after=(selection.TopK(1),))
+
+
+def test_an_online_baseline_alone_has_a_plan(run):
+  improving = dataclasses.replace(run.improve, include_unfiltered=False)
+  alone = dataclasses.replace(
+    run, improve=improving, num_grow=0, num_improve=0, controls=(),
+    online=(online.Online(Optimizer(), improving.stopping),),
+  )  # fmt: skip
+  assert [p.name for p in stages.plan(alone) if p.kind == 'improve'] == [
+    'online/rloo'
+  ]
+
+
+def test_bc_trained_on_keeps_what_the_loss_shares_with_bc(run):
+  weighted = losses.RewardWeighted(label_smoothing=0.1, z_loss=1e-4)
+  made = with_loss(run, weighted)
+  assert improve.loss_of(made.improve, 'continued') == losses.BehavioralCloning(
+    label_smoothing=0.1, z_loss=1e-4
+  )
+  gold = with_loss(run, offline_losses.Gold(normalization='sequences'))
+  assert improve.loss_of(gold.improve, 'continued') == losses.BehavioralCloning(
+    normalization='sequences'
+  )
 
 
 def test_what_only_one_process_can_make_says_so(run):

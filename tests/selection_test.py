@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from rest_jax import errors, rows, selection
+from rest_jax import errors, mbr, rows, selection
 from rest_jax.selection import (
   Cap,
   Deduplicate,
@@ -272,7 +272,7 @@ def test_selections_apply_in_turn():
 def test_random_like_keeps_as_many_of_each_source():
   generator = np.random.default_rng(3)
   scored = random_rows(generator, 500)
-  inner = (Threshold(0.6), TopK(3))
+  inner = (selection.SamplesOnly(), Threshold(0.6), TopK(3))
   mask = selection.select((RandomLike(inner, seed=1),), scored)
   wanted = selection.select(inner, scored)
   np.testing.assert_array_equal(scored.count(mask), scored.count(wanted))
@@ -286,6 +286,27 @@ def test_random_like_keeps_as_many_of_each_source():
   blind = (counts * means).sum() / counts.sum()
   assert abs(scored.reward[mask].mean() - blind) < 0.02
   assert scored.reward[wanted].mean() > blind + 0.2
+
+
+def test_random_like_does_not_know_which_references_are_right():
+  # As in D where Grow has sources of its own: a reference a source.
+  sources = [[(R, float(i % 4 > 0), 99, True)] for i in range(400)]
+  scored = make(*sources)
+  mask = selection.select((RandomLike((Threshold(0.5),), seed=1),), scored)
+  assert mask.sum() == 300
+  assert scored.reward[mask].mean() == pytest.approx(0.75, abs=0.05)
+  other = selection.select((RandomLike((Threshold(0.5),), seed=2),), scored)
+  assert (other != mask).any()
+
+
+def test_what_reads_rewards_says_so():
+  blind = (
+    *(Unfiltered(), selection.SamplesOnly(), Deduplicate(), Valid(), Cap(2)),
+    mbr.MinimumBayesRisk(1),
+  )
+  assert not selection.uses_rewards(blind)
+  for reads in (Cap(2, by='reward'), Threshold(0.5), TopK(1), Percentile(50.0)):
+    assert selection.uses_rewards((*blind, reads))
 
 
 def random_rows(generator, num_sources):
