@@ -53,7 +53,9 @@ class Annotate:
       )
     settings: dict[str, Any] = {}
     for model in base.with_parts(self.metrics):
-      name, own = model.info.name, config.flatten(model, '')
+      # Of what a folder holds, `info.version` tells.
+      name = model.info.name
+      own = config.flatten(model, '') | config.flatten(model.info, 'info')
       if settings.setdefault(name, own) != own:
         raise ConfigurationError(
           f'two metrics or parts named {name!r} have other settings: give one'

@@ -39,9 +39,13 @@ def elsewhere(
       if (
         plan.kind in ('train_reward', 'annotate')
         and path != run.reward_from
-        and not stage.made_with(plan.config)
+        and not (
+          stage.made_with(plan.config) and all(n in out for n in plan.inputs)
+        )
       ):
-        continue  # Made here: another reward may judge the same samples.
+        # Made here: another reward may judge the same samples, also one whose
+        # own settings are the same and that was learned otherwise.
+        continue
       if stage.committed:
         out[plan.name] = stage
       elif plan.name not in out:

@@ -199,7 +199,8 @@ def judge(settings: CheckReward, stage: Stage) -> None:
     return
   found = report(settings, stage)
   if found.failures:
-    example = f'; e.g. {found.examples[0]}' if found.examples else ''
+    examples = found.failing_examples or found.examples
+    example = f'; e.g. {examples[0]}' if examples else ''
     raise RewardError(
       f'the reward {found.reward!r} does not fall on spoiled {found.of} as it'
       f' must: {"; ".join(found.failures)}{example}; mend the reward, lower'

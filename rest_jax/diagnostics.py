@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import sacrebleu
 
+from rest_jax import language
 from rest_jax.data import scored
 from rest_jax.rewards import words
 
@@ -81,7 +82,8 @@ def corpus_scores(
     return {
         'bleu': None, 'chrf': None, 'bleu_signature': '', 'chrf_signature': ''
     }  # fmt: skip
-  bleu, chrf = sacrebleu.BLEU(trg_lang=target_language), sacrebleu.CHRF()
+  bleu = sacrebleu.BLEU(trg_lang=language.primary(target_language))
+  chrf = sacrebleu.CHRF()
   return {
     'bleu': bleu.corpus_score(outputs, [references]).score,
     'chrf': chrf.corpus_score(outputs, [references]).score,

@@ -18,6 +18,7 @@ from rest_jax import (
   generation,
   grow,
   hosts,
+  language,
   preemption,
   results,
 )
@@ -81,7 +82,7 @@ class Evaluate:
     for temperature in self.temperatures:
       dataclasses.replace(self.sampling, temperature=temperature)  # Checks it.
     try:
-      sacrebleu.BLEU(trg_lang=self.target_language)
+      sacrebleu.BLEU(trg_lang=language.primary(self.target_language))
     except (RuntimeError, ImportError) as error:
       raise ConfigurationError(
         f'TARGET_LANGUAGE = {self.target_language!r}: sacrebleu cannot tokenise'

@@ -218,7 +218,10 @@ class ReST:
     # Where rows are counted by a percentage, which ones does not matter here.
     split = splits.parse(expression, lambda split: 100).split
     named = getattr(self.data.task, 'datasets', {}).get(split, ())
-    known = set(map(_plain, self.annotate.reward.info.trained_on))
+    reward = self.annotate.reward
+    known = set(map(_plain, reward.info.trained_on))
+    if self.train_reward is not None and learned.within(reward):
+      known |= set(map(_plain, self.train_reward.rows.trained_on))
     return [name for name in named if _plain(name) in known]
 
   def _check_trained_on(self):

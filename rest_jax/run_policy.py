@@ -124,7 +124,7 @@ class RunPolicy:
     if self.member is None:
       return None
     values = self.stage.manifest['config']
-    lengths = (
+    lengths = (  # Rising; their names are sorted as text.
       value
       for name, value in values.items()
       if name.startswith('TrainReward.buckets.lengths[')
@@ -134,11 +134,12 @@ class RunPolicy:
       'max_candidate_length': values['TrainReward.pair.max_candidate_length'],
       'separator_id': tokenizer.size,
       'bounded': values['TrainReward.rows'] != _PREFERENCES,
-      'bucket_lengths': list(lengths),
+      'bucket_lengths': sorted(lengths),
       'tokens_per_batch': values['TrainReward.buckets.tokens_per_batch'],
       'member': self.member,
       'members': self.stage.manifest['counts']['members'],
       'stage_fingerprint': self.stage.fingerprint,
+      'trained_on': self.stage.manifest['extra'].get('trained_on', []),
     }
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from sacrebleu.metrics.base import Metric
 from scipy import special
 
+from rest_jax import language
+
 _SEED = 12345  # sacrebleu's too.
 _TIED = 1 - 1e-9  # Of a difference: what rounding alone sets apart.
 _CHUNK = 500  # Trials at a time: they take _CHUNK · k numbers.
@@ -154,7 +156,7 @@ def corpus_tests(
   """
   cached = {'references': [references]}
   metrics = (
-    sacrebleu.BLEU(trg_lang=target_language, **cached),
+    sacrebleu.BLEU(trg_lang=language.primary(target_language), **cached),
     sacrebleu.CHRF(**cached),
   )
   return {

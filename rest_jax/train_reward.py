@@ -30,7 +30,7 @@ from rest_jax.context import REWARD_DATA, Context
 from rest_jax.data import loader, reward_rows, scored, splits
 from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.data.reward_rows import Example
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.models.config import T5Config
 from rest_jax.rewards import base, learned
 from rest_jax.rewards.regressor import Buckets, Regressor
@@ -56,6 +56,11 @@ class OwnSamples:
   grow: grow.Grow
 
   learns = 'scores'
+
+  @property
+  def trained_on(self) -> tuple[str, ...]:
+    """What the metric was fitted on, and so what learns from it."""
+    return self.metric.info.trained_on
 
   @property
   def sample_stage(self) -> str:
@@ -240,7 +245,7 @@ def run(context: Context, stage: Stage, settings: TrainReward) -> None:
       }
       | figures,
       seconds=time.monotonic() - began,
-      extra={'members': infos},
+      extra={'members': infos, 'trained_on': settings.rows.trained_on},
       contents={
         params_folder(member): info['content']
         for member, info in enumerate(infos)
@@ -292,13 +297,24 @@ def _examples(context: Context, settings: TrainReward) -> Iterator[Example]:
 def _split(
   settings: TrainReward, examples: Iterator[Example]
 ) -> tuple[list[Example], list[Example]]:
-  """The rows to train on, and those of held-out sources."""
+  """The rows to train on, and those of held-out sources.
+
+  A source of several documents is on one side alone: what is trained on has
+  none that is held out.
+  """
   rows = list(examples)
   chosen = splits.held_out((row.group for row in rows), settings.held_out)
-  return (
-    [row for row in rows if row.group not in chosen],
-    [row for row in rows if row.group in chosen],
-  )
+  kept = [row for row in rows if row.group in chosen]
+  known = {row.source for row in kept}
+  train = [
+    row for row in rows if row.group not in chosen and row.source not in known
+  ]
+  if not train:
+    raise DataError(
+      f'the {len(chosen)} documents held out have all sources that there are:'
+      ' give rows of more sources, or without the column document'
+    )
+  return train, kept
 
 
 class _TokenRows:
@@ -340,7 +356,8 @@ def _train_member(
   member: int,
 ) -> dict[str, Any]:
   """Trains one member and keeps its best parameters; returns what it was."""
-  seed = context.seed + member
+  # Far from those of runs whose seeds are neighbours of this one's.
+  seed = (context.seed + 1000 * member) % 2**31
   figure, share = training.loss.figure, regressor.placement.batch_share
   dev = loader.TrainingBatches(dev_rows, training.packing, 0, 'union', *share)
   eval_step = step.make_eval_step(regressor, training.loss)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import unittest.mock
 
 import jax.numpy as jnp
@@ -122,6 +123,15 @@ def exports(three, tmp_path_factory):
   return [out / str(member) for member in range(3)]
 
 
+def _alone(export, folder):
+  """A copy of an export as if it were all of a reward."""
+  shutil.copytree(export, folder)
+  form = json.loads((folder / 'reward.json').read_text())
+  form |= {'member': 0, 'members': 1, 'trained_on': ['wmt19']}
+  (folder / 'reward.json').write_text(json.dumps(form))
+  return str(folder)
+
+
 def convert(source, target, to='huggingface', expected=0, verify='tensors'):
   ended = running.within(
     '--run_mode=convert',
@@ -156,7 +166,8 @@ def test_several_networks_are_exported_one_by_one(three, exports, tmp_path):
   raw = dataclasses.replace(ensemble, bounded=False)
   texts = ensemble.pair.encode(ByteTokenizer(), SOURCES[:2], CANDIDATES[:2])
   for member, export in enumerate(exports):
-    given = Exported((str(export),), layout=ONE).score(SOURCES, CANDIDATES)
+    alone = _alone(export, tmp_path / str(member))
+    given = Exported((alone,), layout=ONE).score(SOURCES, CANDIDATES)
     np.testing.assert_array_equal(
       given, ensemble.rewards(SOURCES, CANDIDATES)[member]
     )
@@ -283,13 +294,29 @@ def test_what_an_export_must_be(one, exports, tmp_path):
     ((), 'give the folders'),
     ((str(folder / 'reward/params_0'),), 'is no export of a learned reward'),
     ((str(exports[0]), path), 'separator_id is 111 in .*one, and 259'),
+    ((str(exports[1]),), r'networks \[1\] of a reward that has \[0, 1, 2\]'),
+    (
+      [str(exports[i]) for i in (0, 0, 1)],
+      r'networks \[0, 0, 1\] of a reward',
+    ),
   ):
     with pytest.raises(errors.ConfigurationError, match=message):
-      Exported(paths).score(SOURCES, CANDIDATES)
+      Exported(tuple(paths)).score(SOURCES, CANDIDATES)
+  other = _alone(exports[0], tmp_path / 'alone')
+  form = json.loads((tmp_path / 'alone/reward.json').read_text())
+  mixed = form | {'members': 2, 'member': 1, 'stage_fingerprint': 'other'}
+  shutil.copytree(tmp_path / 'alone', tmp_path / 'mixed')
+  (tmp_path / 'mixed/reward.json').write_text(json.dumps(mixed))
+  with pytest.raises(errors.ConfigurationError, match='members is 2 in'):
+    assert Exported((other, str(tmp_path / 'mixed'))).info
+  assert Exported((other,)).info.trained_on == ('wmt19',)
+  assert Exported((path,)).info.trained_on == ()
   versions = {
     Exported(tuple(map(str, paths))).info.version
-    for paths in ([path], [exports[0]], [exports[1]], exports)
-  }
+    for paths in (
+      [path], [other], [_alone(exports[1], tmp_path / 'second')], exports
+    )
+  }  # fmt: skip
   assert len(versions) == 4
   form = json.loads((tmp_path / 'one/reward.json').read_text())
   for change, message in (

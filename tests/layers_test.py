@@ -28,6 +28,7 @@ _LAYERS = (
   (1, 'config'),
   (1, 'allocator'),
   (1, 'machine'),
+  (1, 'language'),
   (2, 'losses'),
   (2, 'offline_losses'),
   (3, 'constrained_losses'),

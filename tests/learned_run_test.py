@@ -92,6 +92,19 @@ def test_its_networks_exported_give_the_scores_of_the_run(
     assert _fingerprint(learned_run, name) in card
 
 
+def test_samples_are_judged_again_by_a_reward_that_was_learned_otherwise(
+  learned_run, compiled, tmp_path
+):
+  """Its own settings are the same: what it learned with is not."""
+  branch = tmp_path / 'branch'
+  changed = (f'--gin.GROW_FROM={learned_run}', '--gin.REWARD_STEPS=6')
+  running.start(_command(branch, *changed), cache=compiled)
+  for name in ('reward', 'grow_1/scores/learned', 'grow_1/reward'):
+    assert (branch / name / 'stage.json').exists(), name
+  for name in ('grow_1/samples', 'grow_1/scores/shared_letters', 'supervised'):
+    assert not (branch / name / 'stage.json').exists(), name
+
+
 def test_training_a_reward_killed_three_times_ends_as_one_never_killed(
   learned_run, compiled, tmp_path
 ):

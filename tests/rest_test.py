@@ -18,12 +18,14 @@ from rest_jax import (
   selection,
   stages,
   supervised,
+  train_reward,
 )
-from rest_jax.data import corpora, prepare
+from rest_jax.data import corpora, prepare, reward_rows
 from rest_jax.data.packing import Packing
 from rest_jax.errors import ConfigurationError
 from rest_jax.models.config import T5Config
-from rest_jax.rewards import base, combined, numerals, penalties
+from rest_jax.rewards import base, combined, learned, numerals, penalties
+from rest_jax.rewards.regressor import Buckets
 from rest_jax.training.early_stopping import Stopping, Training
 from rest_jax.training.optimizer import Optimizer
 
@@ -135,6 +137,30 @@ def test_a_reward_does_not_judge_what_it_was_trained_on(run, splits, said):
   with pytest.raises(ConfigurationError, match='trained on wmt'):
     judged_by(run, combined.Product((Learned(), penalties.Length())), **splits)
   judged_by(run, penalties.Length(), **splits)
+
+
+def test_what_was_learned_from_judges_as_little(run):
+  rows = reward_rows.ScoredFile('unused', trained_on=('wmt19',))
+  known = dataclasses.replace(run, train_reward=_learned_from(run, rows))
+  made = judged_by(known, learned.Learned(), allowed=True, dev='dev')
+  assert judged_by(known, penalties.Length(), dev='dev')  # Not what judges.
+  assert made.trained_on_overlap('dev') == ['wmt19']
+  other = dataclasses.replace(rows, trained_on=())
+  free = dataclasses.replace(made, train_reward=_learned_from(made, other))
+  assert free.trained_on_overlap('dev') == []
+  # What the metric has seen, its scores have too.
+  own = train_reward.OwnSamples(Learned(), run.grow)
+  assert own.trained_on == ('WMT-19', 'wmt20')
+
+
+def _learned_from(run, rows):
+  return train_reward.TrainReward(
+    rows=rows,
+    model=run.model,
+    training=Training(Optimizer(), Packing(520, 16, 2)),
+    stopping=run.supervised.stopping,
+    buckets=Buckets(lengths=(258,), tokens_per_batch=258),
+  )
 
 
 def test_other_data_are_free_and_an_allowed_overlap_is_recorded(run):

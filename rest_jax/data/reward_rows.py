@@ -49,12 +49,15 @@ class ScoredFile:
     low: the smallest score there can be.
     high: the largest.
     higher_is_better: False for error counts, such as MQM's.
+    trained_on: names of data sets that the rows are of, e.g. 'wmt20', so that
+      the reward is not believed on them.
   """
 
   path: str
   low: float = 0.0
   high: float = 1.0
   higher_is_better: bool = True
+  trained_on: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   learns = 'scores'
 
@@ -102,9 +105,12 @@ class PreferredFile:
 
   Attributes:
     path: '.tsv', '.tsv.gz' or '.parquet'.
+    trained_on: names of data sets that the rows are of, e.g. 'wmt20', so that
+      the reward is not believed on them.
   """
 
   path: str
+  trained_on: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   learns = 'preferences'
 

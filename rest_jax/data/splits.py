@@ -109,7 +109,9 @@ def cut_in_two(keys: Iterable[str]) -> set[str]:
 def held_out(keys: Iterable[str], share: float) -> set[str]:
   """Chooses about a share of the rows by whole groups, always the same.
 
-  Groups are taken in the order of their hash, until they hold enough rows.
+  Groups are taken in the order of their hash, until they hold enough rows. A
+  first one that has far more than that is passed over; where all have, the
+  smallest is held out.
 
   Args:
     keys: for every row the name of its group.
@@ -130,11 +132,13 @@ def held_out(keys: Iterable[str], share: float) -> set[str]:
   chosen: set[str] = set()
   rows, wanted = 0, share * sizes.total()
   for key in sorted(sizes, key=_hash)[:-1]:
-    if chosen and rows + sizes[key] / 2 > wanted:
-      break
+    if rows + sizes[key] / 2 > wanted:
+      if chosen:
+        break
+      continue
     chosen.add(key)
     rows += sizes[key]
-  return chosen
+  return chosen or {min(sizes, key=lambda key: (sizes[key], _hash(key)))}
 
 
 def _hash(key: str) -> bytes:

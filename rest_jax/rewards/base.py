@@ -105,6 +105,13 @@ def with_parts(models: Sequence[RewardModel]) -> list[RewardModel]:
   return found
 
 
+def forget(model: RewardModel) -> None:
+  """Has a model, and what it is made of, forget scores that it remembers."""
+  for part in with_parts([model]):
+    if hasattr(part, 'forget'):
+      part.forget()
+
+
 def check_references(
   info: RewardInfo, references: Sequence[str] | None
 ) -> Sequence[str]:
@@ -126,6 +133,7 @@ def check_scores(
   info: RewardInfo,
   num_rows: int,
   first_row: int = 0,
+  texts: Sequence[tuple[str, ...]] = (),
 ) -> Float32[np.ndarray, ' n']:
   """Scores as float32, after making sure that they are what `info` promises.
 
@@ -134,6 +142,7 @@ def check_scores(
     info: of the reward model.
     num_rows: how many rows it was given.
     first_row: number of the batch's first row, for the message.
+    texts: source and candidate of each row, likewise.
 
   Returns:
     float32 [num_rows].
@@ -154,8 +163,12 @@ def check_scores(
   inside = (scores >= info.low - slack) & (scores <= info.high + slack)
   if not inside.all():
     at = int(np.flatnonzero(~inside)[0])
+    text = ''
+    if texts:
+      source, candidate, *_ = texts[at]
+      text = f' (source {source!r}, candidate {candidate!r})'
     raise errors.RewardError(
-      f'reward {info.name!r} gave {scores[at]} for row {first_row + at}:'
+      f'reward {info.name!r} gave {scores[at]} for row {first_row + at}{text}:'
       f' scores must lie in [{info.low}, {info.high}]; mend the metric or its'
       ' declared range'
     )

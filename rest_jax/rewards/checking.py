@@ -73,6 +73,15 @@ class Outcome:
     """Share of the texts that fell; 1 where there is none."""
     return self.fell / self.texts if self.texts else 1.0
 
+  @property
+  def in_words(self) -> list[str]:
+    """The examples, for people."""
+    return [
+      f'{self.name}: {source!r} → {text!r}: {before:.3f}; {spoiled!r}:'
+      f' {after:.3f}'
+      for source, text, spoiled, before, after in self.examples
+    ]
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -97,11 +106,16 @@ class Report:
   @property
   def examples(self) -> list[str]:
     """Texts whose reward did not fall, in words."""
+    return [text for outcome in self.outcomes for text in outcome.in_words]
+
+  @property
+  def failing_examples(self) -> list[str]:
+    """Those of perturbations under which it falls for too few."""
     return [
-      f'{outcome.name}: {source!r} → {text!r}: {before:.3f}; {spoiled!r}:'
-      f' {after:.3f}'
-      for outcome in self.outcomes
-      for source, text, spoiled, before, after in outcome.examples
+      text
+      for outcome, least in zip(self.outcomes, self.least, strict=True)
+      if outcome.fall_rate < least
+      for text in outcome.in_words
     ]
 
 
@@ -232,7 +246,8 @@ def differences(reward: base.RewardModel, texts: Texts) -> dict[str, float]:
 
   Args:
     reward: R(x, y).
-    texts: of which the first are scored in several ways, past any cache.
+    texts: of which the first are scored in several ways, past any cache and
+      whatever the reward remembers.
 
   Returns:
     'batch size', 'order' and 'padding' → the largest difference of a reward.
@@ -246,6 +261,7 @@ def differences(reward: base.RewardModel, texts: Texts) -> dict[str, float]:
   rows = list(zip(*columns, strict=True))[:_INVARIANT_ROWS]
 
   def rewards(batch: list[tuple[str, ...]]) -> Float32[np.ndarray, ' n']:
+    base.forget(reward)
     given = reward.score(*(list(field) for field in zip(*batch, strict=True)))
     scores = base.check_scores(np.asarray(given), reward.info, len(batch))
     return base.to_unit_interval(scores, reward.info)

@@ -35,7 +35,7 @@ _FORM = (
   'bucket_lengths',
   'tokens_per_batch',
 )
-_NUMBERS = ('member', 'members')
+_OF_ONE_STAGE = ('members', 'stage_fingerprint')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,11 @@ class Exported:
         or not one of the same reward as the first.
     """
     return base.RewardInfo(
-      name=self.name, version=self._fingerprint(), low=0.0, high=1.0
+      name=self.name,
+      version=self._fingerprint(),
+      low=0.0,
+      high=1.0,
+      trained_on=tuple(self._forms[0].get('trained_on', ())),
     )
 
   def score(
@@ -84,6 +88,10 @@ class Exported:
     rewards = self._ensemble.rewards(sources, candidates)
     return rewards.mean(axis=0, dtype=np.float64).astype(np.float32)
 
+  def forget(self) -> None:
+    """Lets go of the rewards that are remembered."""
+    self._ensemble.forget()
+
   @functools.cached_property
   def _forms(self) -> tuple[dict[str, Any], ...]:
     """What `reward.json` says of every network."""
@@ -98,13 +106,20 @@ class Exported:
           f'Exported.paths: {path} is no export of a learned reward: give what'
           ' --run_mode=convert --format=huggingface made of MODEL_DIR/reward.'
         )
-      for field in _FORM:
+      for field in (*_FORM, *_OF_ONE_STAGE):
         if form[field] != forms[0][field]:
           raise ConfigurationError(
             f'Exported.paths: {field} is {form[field]!r} in {path}, and'
             f' {forms[0][field]!r} in {self.paths[0]}: give networks of one'
             ' reward.'
           )
+    members = [form['member'] for form in forms]
+    wanted = list(range(forms[0]['members']))
+    if sorted(members) != wanted:
+      raise ConfigurationError(
+        f'Exported.paths: these are the networks {members} of a reward that has'
+        f' {wanted}: give the folders of all of them, each once.'
+      )
     return forms
 
   @functools.cached_property
@@ -191,7 +206,8 @@ def read_form(folder: epath.PathLike) -> dict[str, Any] | None:
   file = epath.Path(folder) / FILE
   try:
     form = storage.read_json(file)
-    missing = [field for field in (*_FORM, *_NUMBERS) if field not in form]
+    needed = (*_FORM, *_OF_ONE_STAGE, 'member')
+    missing = [field for field in needed if field not in form]
   except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, TypeError, CorruptStateError) as error:

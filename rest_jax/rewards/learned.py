@@ -125,6 +125,10 @@ class Ensemble:
       out[:, place] = self._known[pair]
     return out
 
+  def forget(self) -> None:
+    """Lets go of the pairs that are remembered."""
+    self._known.clear()
+
   def _judge(
     self, sources: Sequence[str], candidates: Sequence[str]
   ) -> Float32[np.ndarray, 'k n']:
@@ -171,6 +175,10 @@ class _Learned:
   def open(self, read: Callable[[], Ensemble]) -> None:
     """Says where the ensemble comes from; it is read at the first score."""
     self._opened[:] = [read]
+
+  def forget(self) -> None:
+    """Has the ensemble forget what it has scored."""
+    self._ensemble().forget()
 
   @property
   def fingerprint(self) -> str:

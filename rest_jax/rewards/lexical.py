@@ -19,7 +19,7 @@ import numpy as np
 import sacrebleu
 from jaxtyping import Float32
 
-from rest_jax import errors
+from rest_jax import errors, language
 from rest_jax.rewards import base
 
 _CHUNK = 128  # Rows that a worker is given at a time.
@@ -113,10 +113,12 @@ class SentenceBleu(_Lexical):
 
   @property
   def info(self) -> base.RewardInfo:
-    return _info('sentence_bleu', self.trg_lang)
+    return _info('sentence_bleu', language.primary(self.trg_lang))
 
   def metric(self):
-    return sacrebleu.BLEU(effective_order=True, trg_lang=self.trg_lang)
+    return sacrebleu.BLEU(
+      effective_order=True, trg_lang=language.primary(self.trg_lang)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +136,10 @@ class SentenceTer(_Lexical):
 
   @property
   def info(self) -> base.RewardInfo:
-    return _info('ter', self.trg_lang, higher_is_better=False)
+    return _info('ter', language.primary(self.trg_lang), higher_is_better=False)
 
   def metric(self):
-    asian = self.trg_lang.split('-')[0] in ('zh', 'ja')
+    asian = language.primary(self.trg_lang) in ('zh', 'ja')
     return sacrebleu.TER(normalized=asian, asian_support=asian)
 
 

@@ -53,6 +53,8 @@ class _MetricX:
     buckets: the shapes in which texts are scored; the longest must hold
       `max_input_length` − 1 tokens.
     layout: how the devices form a mesh and share the parameters.
+    name: of the metric and of its folder of scores; None for 'metricx_24' and
+      its like, '_qe' after it without references.
     counts: of 'scored' inputs and of those that were 'too_long', so far.
   """
 
@@ -66,6 +68,8 @@ class _MetricX:
   dtype: str = 'float32'
   buckets: Buckets = Buckets(lengths=(64, 128, 256, 512, 1024, 1536))
   layout: Layout = dataclasses.field(default_factory=Layout, compare=False)
+  # `info` has it.
+  name: str | None = dataclasses.field(default=None, compare=False)
   counts: collections.Counter = dataclasses.field(
     default_factory=collections.Counter, init=False, compare=False, repr=False
   )
@@ -102,8 +106,9 @@ class _MetricX:
     Raises:
       ConfigurationError, DataError: see `_source` and `_tokenizer`.
     """
+    own = self.NAME if self.use_reference else f'{self.NAME}_qe'
     return base.RewardInfo(
-      name=self.NAME if self.use_reference else f'{self.NAME}_qe',
+      name=self.name or own,
       version=self._fingerprint(),
       low=0.0,
       high=WORST,

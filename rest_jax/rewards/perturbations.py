@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rest_jax import errors
+from rest_jax import errors, language
 from rest_jax.rewards import words
 
 
@@ -105,7 +105,8 @@ class DropNegation(_Perturbation):
   name = 'drop_negation'
 
   def apply(self, pair: Pair) -> str | None:
-    for pattern, put in _NEGATIONS.get(pair.target_language[:2].lower(), ()):
+    target = language.primary(pair.target_language)
+    for pattern, put in _NEGATIONS.get(target, ()):
       spoiled, count = re.subn(
         pattern, put, pair.candidate, count=1, flags=re.IGNORECASE
       )
@@ -161,7 +162,9 @@ class WrongLanguage(_Perturbation):
   name = 'wrong_language'
 
   def apply(self, pair: Pair) -> str | None:
-    taken = (pair.source_language[:2], pair.target_language[:2])
+    taken = tuple(
+      map(language.primary, (pair.source_language, pair.target_language))
+    )
     free = [text for code, text in _OTHERS.items() if code not in taken]
     return free[pair.number % len(free)]
 

@@ -96,7 +96,7 @@ def _checked_scores(
       f' {rows[0][0]!r} and {len(rows) - 1} more rows); mend the reward'
       ' model and start the same command again.'
     ) from error
-  return base.check_scores(np.asarray(given), info, len(rows), first_row)
+  return base.check_scores(np.asarray(given), info, len(rows), first_row, rows)
 
 
 def combined(

@@ -96,6 +96,13 @@ def test_whole_groups_are_held_out():
   assert splits.held_out(keys, 0.1) < chosen
 
 
+def test_a_group_that_is_far_too_large_is_not_held_out():
+  # Whatever the order of their hashes.
+  for names in (('news', 'ted'), ('newstest2020', 'ted'), ('x', 'ted')):
+    keys = [names[0]] * 900 + [names[1]] * 100
+    assert splits.held_out(keys, 0.1) == {'ted'}
+
+
 def test_something_is_held_out_and_something_left():
   assert len(splits.held_out(['a', 'b'], 0.01)) == 1
   assert len(splits.held_out(['a', 'b'], 0.99)) == 1

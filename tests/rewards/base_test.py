@@ -38,6 +38,9 @@ def test_a_score_that_cannot_be_is_named(value):
   scores = np.array([50.0, value, 50.0])
   with pytest.raises(errors.RewardError, match=r"'chrf' gave .* for row 1025"):
     base.check_scores(scores, CHRF, 3, first_row=1024)
+  texts = [('a', 'b'), ('Haus', 'house'), ('c', 'd')]
+  with pytest.raises(errors.RewardError, match="'Haus', candidate 'house'"):
+    base.check_scores(scores, CHRF, 3, texts=texts)
 
 
 @pytest.mark.parametrize('shape', [(2,), (4,), (3, 1), ()])

@@ -6,7 +6,7 @@ import pytest
 from rest_jax import config, errors
 from rest_jax.data.tokenizer import ByteTokenizer
 from rest_jax.models.config import T5Config
-from rest_jax.rewards import base, learned
+from rest_jax.rewards import base, checking, combined, learned, penalties
 from rest_jax.rewards.regressor import Buckets, Regressor
 from rest_jax.sharding import Layout
 
@@ -101,6 +101,23 @@ def test_learned_rewards_are_found_wherever_they_are():
   inner.open(lambda: None)
   assert inner == learned.Learned()
   assert config.flatten(inner, 'r') == {'r': 'Learned', 'r.name': 'learned'}
+
+
+def test_the_check_sees_what_an_ensemble_does_not_remember(ensemble):
+  class Batchwise(Regressor):
+    def scores(self, params, texts, buckets):
+      return np.full(len(texts), 0.1 + 0.2 * (len(texts) > 1), np.float32)
+
+  faulty = Batchwise(ensemble.regressor.config, ensemble.regressor.layout)
+  faulty = dataclasses.replace(ensemble, regressor=faulty)
+  reward = learned.Learned()
+  reward.open(lambda: faulty)
+  texts = checking.Texts('texts', [0, 1], ['a', 'b'], ['a', 'b'], None)
+  reward.score(texts.sources, texts.candidates)
+  inside = combined.Product((reward, penalties.Length()))
+  for checked in (reward, inside):
+    found = checking.differences(checked, texts)
+    assert found['batch size'] == pytest.approx(0.2)
 
 
 def test_what_cannot_be_scored(ensemble):
