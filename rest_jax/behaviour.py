@@ -93,7 +93,7 @@ def log_probs(
     batching: shapes.
   """
   policy = context.decoder
-  rows = policy.whole_batches(batching.rows)
+  rows = generation.scored_at_once(policy, batching)
   out = np.zeros(len(sources), np.float32)
   for indices, source_tokens in batching.batches(sources, rows):
     tokens = np.zeros((rows, batching.max_decode_len), np.int32)

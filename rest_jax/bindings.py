@@ -210,6 +210,28 @@ def names(config_text: str) -> set[str]:
   return set(re.findall(r'^([\w./]+) =', config_text, re.MULTILINE))
 
 
+def used(operative_text: str, bound: set[str]) -> set[str]:
+  """The bindings that something took its value from.
+
+  Of bindings of one parameter in several scopes the innermost decides: with
+  'a/x' and 'x' bound, what is called in the scope a has nothing of 'x'.
+
+  Args:
+    operative_text: gin's printed form of what was used, by scope of the call.
+    bound: names of all bindings.
+  """
+  found = set()
+  for name in names(operative_text):
+    scope, _, parameter = name.rpartition('/')
+    scopes = scope.split('/') if scope else []
+    for depth in range(len(scopes), -1, -1):
+      taken = '/'.join([*scopes[:depth], parameter])
+      if taken in bound:
+        found.add(taken)
+        break
+  return found
+
+
 def shipped_names(folder: pathlib.Path) -> set[str]:
   """The names that the gin files in a folder bind, in either form."""
   texts = (path.read_text() for path in folder.rglob('*.gin'))

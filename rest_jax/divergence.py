@@ -25,8 +25,6 @@ from rest_jax.context import BC, Context
 from rest_jax.decoding.sampling import Sampling, drawable
 from rest_jax.types import Params
 
-# Logits of both policies that are held at once; a bound on memory.
-_LOGITS = 1 << 25
 _NEVER = -1e9  # The logit of a token that is never drawn.
 
 
@@ -146,8 +144,7 @@ def measure(
   """
   k, n, length = generated.tokens.shape
   kl, entropy = np.zeros((2, k * n), np.float32)
-  room = _LOGITS // (length * policy.config.vocab_size)
-  rows = policy.whole_batches(max(1, min(batching.rows, room)))
+  rows = generation.scored_at_once(policy, batching)
   repeated = [source for source in sources for _ in range(n)]
   tokens = generated.tokens.reshape(k * n, length)
   lengths = generated.lengths.reshape(k * n)

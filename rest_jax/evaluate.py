@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -70,6 +71,11 @@ class Evaluate:
         raise ConfigurationError(
           f'Evaluate.{name} = {getattr(self, name)} must be at least 1.'
         )
+    if not 0 <= self.alpha < math.inf:
+      raise ConfigurationError(
+        f'Evaluate.alpha = {self.alpha} must be a number from 0: the search'
+        ' could end before the best beam.'
+      )
     if self.divergence_sources < 0:
       raise ConfigurationError(
         f'Evaluate.divergence_sources = {self.divergence_sources} must be at'

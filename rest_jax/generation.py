@@ -23,6 +23,7 @@ from rest_jax.types import Batch, Params
 # Slots are filled an eighth at a time: each source is encoded in a batch of
 # this size, and no more slots than this wait for others to end.
 _PARTS = 8
+_LOGITS = 1 << 25  # Held at once where whole samples are scored.
 # Samples that a lane draws one after another. More would leave fewer lanes idle
 # while the last samples of a source end, but hold more sources at a time.
 _TURNS = 4
@@ -181,6 +182,16 @@ def teacher_forced(
   )
 
 
+def scored_at_once(policy: policy_lib.Policy, batching: Batching) -> int:
+  """Rows of `teacher_forced` that are scored at once.
+
+  No more than are decoded at once, and so few that their logits, of which
+  decoding holds those of one token, do not fill the memory.
+  """
+  room = _LOGITS // (batching.max_decode_len * policy.config.vocab_size)
+  return policy.whole_batches(max(1, min(batching.rows, room)))
+
+
 def generate(
   policy: policy_lib.Policy,
   params: Params,
@@ -221,7 +232,7 @@ def generate(
   out = Generated.empty(len(sources), num_samples, batching.max_decode_len)
   num_lanes = batching.lanes(num_samples)
   num_slots = policy.whole_batches(batching.rows // num_lanes)
-  at_once = policy.whole_batches(-(-num_slots // _PARTS))
+  at_once = _filled_at_once(num_slots, policy.placement.num_shards('batch'))
   ids = np.asarray(source_ids)
   of_buckets = batching.members(sources)
   for bucket, members in zip(batching.source_buckets, of_buckets, strict=True):
@@ -254,6 +265,11 @@ def generate(
       advance(out.put(drawn, queue.sources, policy.config.eos_id))
       queue.give(np.asarray(free))
   return out
+
+
+def _filled_at_once(num_slots: int, shards: int) -> int:
+  """Slots that are filled together: an eighth of a process's, by devices."""
+  return -(-num_slots // (_PARTS * shards)) * shards
 
 
 class _Queue:

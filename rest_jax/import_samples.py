@@ -51,6 +51,7 @@ def run(context: Context, stage: Stage, path: str, data: prepare.Data) -> None:
     'sources': rows.sources,
     'references': rows.references,
     'too_long': rows.skipped_too_long,
+    'unfinished': rows.skipped_unfinished,
     'in_dev': _count_in_dev(context, rows),
   }
   context.progress.note(

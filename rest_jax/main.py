@@ -189,6 +189,11 @@ def _convert() -> None:
   from rest_jax.models.config import T5Config
 
   model = None
+  if _GIN_BINDINGS.value and not _GIN_FILE.value:
+    raise ConfigurationError(
+      f'--gin.{_GIN_BINDINGS.value[0]} without --gin_file: the size of a'
+      ' checkpoint comes from it or from a gin file; give that too.'
+    )
   if _GIN_FILE.value:
     _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
     try:
@@ -213,14 +218,20 @@ def _compare(runs: Sequence[str]) -> None:
 
 def _check_all_used() -> None:
   """Raises when a binding changes nothing: most often it is misspelt."""
-  used = bindings_lib.names(gin.operative_config_str())
-  used |= {name.rpartition('/')[2] for name in used}  # Used inside a scope.
-  unused = bindings_lib.names(gin.config_str()) - used
+  bound = bindings_lib.names(gin.config_str())
+  used = bindings_lib.used(gin.operative_config_str(), bound)
+  unused = bound - used
   # A file of ours may replace what another one binds; a user's must not miss.
   given = {b.partition('=')[0].strip() for b in _GIN_BINDINGS.value}
   unused -= bindings_lib.shipped_names(gin_folder()) - given
   if unused:
     name = sorted(unused)[0]
+    scoped = sorted(other for other in used if other.endswith(f'/{name}'))
+    if scoped:
+      raise ConfigurationError(
+        f'binding {name} changes nothing, since all that it is of have a'
+        f' binding of their own: {", ".join(scoped)}; change those.'
+      )
     near = difflib.get_close_matches(name, sorted(used), n=1)
     meant = f' (did you mean {near[0]}?)' if near else ''
     raise ConfigurationError(

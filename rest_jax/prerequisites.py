@@ -28,6 +28,10 @@ def check_size(run: ReST, context: Context) -> None:
   if run.num_grow:
     sources = store.count_rows(context.split_folder('grow'))
     grow.check_size(run.grow, sources, 'grow_1/samples')
+  if run.data.reward:
+    rows = run.train_reward.rows
+    sources = store.count_rows(context.split_folder('reward'))
+    grow.check_size(rows.grow, sources, rows.sample_stage)
 
 
 def check_references(run: ReST, context: Context) -> None:

@@ -107,6 +107,10 @@ class ReST:
         f' {self.improve.schedule} has {steps} steps; give as many'
         ' thresholds as Improve steps.'
       )
+    if not self.model_dir:
+      raise ConfigurationError(
+        "MODEL_DIR = '' would be the current folder; name one for the run."
+      )
     if self.num_grow < 0:
       raise ConfigurationError(
         f'NUM_GROW = {self.num_grow} must be at least 0.'
@@ -201,6 +205,9 @@ class ReST:
       ('Improve.training.packing.source_length', packing.source_length),
       ('Improve.training.packing.target_length', packing.target_length),
     )
+    if self.data.reward:
+      drawn = self.train_reward.rows.grow.batching
+      rooms += (('OwnSamples.grow.batching', drawn.source_buckets[-1]),)
     for name, room in rooms:
       longest = target if name.endswith('target_length') else source
       if room < longest:
@@ -215,8 +222,7 @@ class ReST:
     expression = getattr(self.data, purpose)
     if not expression:
       return []
-    # Where rows are counted by a percentage, which ones does not matter here.
-    split = splits.parse(expression, lambda split: 100).split
+    split = splits.name_of(expression)
     named = getattr(self.data.task, 'datasets', {}).get(split, ())
     reward = self.annotate.reward
     known = set(map(_plain, reward.info.trained_on))

@@ -26,6 +26,7 @@ _FROM = re.compile(
 )
 _MEMBER = re.compile(train_reward.params_folder(0).replace('0', r'(\d+)'))
 _PREFERENCES = reward_rows.PreferredFile.__name__
+_CONTINUED = re.compile(r'\\\n\s*')  # gin breaks lines that are long.
 _TEXTS = ('config.gin', 'operative_config.gin')
 
 
@@ -237,7 +238,7 @@ def _branched_from(root: epath.Path) -> list[epath.Path]:
   if not path.exists():
     return []
   out = []
-  for _, text in _FROM.findall(path.read_text()):
+  for _, text in _FROM.findall(_CONTINUED.sub('', path.read_text())):
     try:
       value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

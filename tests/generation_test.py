@@ -99,6 +99,22 @@ def test_lanes_are_a_quarter_of_the_samples(num_samples, rows, lanes):
   assert batching.lanes(num_samples) == lanes
 
 
+def test_a_process_fills_as_many_slots_a_device_whatever_there_are():
+  # Of four devices' 228 slots one process has all, or four have 57 each.
+  assert generation._filled_at_once(228, 4) == 32
+  assert generation._filled_at_once(57, 1) == 8
+  assert generation._filled_at_once(3, 1) == 1
+
+
+def test_what_is_scored_at_once_has_few_logits(policy):
+  few = generation.Batching(rows=64, max_decode_len=16)
+  assert generation.scored_at_once(policy, few) == policy.whole_batches(64)
+  large = dataclasses.replace(
+    policy, config=dataclasses.replace(policy.config, vocab_size=1 << 18)
+  )
+  assert generation.scored_at_once(large, few) == policy.whole_batches(8)
+
+
 def test_many_samples_are_drawn_in_turn_the_same_samples(policy, params):
   together = draw(policy, params, [0, 1], num_samples=9, rows=18)
   in_turn = draw(policy, params, [0, 1], num_samples=9, rows=1)

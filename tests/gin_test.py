@@ -5,6 +5,7 @@ import re
 
 import jax
 import pytest
+import running
 from absl import flags
 from absl.testing import flagsaver
 
@@ -352,3 +353,32 @@ def _by_hand(config: t5.T5Config) -> int:
   relative = 2 * config.relpos_num_buckets * config.num_heads
   outputs = 1 if config.logits_via_embedding else 2
   return encoder + decoder + relative + 2 * d + outputs * config.vocab_size * d
+
+
+def test_of_bindings_in_several_scopes_the_innermost_is_used():
+  bound = {'a/x.Y.z', 'x.Y.z', 'a/b/x.Y.w', 'x.Y.w', 'M'}
+  in_scope = 'M = 3\na/b/x.Y.z = 1\na/b/x.Y.w = 2\n'
+  assert bindings.used(in_scope, bound) == {'a/x.Y.z', 'a/b/x.Y.w', 'M'}
+  assert bindings.used('c/x.Y.z = 1', bound) == {'x.Y.z'}
+  assert bindings.used('x.Y.q = 1', bound) == set()
+
+
+@pytest.mark.parametrize(
+  'binding',
+  [
+    'early_stopping.Stopping.max_steps=10',
+    "optimizer.Optimizer.frozen=('token_embedder/*',)",
+  ],
+)
+def test_a_binding_that_others_hide_is_an_error(tmp_path, binding):
+  ended = running.within(
+    '--gin_file=quickstart.gin',
+    f'--gin.MODEL_DIR={tmp_path}/run',
+    f'--gin.{binding}',
+    '--run_mode=status',
+  )
+  name = binding.partition('=')[0]
+  assert ended.code == 2
+  said = ' '.join(ended.stderr.split())
+  assert f'binding {name} changes nothing' in said
+  assert f'bc/{name}, improving/{name}' in said

@@ -179,6 +179,7 @@ def test_a_file_becomes_a_committed_store(context, tmp_path):
     'sources': 3,
     'references': 2,
     'too_long': 2,
+    'unfinished': 0,
     'in_dev': 1,
   }
   table = store.read_part(store.part_paths(stage.folder)[0])

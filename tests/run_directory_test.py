@@ -488,13 +488,16 @@ def test_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path):
     assert json.loads(path.read_text())['pid'] == os.getpid()
 
 
+@pytest.mark.parametrize('behind', [0.0, 100.0])  # The owner's clock.
 @pytest.mark.parametrize('renewed', [False, True])
-def test_lease_of_another_machine_is_waited_for(tmp_path, capsys, renewed):
+def test_lease_of_another_machine_is_waited_for(
+  tmp_path, capsys, renewed, behind
+):
   path = tmp_path / '.lock'
   held = {'pid': os.getpid(), 'host': 'far', 'since': '?', 'machine': 'another'}
 
   def renew():
-    record = held | {'renewed': time.time()}
+    record = held | {'renewed': time.time() - (behind if renewed else 0.0)}
     storage.write_atomic(path, json.dumps(record).encode())
 
   renew()

@@ -152,6 +152,9 @@ def _retrieve(url: str, path: epath.Path) -> None:
       path.open('wb') as file,
     ):
       shutil.copyfileobj(response, file, _BLOCK)
+      told, found = response.headers.get('Content-Length'), file.tell()
+    if told is not None and int(told) != found:
+      raise OSError(f'it ended after {found:,} of {int(told):,} bytes')
 
   try:
     retry(once)

@@ -5,7 +5,9 @@ Three formats, told apart by their ending, `.gz` allowed for the first two:
   .tsv      source, target [, doc_id [, domain]], no header, no quoting
   .jsonl    an object a line: source, and target or targets (a list); also
             source_id, doc_id, domain and reference if known
-  .parquet  columns named as in .jsonl; such as an exported store
+  .parquet  columns named as in .jsonl; such as a part of a run's own store,
+            whose references (origin) stay such and whose samples that did not
+            end (finished) are left out
 
 Every row becomes a row of origin `imported`; a reference becomes one of origin
 `reference`. All outputs for one source stand together, in the order of the
@@ -34,6 +36,8 @@ _FIELDS = {
   'source_id': int,
   'doc_id': str,
   'domain': str,
+  'origin': str,
+  'finished': bool,
 }
 
 
@@ -48,6 +52,7 @@ class Imported:
     sources: sources.
     skipped_too_long: outputs left out because they, or their source, had too
       many tokens.
+    skipped_unfinished: outputs left out because they never ended.
   """
 
   table: pa.Table
@@ -55,6 +60,7 @@ class Imported:
   references: int
   sources: int
   skipped_too_long: int
+  skipped_unfinished: int = 0
 
 
 @dataclasses.dataclass
@@ -105,7 +111,14 @@ def import_samples(
   """
   path = epath.Path(path)
   sources: dict[Any, _Source] = {}
+  unfinished = 0
   for where, record in _records(path):
+    _check_types(where, record)
+    if record.pop('finished', None) is False:
+      unfinished += 1
+      continue
+    if record.pop('origin', None) == 'reference':
+      record['reference'] = record.pop('target', None)
     _add(sources, where, record)
   if not any(entry.targets for entry in sources.values()):
     raise errors.DataError(f'{path} holds no output: give a file that does')
@@ -138,17 +151,21 @@ def import_samples(
     references=references,
     sources=len({row['source_id'] for row in kept}),
     skipped_too_long=outputs - (len(kept) - references),
+    skipped_unfinished=unfinished,
   )
 
 
-def _add(sources: dict[Any, _Source], where: str, record: dict) -> None:
-  """Checks one record and puts it to its source."""
+def _check_types(where: str, record: dict) -> None:
   for name, value in record.items():
     kind = _FIELDS.get(name)
     if kind and value is not None and not isinstance(value, kind):
       raise errors.DataError(
         f'{where}: {name} is {value!r}, not of type {kind.__name__}: correct it'
       )
+
+
+def _add(sources: dict[Any, _Source], where: str, record: dict) -> None:
+  """Puts one record to its source."""
   text, targets = record.get('source'), list(record.get('targets') or [])
   if record.get('target') is not None:
     targets.append(record['target'])

@@ -156,7 +156,8 @@ def _rows(
           f'{where}: the {name} is missing (found {value!r}): fill it in, or'
           ' delete the row'
         )
-    yield where, row
+    document = row['document']
+    yield where, row | {'document': '' if document is None else str(document)}
   if not count:
     raise errors.DataError(f'{path} has no rows: give a file that does')
 

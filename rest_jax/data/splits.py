@@ -106,6 +106,15 @@ def cut_in_two(keys: Iterable[str]) -> set[str]:
   return halves[0]
 
 
+def name_of(expression: str) -> str:
+  """The split of an expression, whichever of its rows are meant.
+
+  >>> name_of('dev[200:50%]')
+  'dev'
+  """
+  return expression.partition('[')[0].strip()
+
+
 def held_out(keys: Iterable[str], share: float) -> set[str]:
   """Chooses about a share of the rows by whole groups, always the same.
 

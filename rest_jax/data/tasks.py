@@ -27,6 +27,8 @@ from rest_jax.data.corpora import BitextTask, NumeralsTask, Row, TsvTask
 # Rows that pass into and out of TensorFlow at a time; one by one costs twice
 # the time.
 _CHUNK = 512
+# What a row has beside its tokens.
+_KEPT = ('inputs_pretokenized', 'targets_pretokenized', 'doc_id', 'domain')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,8 +342,8 @@ def _registered_rows(task: SeqioTask, part: splits.Slice) -> Iterator[Row]:
       sides[f'{side}_tokens'] = tokens if given else None
     yield {
       'source_id': number,
-      'doc_id': row.get('doc_id', b'').decode(),
-      'domain': row.get('domain', b'').decode(),
+      'doc_id': _plain_text(row.get('doc_id')),
+      'domain': _plain_text(row.get('domain')),
       **sides,
     }
 
@@ -352,10 +354,30 @@ def _registered_dataset(task: SeqioTask, found, split: str) -> Iterable[Row]:
       f'seqio task {task.mixture_or_task_name!r} has no split {split!r}, only'
       f' {sorted(found.splits)}: name one of them in Data'
     )
-  dataset = found.get_dataset(
-    sequence_length=None, split=split, shuffle=False, num_epochs=1
-  )
-  return dataset.as_numpy_iterator()
+  given = {
+    'sequence_length': None,
+    'split': split,
+    'shuffle': False,
+    'num_epochs': 1,
+  }
+  if hasattr(found, 'tasks'):
+    # A mixture keeps tokens alone, unless asked for what all its tasks have.
+    kept = set(_KEPT).intersection(
+      *(
+        each.get_dataset(**given).element_spec
+        for each in found.tasks
+        if split in each.splits
+      )
+    )
+    given['passthrough_features'] = sorted(kept)
+  return found.get_dataset(**given).as_numpy_iterator()
+
+
+def _plain_text(value: object) -> str:
+  """A feature that names a row's document or domain: '' where it is none."""
+  if value is None:
+    return ''
+  return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _with_eos(tokens: np.ndarray, eos_id: int) -> list[int]:

@@ -202,11 +202,13 @@ def _invert(weights: jax.Array, target: jax.Array):
     int32 [r] of weight > 0, and float32 [r, 1], the sum of those before it.
   """
   sums = jnp.cumsum(weights, axis=-1)
-  index = jnp.sum(sums <= target, axis=-1, keepdims=True)
-  # Rounding may carry the target past the last sum: never to a weight of 0.
+  # Sums in pieces may rise by rounding where weights are 0, and rounding may
+  # carry the target past the last sum: never to a weight of 0.
   positions = jnp.arange(weights.shape[-1])[None, :]
-  last = jnp.max(jnp.where(weights > 0, positions, 0), axis=-1, keepdims=True)
-  index = jnp.minimum(index, last).astype(jnp.int32)
+  positive = weights > 0
+  last = jnp.max(jnp.where(positive, positions, 0), axis=-1, keepdims=True)
+  passed = jnp.where(positive & (sums > target), positions, last)
+  index = jnp.min(passed, axis=-1, keepdims=True).astype(jnp.int32)
   before = jnp.take_along_axis(sums - weights, index, axis=-1)
   return index[:, 0], before
 

@@ -21,7 +21,6 @@ from rest_jax.planning import programs
 from rest_jax.planning.costs import Costs, Memory
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
-from rest_jax.training import state as state_lib
 
 Lower = Callable[[T5Config, Layout], Any]
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -90,8 +89,7 @@ def update(
   Raises:
     ConfigurationError: the batch or the network does not divide.
   """
-  policy = Policy(config, layout)
-  state = state_lib.abstract_state(policy, program.training.optimizer)
+  state = program.state(config, layout)
   whole = compile_whole(program.lower(config, layout))
   count = program.num_microbatches
   part = dataclasses.replace(

@@ -202,7 +202,7 @@ def _grow_changes(content: Content) -> Iterable[str]:
     yield (
       f'Grow: keys and values take {_gb(grown.cache)} GB; decode fewer samples'
       f' at once: generation.Batching.rows <'
-      f' {content.sample.rows}.'
+      f' {content.sample.rows * content.num_hosts}.'
     )
 
 

@@ -14,7 +14,7 @@ from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
 from rest_jax.training import state as state_lib
 from rest_jax.training import step as step_lib
-from rest_jax.types import Batch, DecodeCache
+from rest_jax.types import Batch, DecodeCache, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Update:
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=state.step.sharding)
     key = self._dropout_key(network)
     return step.jitted.lower(state, self._batch(network), key, scale)
+
+  def state(self, config: T5Config, layout: Layout) -> TrainState:
+    """What is trained, with what its loss holds beside it; abstract."""
+    network, training = self._network(config, layout)
+    return state_lib.abstract_state(network, training.optimizer)
 
   def lower_gradient(
     self, config: T5Config, layout: Layout

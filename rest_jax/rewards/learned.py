@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax.data.tokenizer import EOS_ID, Tokenizer
+from rest_jax.data.tokenizer import EOS_ID, Tokenizer, without_padding
 from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.rewards import base
 from rest_jax.rewards.regressor import Buckets, Regressor
@@ -58,8 +58,8 @@ class PairFormat:
     """Returns the tokens of n pairs; None where the candidate is too long."""
     out: list[list[int] | None] = []
     for source, candidate in zip(
-      tokenizer.encode_batch(sources),
-      tokenizer.encode_batch(candidates),
+      map(without_padding, tokenizer.encode_batch(sources)),
+      map(without_padding, tokenizer.encode_batch(candidates)),
       strict=True,
     ):
       if len(candidate) > self.max_candidate_length:

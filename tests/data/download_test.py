@@ -178,8 +178,21 @@ def test_fetching_iwslt14_end_to_end(served, tmp_path, monkeypatch):
   assert not list((tmp_path / 'data').glob('*.part'))
 
 
+class Answer(io.BytesIO):
+  """What `urlopen` gives, of a server that tells the length."""
+
+  @property
+  def headers(self):
+    return {'Content-Length': '2'}
+
+
 def test_a_bad_connection_is_tried_again(tmp_path, monkeypatch):
-  answers = [urllib.error.URLError('down'), TimeoutError(), io.BytesIO(b'ok')]
+  answers = [
+    urllib.error.URLError('down'),
+    TimeoutError(),
+    Answer(b'o'),  # It was closed half-way.
+    Answer(b'ok'),
+  ]
   calls = []
 
   def urlopen(url, timeout):
@@ -193,7 +206,7 @@ def test_a_bad_connection_is_tried_again(tmp_path, monkeypatch):
   monkeypatch.setattr(tenacity.nap.time, 'sleep', lambda seconds: None)
   path = download.download('https://host/file', tmp_path)
   assert path.read_bytes() == b'ok'
-  assert len(calls) == 3
+  assert len(calls) == 4
   answers.extend([urllib.error.URLError('down')] * 5)
   with pytest.raises(errors.DataError, match='connected machine'):
     download.download('https://host/other', tmp_path)

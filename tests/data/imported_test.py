@@ -63,6 +63,27 @@ def test_parquet_such_as_an_exported_store(tmp_path):
   assert read(path).table['target'].to_pylist() == ['x', 'y']
 
 
+def test_a_part_of_a_runs_own_store(tmp_path):
+  path = tmp_path / 'part-00000.parquet'
+  columns = {
+    'source_id': [1, 1, 1, 2],
+    'source': ['a', 'a', 'a', 'b'],
+    'target': ['r', 'x', 'cut', 's'],
+    'origin': ['reference', 'policy', 'policy', 'reference'],
+    'finished': [True, True, False, True],
+  }
+  pq.write_table(pa.table(columns), path)
+  result = read(path)
+  rows = [
+    (row['source'], row['target'], row['origin'])
+    for row in result.table.to_pylist()
+  ]
+  assert rows == [
+    ('a', 'r', 'reference'), ('a', 'x', 'imported'), ('b', 's', 'reference'),
+  ]  # fmt: skip
+  assert (result.samples, result.skipped_unfinished) == (1, 1)
+
+
 def test_lines_end_at_line_feeds_alone(tmp_path):
   path = tmp_path / 'teacher.tsv'
   path.write_bytes('a\u2028b\tx\x85y\r\n'.encode())

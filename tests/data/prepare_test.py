@@ -358,6 +358,9 @@ def test_a_mixture_of_the_users(registered, tmp_path):
   written, _ = run(own_task('my_mixture'), tmp_path)
   assert [row['source'] for row in written['train']] == ['drei', 'vier']
   assert [row['target'] for row in written['train']] == ['three', 'four']
+  # What its tasks say of a row, and texts as they were, are kept.
+  assert {row['domain'] for row in written['train']} == {'small'}
+  assert {row['doc_id'] for row in written['train']} == {''}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ def test_a_group_that_is_far_too_large_is_not_held_out():
     assert splits.held_out(keys, 0.1) == {'ted'}
 
 
+def test_a_split_is_named_whatever_its_rows():
+  for rows in ('', '[:50%]', '[200:50%]', '[-3:]'):
+    assert splits.name_of(f'dev{rows}') == 'dev'
+
+
 def test_something_is_held_out_and_something_left():
   assert len(splits.held_out(['a', 'b'], 0.01)) == 1
   assert len(splits.held_out(['a', 'b'], 0.99)) == 1

@@ -51,6 +51,18 @@ def test_a_pair_is_told_apart_and_no_text_can_hold_the_separator():
   assert size not in TOKENIZER.encode(everything)
 
 
+def test_what_is_unknown_is_left_out_where_its_id_is_that_of_padding():
+  class Madlad(ByteTokenizer):
+    def encode_batch(self, texts):
+      return [[0 if t > 190 else t for t in tokens]
+              for tokens in super().encode_batch(texts)]  # fmt: skip
+
+  pair, tokenizer = learned.PairFormat(4, 4), Madlad()
+  assert pair.encode(tokenizer, ['aÿ'], ['ÿb']) == pair.encode(
+    tokenizer, ['a'], ['b']
+  )
+
+
 def test_mean_and_disagreement_of_the_members(ensemble):
   # Networks of random weights leave [0, 1], where all are clipped alike.
   ensemble = dataclasses.replace(ensemble, bounded=False)
