@@ -45,13 +45,21 @@ def run(run: rest.ReST, topology_name: str | None, command: str) -> None:
     run.decoding_layout, topology.devices(wanted.host)
   )
   update = _update(run)
+  policy = Policy(run.model, grow_layout)
   sample = programs.Sample.of(
-    Policy(run.model, grow_layout),
+    policy,
     run.grow.batching,
     run.grow.num_samples,
     run.grow.sampling,
     num_hosts,
   )
+  evaluate = run.evaluate
+  evaluations = [
+    programs.Sample.of(
+      policy, evaluate.batching, number, evaluate.sampling, num_hosts
+    )
+    for number in (1, evaluate.num_samples, evaluate.select_samples)
+  ]
   print(
     page.text(
       page.Content(
@@ -65,7 +73,7 @@ def run(run: rest.ReST, topology_name: str | None, command: str) -> None:
         grow_layout=grow_layout,
         num_hosts=num_hosts,
         improved=measure.update(update, run.model, layout),
-        grown=measure.sample(sample, run.model, grow_layout),
+        grown=measure.sample(sample, run.model, grow_layout, evaluations),
         work=work_of(run),
       )
     )

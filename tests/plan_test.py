@@ -61,6 +61,7 @@ def test_the_page_tells_everything_and_makes_nothing(tmp_path, here):
   page = ended.stdout
   assert '--run_mode=plan --topology=v5e:2x4' in page
   assert 'data 4 × model 2' in page and 'Improve fits' in page
+  assert 'Grow fits' in page and 'worked out from Grow, fits' in page
   memory = {row[0]: row[1:] for row in table(page, 'Memory of a chip')}
   assert memory['a chip has'] == ['16.00', '16.00']
   times = {row[0]: row for row in table(page, 'Operations')}

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,8 @@ class SamplePlan:
     whole: the compiled program.
     params: bytes of parameters, in the dtypes that decoding reads.
     cache: bytes of keys and values, of samples and of sources.
+    evaluation: bytes that evaluations have more of them than Grow: of fewer
+      samples a source they decode more sources at once.
     start: costs of encoding the sources.
     step: costs of drawing one token of every sample.
   """
@@ -77,6 +79,7 @@ class SamplePlan:
   whole: Whole
   params: float
   cache: float
+  evaluation: float
   start: Costs
   step: Costs
 
@@ -105,20 +108,37 @@ def update(
 
 
 def sample(
-  program: programs.Sample, config: T5Config, layout: Layout
+  program: programs.Sample,
+  config: T5Config,
+  layout: Layout,
+  evaluations: Sequence[programs.Sample] = (),
 ) -> SamplePlan:
-  """Compiles a batch of Grow: whole, and by layers."""
+  """Compiles a batch of Grow: whole, and by layers.
+
+  Args:
+    program: Grow's.
+    config: of the policy.
+    layout: of decoding.
+    evaluations: what else is decoded, whose memory is worked out from shapes.
+  """
   policy = Policy(config, layout)
-  cache = program.placed_cache(policy)
-  keys = (cache.self_keys, cache.cross_keys)
-  values = (cache.self_values, cache.cross_values)
+  cache = cache_bytes(program, policy)
+  others = [cache_bytes(other, policy) for other in evaluations]
   return SamplePlan(
     compile_whole(program.lower(config, layout)),
     shard_bytes(policy.placed_decode_params()),
-    shard_bytes((keys, values)),
+    cache,
+    max([cache, *others]) - cache,
     _by_layers(program.lower_start, config, layout),
     _by_layers(program.lower_step, config, layout),
   )
+
+
+def cache_bytes(program: programs.Sample, policy: Policy) -> float:
+  """Bytes of the keys and values of some slots on one chip."""
+  cache = program.placed_cache(policy)
+  keys = (cache.self_keys, cache.cross_keys)
+  return shard_bytes((keys, cache.self_values, cache.cross_values))
 
 
 def shard_bytes(tree: Any) -> float:

@@ -144,12 +144,16 @@ def _answer(content: Content) -> list[str]:
   memory = content.where.chip.memory
   update, sample = content.improved.whole, content.grown.whole
   verdicts = []
-  for name, whole in (('Improve', update), ('Grow', sample)):
-    fits = whole.memory is not None and whole.needed <= memory
-    share = whole.needed / memory
+  for name, whole, more in (
+    ('Improve', update, 0.0),
+    ('Grow', sample, 0.0),
+    ('Evaluation, worked out from Grow,', sample, content.grown.evaluation),
+  ):
+    needed = whole.needed + more
+    fits = whole.memory is not None and needed <= memory
     verdicts.append(
-      f'{name} {"fits" if fits else "**does not fit**"}: {_gb(whole.needed)} of'
-      f' {_gb(memory)} GB, {share:.0%}.'
+      f'{name} {"fits" if fits else "**does not fit**"}: {_gb(needed)} of'
+      f' {_gb(memory)} GB, {needed / memory:.0%}.'
     )
   changes = [*_improve_changes(content), *_grow_changes(content)]
   if sample.needed < _LITTLE * memory:
@@ -189,9 +193,16 @@ def _improve_changes(content: Content) -> Iterable[str]:
 
 
 def _grow_changes(content: Content) -> Iterable[str]:
-  if content.grown.whole.needed <= content.where.chip.memory:
-    return
   grown, memory = content.grown, content.where.chip.memory
+  if grown.whole.needed <= memory:
+    if grown.whole.needed + grown.evaluation > memory:
+      yield (
+        'Evaluation: with one sample of each, more sources are decoded at once'
+        f' than in Grow, whose keys and values take {_gb(grown.evaluation)} GB'
+        ' more: lower generation.Batching.rows, or bind Evaluate.batching to'
+        ' one of its own.'
+      )
+    return
   if grown.params > memory / 2:
     yield (
       f'Grow: parameters take {_gb(grown.params)} GB; split each layer over'
