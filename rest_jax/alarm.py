@@ -18,7 +18,7 @@ class Alarm:
 
   Attributes:
     held_out: columns of results.csv that the reward is held against, such as
-      ('chrf', 'metricx_24_mean'): all of them have to fall.
+      ('chrf', 'metricx_24_qe_mean'): all of them have to fall.
     reward: the column that has to rise.
     min_fall: by more than this each of them has to get worse, in its own
       points: one number, so that columns of one scale belong together.

@@ -26,7 +26,7 @@ class Row:
     kept_samples: grown rows that passed it, over all sources.
     kept_sources: sources with at least one such row.
     distinct_samples: distinct (source, target) pairs among them.
-    reward_mean: mean reward of samples as drawn in Grow, × 100.
+    reward_mean: mean reward of samples at `TEMPERATURE`, × 100.
     reward_low: lower end of its 95 % interval (bootstrap over sources).
     reward_high: upper end.
     reward_greedy: mean reward of greedy outputs, × 100.

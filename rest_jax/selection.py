@@ -15,7 +15,8 @@ Decided for all of them:
   policy wrote (from imported ones where it wrote none), hold references and
   imported rows against the resulting bar, and keep what reaches it (≥):
   otherwise γ = 1, or a source solved by every sample, would keep nothing. A
-  source without any sample has no bar, and its reference stays.
+  source without any sample has no bar, and its reference stays. `TopK` ranks
+  imported rows with the policy's.
 """
 
 import dataclasses

@@ -105,7 +105,7 @@ def test_without_libtpu_it_says_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   ended = planned(tmp_path, '--topology=v5e:2x4')
   assert ended.code == 2
-  assert "pip install 'rest_jax[plan]'" in ended.stderr
+  assert "pip install '.[plan]'" in ended.stderr
 
 
 def test_all_compares_slices_and_picks_one():

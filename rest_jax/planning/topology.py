@@ -37,7 +37,7 @@ def devices(wanted: chips.Slice) -> tuple[jax.Device, ...]:
   if importlib.util.find_spec('libtpu') is None:
     raise ConfigurationError(
       '--run_mode=plan compiles with libtpu, which is not installed; on Linux,'
-      " pip install 'rest_jax[plan]'."
+      " pip install '.[plan]' in its folder."
     )
   for name, value in _ALONE.items():
     os.environ.setdefault(name, value)
