@@ -34,7 +34,7 @@ any_state() {
 # follow_run: waits for all workers, collects their logs, and ends the script
 # with the run's status.
 follow_run() {
-  local silent=0 last=''
+  local silent=0 last='' answer
   while :; do
     if poll_workers; then
       silent=0
@@ -44,7 +44,10 @@ follow_run() {
       fi
       any_state running || break
     else
-      ready_workers
+      # Ends here where the TPU VM has gone, not where nothing answers at all.
+      if answer=$(tpu_state $'READY\t1'); then
+        workers_of "$answer"
+      fi
       silent=$((silent + 1))
       if ((silent == POLLS_WITHOUT_ANSWER)); then
         say "workers of $NAME do not answer; the run may go on:" \

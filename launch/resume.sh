@@ -32,9 +32,15 @@ must_delete() {
   [[ $request == FAILED || $request == SUSPENDED ]]
 }
 
+# Whether a run is going on after all, which an earlier look has missed.
+goes_on() {
+  poll_workers || true
+  any_state running
+}
+
 # One start: returns the run's status, or that of what failed before.
 start_once() {
-  local state what=run fresh=''
+  local state what=run fresh='' status=0
   state=$(tpu_state "$ABSENT") || return
   state=${state%%$'\t'*}
   case $state in
@@ -65,11 +71,22 @@ start_once() {
     fi
   fi
   if [[ -z $is_set_up ]]; then
-    "$here/setup.sh" "${flags[@]}" || return $(($? == 255 ? UNREACHABLE : $?))
+    "$here/setup.sh" "${flags[@]}" || status=$?
+    if ((status != 0)); then
+      if ((status == 255)) || goes_on; then
+        return "$UNREACHABLE"
+      fi
+      return "$status"
+    fi
     is_set_up=yes
   fi
   WHAT_GOES_ON="if the run on $NAME had begun, it goes on: resume.sh follows it"
-  "$here/$what.sh" "${flags[@]}"
+  "$here/$what.sh" "${flags[@]}" || status=$?
+  # Not started, because it was started before.
+  if ((status == 1)) && [[ $what == run ]] && goes_on; then
+    status=$UNREACHABLE
+  fi
+  return "$status"
 }
 
 for ((number = 1; number <= MAX_STARTS; number++)); do

@@ -147,9 +147,14 @@ to_workers() {
 
 # ready_workers: sets WORKERS; ends the script where the TPU VM is not READY.
 ready_workers() {
-  local answer state
+  local answer
   answer=$(tpu_state $'READY\t1')
-  state=${answer%%$'\t'*}
+  workers_of "$answer"
+}
+
+# workers_of ANSWER: the same from what tpu_state has told.
+workers_of() {
+  local answer=$1 state=${1%%$'\t'*}
   case $state in
     READY)
       WORKERS=${answer##*$'\t'}

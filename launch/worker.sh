@@ -51,6 +51,10 @@ mount_disk() {
 
 install() {
   local what=$1 python=$2 uv
+  if [[ -e $lock ]] && running; then
+    fail 'a run is going on here, which this would take its Python from:' \
+      'watch.sh follows it'
+  fi
   # The TPU VM's own Python (3.10 in Ubuntu 22.04) is too old.
   uv=$(command -v uv || true)
   if [[ -z $uv ]]; then

@@ -26,8 +26,8 @@ def join(
 ) -> None:
   """Joins the other processes, where arguments or the surroundings tell of any.
 
-  Cloud TPU, Slurm (srun) and Open MPI are found by JAX; elsewhere all three
-  arguments are needed. Must be called before anything asks JAX for devices.
+  Cloud TPU, also on GKE, Slurm (srun) and Open MPI are found by JAX; elsewhere
+  all three arguments are needed. Must be called before anything asks JAX for devices.
 
   Args:
     coordinator_address: host:port of the first process.
@@ -114,7 +114,9 @@ def _on_tpu() -> bool:
     return False
   import jax  # noqa: F401, which looks for the chips of the machine.
 
-  return 'TPU_SKIP_MDS_QUERY' not in os.environ
+  # GKE, which tells of the workers of a slice, has libtpu not ask for them.
+  told = os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
+  return 'TPU_SKIP_MDS_QUERY' not in os.environ or len(told) > 1
 
 
 def _meet(heartbeat_seconds: int, barrier_seconds: float) -> None:

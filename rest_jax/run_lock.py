@@ -121,6 +121,10 @@ def lease(
     while not stop.wait(seconds / 4):
       # A store that is away for a moment costs one renewal of the four.
       with contextlib.suppress(errors.StorageError):
+        held = _read(path)
+        if held.get('token', mine['token']) != mine['token']:
+          _lost(path, held)
+          return
         renew()
 
   thread = threading.Thread(target=keep, name='run-lock', daemon=True)
@@ -131,7 +135,18 @@ def lease(
     stop.set()
     thread.join()
     with contextlib.suppress(errors.StorageError), storage.reporting(path):
-      path.unlink()
+      if _read(path).get('token') == mine['token']:
+        path.unlink()
+
+
+def _lost(path: epath.Path, held: dict[str, object]) -> None:
+  """Ends this process: two writers would be worse than one that died.
+
+  Another one found the lease too old, as where this one was frozen for minutes.
+  """
+  error = _locked(path, held)
+  print(f'{type(error).__name__}: {error}', file=sys.stderr, flush=True)
+  os._exit(error.exit_code)
 
 
 def _owner() -> dict[str, object]:

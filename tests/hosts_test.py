@@ -428,6 +428,15 @@ def test_other_inputs_or_settings_of_a_stage_are_named(service, tmp_path):
   assert json.loads(service.values['rest_jax/turn/1/1']) == [what, mine]
 
 
+def test_gke_tells_of_several_workers_where_libtpu_asks_for_none(monkeypatch):
+  monkeypatch.setattr(cluster.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setenv('JAX_PLATFORMS', 'tpu')
+  monkeypatch.setenv('TPU_SKIP_MDS_QUERY', 'true')
+  for told, several in (('', False), ('localhost', False), ('a.x,b.x', True)):
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', told)
+    assert cluster._on_tpu() == several
+
+
 @pytest.mark.parametrize(
   'error, launched, message',
   [

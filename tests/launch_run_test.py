@@ -140,6 +140,22 @@ def test_silent_workers(cloud):
   assert 'workers of rest do not answer' in done.stderr
 
 
+def test_a_network_that_is_away_for_a_moment(cloud):
+  cloud.made()
+  cloud.plan('wait')
+  run = cloud.start('run')
+  cloud.wait_for(cloud.follows)
+  for _ in range(2):  # Neither workers nor the cloud itself answer.
+    cloud.fail('sh status', 255)
+    cloud.fail('tpu-vm describe')
+  look = ssh('all', 'status')
+  before = len(cloud.calls())
+  cloud.wait_for(lambda: cloud.calls()[before:].count(look) >= 4)
+  cloud.write('go', '')
+  assert run.wait(timeout=20) == 0
+  run.communicate()
+
+
 def test_stale_libtpu_lock(cloud):
   cloud.made()
   home = cloud.path / 'worker-0'
@@ -199,6 +215,28 @@ def test_resume_follows_a_run_that_goes_on(cloud):
   resume.communicate()
   assert cloud.read('plan-0') == ''  # One start in all.
   assert 'tpu-vm create' not in cloud.verbs()
+
+
+def test_resume_leaves_a_run_alone_that_its_first_look_missed(cloud):
+  cloud.plan('wait')
+  cloud.made()
+  run = cloud.start('run')
+  cloud.wait_for(cloud.follows)
+  os.killpg(run.pid, signal.SIGINT)
+  run.communicate(timeout=20)
+  installed = cloud.path / 'worker-0/rest_jax_venv/mark'
+  installed.write_text('')
+  cloud.fail('sh status', 255)
+  resume = cloud.start('resume')
+  before = len(cloud.calls())
+  look = ssh('all', 'status')
+  cloud.wait_for(lambda: cloud.calls()[before:].count(look) >= 4)
+  cloud.write('go', '')
+  assert resume.wait(timeout=20) == 0
+  _, said = resume.communicate()
+  assert 'a run is going on here' in said
+  assert installed.exists()  # Its Python was not taken away.
+  assert cloud.read('plan-0') == ''  # One start in all.
 
 
 def test_resume_sets_up_what_was_only_created(cloud):

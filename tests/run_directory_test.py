@@ -518,6 +518,17 @@ def test_lease_of_another_machine_is_waited_for(
   assert 'may be dead: waiting for' in capsys.readouterr().err
 
 
+def test_a_lease_that_another_took_over_is_not_renewed(tmp_path, monkeypatch):
+  path, ended = tmp_path / '.lock', threading.Event()
+  monkeypatch.setattr(run_lock, '_lost', lambda path, held: ended.set())
+  other = {'pid': 7, 'host': 'far', 'since': '?', 'renewed': time.time()}
+  with run_lock.lease(path, seconds=0.4, settle=0.0):
+    storage.write_atomic(path, json.dumps(other | {'token': 'b'}).encode())
+    assert ended.wait(5)
+  # It is the other's, and stays.
+  assert json.loads(path.read_text())['token'] == 'b'
+
+
 def test_of_two_leases_taken_at_once_one_wins(tmp_path):
   path = tmp_path / '.lock'
   outcomes = []
