@@ -27,7 +27,8 @@ def join(
   """Joins the other processes, where arguments or the surroundings tell of any.
 
   Cloud TPU, also on GKE, Slurm (srun) and Open MPI are found by JAX; elsewhere
-  all three arguments are needed. Must be called before anything asks JAX for devices.
+  all three arguments are needed. Must be called before anything asks JAX for
+  devices.
 
   Args:
     coordinator_address: host:port of the first process.
