@@ -564,9 +564,9 @@ def test_training_that_diverges(program, base, tmp_path):
   [
     (
       'nan',
-      r"'faulty' gave nan for row \d+: scores must lie in \[0",
+      r"'faulty' gave nan for row \d+ \(source .*: scores must lie in \[0",
     ),
-    ('range', r"'faulty' gave 1\.5 for row \d+: .* mend"),
+    ('range', r"'faulty' gave 1\.5 for row \d+ \(source .*: .* mend"),
     ('count', r"'faulty' gave scores of shape .* for \d+ rows"),
     ('raise', r"'faulty' raised ConnectionError: the server is away.*mend"),
   ],
