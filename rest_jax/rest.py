@@ -129,8 +129,8 @@ class ReST:
         f'TUNING_TRIALS = {self.tuning_trials} must be at least 1: these'
         ' settings count too.'
       )
-    self._check_lengths()
     self._check_learned()
+    self._check_lengths()
     self._check_trained_on()
     self._check_loss()
     self._check_several_samples()

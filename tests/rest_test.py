@@ -163,6 +163,12 @@ def _learned_from(run, rows):
   )
 
 
+def test_a_part_for_the_reward_needs_a_reward_that_learns_from_it(run):
+  data = dataclasses.replace(run.data, reward='train[:50%]')
+  with pytest.raises(ConfigurationError, match='need each other'):
+    dataclasses.replace(run, data=data)
+
+
 def test_other_data_are_free_and_an_allowed_overlap_is_recorded(run):
   assert judged_by(run, Learned(), dev='new').trained_on_overlap('dev') == []
   allowed = judged_by(run, Learned(), True, dev='dev', test='test')
