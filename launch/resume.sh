@@ -62,11 +62,10 @@ start_once() {
   if [[ -z $fresh ]]; then
     WORKERS=0
     poll_workers || true  # A worker that is not set up does not answer.
+    # Else it is set up once in any case: INSTALL or COPY may have changed, and
+    # a setup that was cut off have left a part.
     if any_state running; then
       what=watch
-    fi
-    # `none` alone may be what a setup that was cut off left.
-    if ((${#HOSTS[@]} > 0)) && ! any_state none; then
       is_set_up=yes
     fi
   fi

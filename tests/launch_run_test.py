@@ -267,6 +267,17 @@ def test_resume_tries_again_where_there_is_no_room(cloud):
   assert cloud.script('resume').returncode == 2
 
 
+def test_resume_installs_what_was_mended(cloud):
+  cloud.settings['MAX_STARTS'] = '3'
+  cloud.plan('2')  # A faulty gin file, say.
+  assert cloud.script('resume').returncode == 2
+  cloud.plan('75 0')
+  before = cloud.read('uv').count('pip install')
+  assert cloud.script('resume').returncode == 0
+  # Once, not at each start: the program stays the same amid a run.
+  assert cloud.read('uv').count('pip install') == before + 1
+
+
 def test_resume_needs_a_disk(cloud):
   cloud.settings.update(DATA_DISK='', PROVISIONING='on-demand')
   done = cloud.script('resume')
