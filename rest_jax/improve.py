@@ -19,6 +19,7 @@ from rest_jax import (
   hosts,
   losses,
   penalised,
+  random_control,
   schedule,
   scratch,
   selection,
@@ -252,22 +253,6 @@ def _batches(
   return batches
 
 
-def random_control(chosen: Selections, num_after: int, seed: int) -> Selections:
-  """Random rows, as many of each source as `chosen` keeps.
-
-  They are drawn from what the filter chose among: D_g as the configuration has
-  it, less what the selections before the filter drop.
-
-  Args:
-    chosen: selections before the filter, the filter, and those after it.
-    num_after: how many selections stand after the filter.
-    seed: of the draw.
-  """
-  filter_at = len(chosen) - 1 - num_after
-  like = selection.RandomLike(chosen[filter_at:], seed=seed)
-  return (*chosen[:filter_at], like)
-
-
 def _network(
   context: Context, training: early_stopping.Training, step: Step
 ) -> tuple[Any, Params, early_stopping.Training]:
@@ -340,7 +325,7 @@ def _write_rows(
   )
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':
-    chosen = random_control(chosen, len(settings.after), context.seed)
+    chosen = random_control.like(chosen, len(settings.after), context.seed)
   (kept,) = grown.previews([chosen])
   if not kept.kept_samples:
     i = step.improve_step

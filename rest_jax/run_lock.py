@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from rest_jax import errors, storage
+from rest_jax import cluster, errors, storage
 
 LEASE_SECONDS = 180.0
 _WRONG_CLOCK = 10  # Leases: no owner's clock is so many of them behind ours.
@@ -145,8 +145,8 @@ def _lost(path: epath.Path, held: dict[str, object]) -> None:
   Another one found the lease too old, as where this one was frozen for minutes.
   """
   error = _locked(path, held)
-  print(f'{type(error).__name__}: {error}', file=sys.stderr, flush=True)
-  os._exit(error.exit_code)
+  print(f'{type(error).__name__}: {error}', file=sys.stderr)
+  cluster.end(error.exit_code)
 
 
 def _owner() -> dict[str, object]:

@@ -352,43 +352,6 @@ class Valid:
     return kept
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomLike:
-  """The control: random rows, as many of each source as other selections keep.
-
-  Samples are drawn among those of their source. Its one reference would be
-  drawn if and only if it is kept, which is the filter again: references are
-  drawn among those of all sources here, as many as are kept.
-
-  Attributes:
-    selections: what to keep as many rows as.
-    seed: of the random choice, as in `Cap`.
-  """
-
-  selections: tuple[Selection, ...]
-  seed: int = 0
-
-  @property
-  def needs(self) -> frozenset[str]:
-    return needs_of(self.selections)
-
-  def keep(
-    self, rows: Rows, alive: Bool[np.ndarray, 'm']
-  ) -> Bool[np.ndarray, 'm']:
-    kept = alive.copy()
-    for selection in self.selections:
-      kept &= selection.keep(rows, kept)
-    order = rows_lib.random_order(rows, self.seed)
-    samples = ~rows.is_reference
-    drawn = rows_lib.first_of_each(
-      rows, alive & samples, order, rows.count(kept & samples)
-    )
-    references = np.flatnonzero(alive & rows.is_reference)
-    references = references[np.argsort(order[references], kind='stable')]
-    drawn[references[: np.count_nonzero(kept & rows.is_reference)]] = True
-    return drawn
-
-
 def _is_number(value: object) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 

@@ -15,8 +15,16 @@ from absl.testing import flagsaver
 
 import gin
 from rest_jax import compare as compare_lib
-from rest_jax import compared_runs, main, policy_plan, run_directory, storage
+from rest_jax import (
+  compared_runs,
+  config,
+  main,
+  policy_plan,
+  run_directory,
+  storage,
+)
 from rest_jax.data import store
+from rest_jax.rewards import learned
 
 _SMALL = (
   '--gin_file=compare/contrasts.gin',
@@ -296,6 +304,12 @@ def test_what_cannot_be_compared_is_refused(whole_run, arguments, said):
   known = {'run': whole_run.folder, 'name': whole_run.folder.name}
   arguments = [a.format(**known) if '(' not in a else a for a in arguments]
   refused(compare(*arguments), 2, said.format(**known))
+
+
+def test_learned_rewards_are_known_by_the_names_of_their_classes():
+  kinds = (learned.Learned(), learned.Disagreement())
+  names = tuple(config.flatten(kind, 'reward')['reward'] for kind in kinds)
+  assert names == compared_runs._LEARNED
 
 
 def test_other_modes_take_no_arguments(whole_run):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import running
 import sentencepiece
+from etils import epath
 
-from rest_jax import generation
+from rest_jax import generation, run_policy
 from rest_jax.checkpoint import (
   formats,
   huggingface,
@@ -201,6 +202,27 @@ def test_fewer_embeddings_than_ids_are_refused(tmp_path, monkeypatch):
   said = refused(2, GOLDENS / 'hf_mt5', tmp_path / 'out', 'native')
   assert '320 rows for the 400 ids' in said
   assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_found_whose_path_is_longer_than_a_line(tmp_path):
+  longer = tmp_path / ('long_' * 20)
+  # As gin writes it.
+  text = f"GROW_FROM = \\\n    '{longer}'\nSUPERVISED_FROM = None\n"
+  (tmp_path / 'config.gin').write_text(text)
+  assert run_policy._branched_from(epath.Path(tmp_path)) == [longer]
+
+
+def test_bindings_without_a_file_are_refused(tmp_path):
+  ended = running.within(
+    '--run_mode=convert',
+    f'--input={tmp_path}',
+    f'--output={tmp_path}/out',
+    '--format=t5x',
+    '--gin.t5.T5Config.vocab_size=512',
+  )
+  assert ended.code == 2
+  assert 't5.T5Config.vocab_size' in ended.stderr
+  assert 'without --gin_file' in ended.stderr
 
 
 def test_flags_are_checked_before_anything_is_read(tmp_path):

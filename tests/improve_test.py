@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rest_jax import improve, selection
+from rest_jax import random_control, selection
 from rest_jax.rows import POLICY, REFERENCE, Rows
 
 
@@ -28,7 +28,7 @@ def test_the_random_control_draws_from_what_the_filter_chose_among(
   if not with_references:
     chosen = (selection.SamplesOnly(), *chosen)
   kept = [
-    selection.select(improve.random_control(chosen, 0, seed), rows)
+    selection.select(random_control.like(chosen, 0, seed), rows)
     for seed in range(50)
   ]
   assert {int(k.sum()) for k in kept} == {1 + with_references}
@@ -44,7 +44,7 @@ def test_the_random_control_respects_what_stands_before_the_filter():
     selection.Unfiltered(),
   )
   for seed in range(20):
-    control = improve.random_control(chosen, 1, seed)
+    control = random_control.like(chosen, 1, seed)
     kept = selection.select(control, rows)
     assert kept.sum() == 1
     assert not kept[2:].any()

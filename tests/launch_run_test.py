@@ -198,13 +198,18 @@ def test_resume_of_a_queued_spot_request(cloud):
   ]  # fmt: skip
 
 
-def test_resume_follows_a_run_that_goes_on(cloud):
+def _goes_on(cloud):
+  """A run that goes on, which nothing follows."""
   cloud.plan('wait')
   cloud.made()
   run = cloud.start('run')
   cloud.wait_for(cloud.follows)
   os.killpg(run.pid, signal.SIGINT)
   run.communicate(timeout=20)
+
+
+def test_resume_follows_a_run_that_goes_on(cloud):
+  _goes_on(cloud)
   before = len(cloud.calls())
   resume = cloud.start('resume')
   # Its first look finds the run going on; the second one is that of watch.sh.
@@ -218,12 +223,7 @@ def test_resume_follows_a_run_that_goes_on(cloud):
 
 
 def test_resume_leaves_a_run_alone_that_its_first_look_missed(cloud):
-  cloud.plan('wait')
-  cloud.made()
-  run = cloud.start('run')
-  cloud.wait_for(cloud.follows)
-  os.killpg(run.pid, signal.SIGINT)
-  run.communicate(timeout=20)
+  _goes_on(cloud)
   installed = cloud.path / 'worker-0/rest_jax_venv/mark'
   installed.write_text('')
   cloud.fail('sh status', 255)

@@ -39,6 +39,7 @@ _LAYERS = (
   (2, 'significance'),
   (2, 'rows'),
   (2, 'selection'),
+  (2, 'random_control'),
   (2, 'penalised'),
   (2, 'schedule'),
   (2, 'top_share'),

@@ -22,7 +22,7 @@ from rest_jax import (
   values,
 )
 from rest_jax.data import loader, store, tokenizer
-from rest_jax.schedule import PerSource
+from rest_jax.schedule import PerSource, Thresholds
 from rest_jax.training import early_stopping, optimizer, step
 from rest_jax.training import state as state_lib
 from rest_jax.types import Batch
@@ -447,6 +447,18 @@ def test_bc_itself_cannot_be_trained_by_what_only_samples_have():
     errors.ConfigurationError, match=r'Improve\.training\.loss = Regression'
   ):
     settings(losses.Regression())
+
+
+def test_a_filter_that_keeps_no_sample_is_an_error_beside_references(context):
+  none = dataclasses.replace(
+    settings(losses.BehavioralCloning()),
+    original_data='unfiltered',
+    schedule=Thresholds((0.9999,)),
+  )
+  step = improve.Step('supervised', 1, 1, ('grow_1',))
+  stage = begun(context, 'grow_1/improve_of_nothing')
+  with pytest.raises(errors.DataError, match='passes the filter'):
+    improve.run(context, stage, none, evaluation(), Bytes(), step)
 
 
 def test_a_text_of_two_grow_steps_is_deduplicated(context, tmp_path):

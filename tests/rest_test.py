@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import re
 
 import pytest
@@ -13,18 +14,29 @@ from rest_jax import (
   offline_losses,
   online,
   policy_plan,
+  prerequisites,
+  progress,
   rest,
+  run_directory,
   schedule,
   selection,
   stages,
   supervised,
   train_reward,
 )
+from rest_jax.context import Context
 from rest_jax.data import corpora, prepare, reward_rows
 from rest_jax.data.packing import Packing
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.models.config import T5Config
-from rest_jax.rewards import base, combined, learned, numerals, penalties
+from rest_jax.rewards import (
+  base,
+  combined,
+  learned,
+  lexical,
+  numerals,
+  penalties,
+)
 from rest_jax.rewards.regressor import Buckets
 from rest_jax.training.early_stopping import Stopping, Training
 from rest_jax.training.optimizer import Optimizer
@@ -167,6 +179,14 @@ def test_a_part_for_the_reward_needs_a_reward_that_learns_from_it(run):
   data = dataclasses.replace(run.data, reward='train[:50%]')
   with pytest.raises(ConfigurationError, match='need each other'):
     dataclasses.replace(run, data=data)
+
+
+def test_an_empty_folder_and_a_search_that_ends_too_soon_are_refused(run):
+  with pytest.raises(ConfigurationError, match="MODEL_DIR = ''"):
+    dataclasses.replace(run, model_dir='')
+  for alpha in (-0.5, float('nan'), float('inf')):
+    with pytest.raises(ConfigurationError, match=r'Evaluate\.alpha'):
+      dataclasses.replace(run.evaluate, alpha=alpha)
 
 
 def test_other_data_are_free_and_an_allowed_overlap_is_recorded(run):
@@ -345,6 +365,40 @@ def test_a_filter_that_reads_no_rewards_has_no_permuted_control(run):
   with pytest.raises(ConfigurationError, match=r'with PerSource\.rule ='):
     build()
   build(after=(selection.TopK(1),))
+
+
+def test_references_that_an_online_baseline_needs_are_missed_before_bc(
+  run, tmp_path
+):
+  counts = {'rows': 9, 'with_target': 9}
+  splits = {
+    'select': counts,
+    'report': counts,
+    'grow': {**counts, 'with_target': 0},
+  }
+  directory = run_directory.RunDirectory(tmp_path)
+  data = directory.stage('data')
+  data.begin({}, {})
+  data.commit({}, 0.0, {'splits': splits})
+  context = Context(
+    directory=directory,
+    elsewhere={},
+    model=run.model,
+    layout=run.layout,
+    seed=0,
+    progress=progress.Progress(io.StringIO()),
+  )
+  improving = dataclasses.replace(run.improve, original_data='none')
+  online_alone = dataclasses.replace(
+    run, improve=improving, num_grow=0, controls=(),
+    annotate=annotate.Annotate(lexical.SentenceChrf()),
+    online=(online.Online(Optimizer(), improving.stopping),),
+  )  # fmt: skip
+  with pytest.raises(RewardError, match='GROW_SPLIT with references'):
+    prerequisites.check_references(online_alone, context)
+  prerequisites.check_references(
+    dataclasses.replace(online_alone, online=()), context
+  )
 
 
 def test_an_online_baseline_alone_has_a_plan(run):

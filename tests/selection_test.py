@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from rest_jax import errors, mbr, rows, selection
+from rest_jax.random_control import RandomLike
 from rest_jax.selection import (
   Cap,
   Deduplicate,
   Interpolated,
   Percentile,
-  RandomLike,
   Threshold,
   TopK,
   Unfiltered,

@@ -118,6 +118,19 @@ def new_pairs():
   )
 
 
+def test_a_source_of_two_documents_is_on_one_side(context, scored):
+  rows = [
+    reward_rows.Example(f'source {i % 13}', ('a',), 0.5, f'document {i % 10}')
+    for i in range(130)
+  ]
+  chosen = settings(reward_rows.ScoredFile(scored))
+  train, kept = train_reward._split(chosen, iter(rows[:40]))
+  assert train and kept
+  assert not {r.source for r in train} & {r.source for r in kept}
+  with pytest.raises(errors.DataError, match='have all sources'):
+    train_reward._split(chosen, iter(rows))
+
+
 @pytest.mark.slow
 def test_an_ensemble_learns_scores(context, scored):
   chosen = settings(reward_rows.ScoredFile(scored), num_members=2)

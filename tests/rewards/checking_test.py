@@ -117,6 +117,18 @@ def test_a_reward_that_a_repeated_sentence_raises_is_caught():
   assert after > before
 
 
+def test_examples_of_what_fails_come_before_those_of_what_passes():
+  def outcome(name, fell):
+    example = ['s', 't', name, 0.5, 0.6]
+    return checking.Outcome(name, 10, fell, 0, 0, 0, 0.5, 0.4, [example])
+
+  found = checking.Report(
+    'r', 'texts', [outcome('repeat', 9), outcome('swap', 0)], [0.8, 0.9], {}, []
+  )
+  assert len(found.examples) == 2
+  assert [text.partition(':')[0] for text in found.failing_examples] == ['swap']
+
+
 def test_a_constant_reward_falls_nowhere_and_no_reward_cannot_fall():
   constant = Coverage()
   object.__setattr__(constant, 'score', lambda s, *_: np.full(len(s), 0.5))

@@ -1,0 +1,66 @@
+"""The control of random rows, which knows how many pass a filter, not which."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from rest_jax import rows as rows_lib
+from rest_jax import selection
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomLike:
+  """The control: random rows, as many of each source as other selections keep.
+
+  Samples are drawn among those of their source. Its one reference would be
+  drawn if and only if it is kept, which is the filter again: references are
+  drawn among those of all sources here, as many as are kept.
+
+  Attributes:
+    selections: what to keep as many rows as.
+    seed: of the random choice, as in `selection.Cap`.
+  """
+
+  selections: tuple[selection.Selection, ...]
+  seed: int = 0
+
+  @property
+  def needs(self) -> frozenset[str]:
+    """See `selection.Selection.needs`."""
+    return selection.needs_of(self.selections)
+
+  def keep(
+    self, rows: rows_lib.Rows, alive: Bool[np.ndarray, 'm']
+  ) -> Bool[np.ndarray, 'm']:
+    """See `selection.Selection.keep`."""
+    kept = alive.copy()
+    for each in self.selections:
+      kept &= each.keep(rows, kept)
+    order = rows_lib.random_order(rows, self.seed)
+    samples = ~rows.is_reference
+    drawn = rows_lib.first_of_each(
+      rows, alive & samples, order, rows.count(kept & samples)
+    )
+    references = np.flatnonzero(alive & rows.is_reference)
+    references = references[np.argsort(order[references], kind='stable')]
+    drawn[references[: np.count_nonzero(kept & rows.is_reference)]] = True
+    return drawn
+
+
+def like(
+  chosen: Sequence[selection.Selection], num_after: int, seed: int
+) -> tuple[selection.Selection, ...]:
+  """Random rows, as many of each source as `chosen` keeps.
+
+  They are drawn from what the filter chose among: D_g as the configuration has
+  it, less what the selections before the filter drop.
+
+  Args:
+    chosen: selections before the filter, the filter, and those after it.
+    num_after: how many selections stand after the filter.
+    seed: of the draw.
+  """
+  filter_at = len(chosen) - 1 - num_after
+  return (*chosen[:filter_at], RandomLike(tuple(chosen[filter_at:]), seed=seed))
