@@ -170,10 +170,15 @@ class GrownData:
       for middle in (selection.Unfiltered(), *filters)
     ]
 
-  def previews(self, steps: Sequence[Selections]) -> list[preview.StepPreview]:
-    """What each step keeps, in one pass."""
+  def previews(
+    self, steps: Sequence[Selections], *, paired: bool = False
+  ) -> list[preview.StepPreview]:
+    """What each step keeps, or makes pairs of, in one pass."""
     needs = preview.NEEDS.union(*(selection.needs_of(s) for s in steps))
-    return preview.preview(self._rows(needs), steps)
+    select = pairs.select if paired else selection.select
+    return preview.preview(
+      self._rows(needs), steps, select, repeated=len(self._stores) > 1
+    )
 
   def training_rows(
     self,

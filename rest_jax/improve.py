@@ -89,13 +89,19 @@ class Improve:
         ' (0, 1]: learning rates fall from step to step.'
       )
     loss = self.training.loss
-    if 'values' in getattr(loss, 'needs', ()) and self.value is None:
+    if not losses.is_offline(loss):
+      raise ConfigurationError(
+        f'Improve.training.loss = {type(loss).__name__} is no loss of a policy'
+        ' on stored samples; give one of rest_jax.losses, offline_losses or'
+        ' constrained_losses.'
+      )
+    if 'values' in loss.needs and self.value is None:
       raise ConfigurationError(
         f'Improve.training.loss = {type(loss).__name__} needs a value model,'
         ' but nothing trains it; give --gin_file=losses/value.gin too, which'
         ' binds Improve.value.'
       )
-    if getattr(loss, 'duals', ()) and self.training.num_microbatches > 1:
+    if loss.duals and self.training.num_microbatches > 1:
       raise ConfigurationError(
         f'Improve.training.loss = {type(loss).__name__} takes the better half'
         ' of a whole batch, which NUM_MICROBATCHES ='
@@ -107,11 +113,6 @@ class Improve:
         f'Improve.accumulate = True with ORIGINAL_DATA = {self.original_data!r}'
         ' would count each reference once for every Grow step; set it to'
         " 'none'."
-      )
-    if not isinstance(loss, losses.PolicyLoss):
-      raise ConfigurationError(
-        f'Improve.training.loss = {type(loss).__name__} is no'
-        ' loss of a policy; give one of rest_jax.losses or offline_losses.'
       )
     if self.mixture != 'union' and (
       isinstance(self.mixture, str) or not 0 <= self.mixture <= 1
@@ -198,7 +199,7 @@ def run(
   stopping = settings.stopping
   if step.twin is not None:
     stopping = _as_long_as(context.read(step.twin), stopping)
-  batches = _batches(context, rows, training, mixture)
+  batches = _batches(context, rows, training, mixture, _seed(context, step))
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)
   outcome = training_stage.train(
     context,
@@ -210,8 +211,7 @@ def run(
     batches,
     lambda params: selecting(_policy_of(network, params)),
     figure='reward',
-    # Dropout must differ from step to step, or errors would repeat.
-    seed=context.seed + 1000 * step.grow_step + step.improve_step + 1,
+    seed=_seed(context, step),
     flops=training_stage.update_flops(context.model, settings.training),
     learning_rate_scale=settings.learning_rate_decay
     ** (step.improve_step - (0 if settings.include_unfiltered else 1)),
@@ -231,17 +231,28 @@ def run(
   training_stage.finish(stage, outcome, began, counts, kept)
 
 
+def _seed(context: Context, step: Step) -> int:
+  """Of a step's order of rows and dropout, and of those of its controls.
+
+  With that of the step before it each would begin with the same batches, and
+  its errors would repeat.
+  """
+  parts = (context.seed, step.grow_step, step.improve_step)
+  return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
+
+
 def _batches(
   context: Context,
   rows: loader.TrainingRows,
   training: early_stopping.Training,
   mixture: float | str,
+  seed: int,
 ) -> loader.TrainingBatches:
   """What each update trains on; says how much of it there is."""
   batches = loader.TrainingBatches(
     rows,
     training.packing,
-    context.seed,
+    seed,
     mixture,
     *context.policy.placement.batch_share,
   )
@@ -340,24 +351,18 @@ def _write_rows(
     figures=grown_data.written_figures(loss),
     group=2 if loss.paired else 1,
   )
+  trained = kept
+  if loss.paired:  # Two samples of some of the sources.
+    (trained,) = grown.previews([chosen], paired=True)
   counts = {
-    'kept_samples': kept.kept_samples,
-    'kept_sources': kept.kept_sources,
-    'starved_sources': kept.starved_sources,
-    'distinct_samples': kept.distinct_samples,
+    'kept_samples': trained.kept_samples,
+    'kept_sources': trained.kept_sources,
+    'starved_sources': trained.starved_sources,
+    'distinct_samples': trained.distinct_samples,
     'references': int(rows.is_original.sum()),
   }
-  if loss.paired:  # What was trained on: two samples of some of the sources.
-    pairs = len(rows) // 2
-    counts |= {
-      'pairs': pairs,
-      'kept_samples': len(rows),
-      'kept_sources': pairs,
-      'starved_sources': counts['starved_sources']
-      + counts['kept_sources']
-      - pairs,
-      'distinct_samples': len(rows),
-    }
+  if loss.paired:
+    counts['pairs'] = trained.kept_sources
   context.progress.note(
     f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
     f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'
@@ -365,7 +370,7 @@ def _write_rows(
   )
   has_both = 0 < counts['references'] < len(rows)
   mixture = settings.mixture if has_both else 'union'
-  by_length = [None if np.isnan(s) else s for s in kept.kept_by_length]
+  by_length = [None if np.isnan(s) else s for s in trained.kept_by_length]
   return counts, mixture, {'kept_by_length': by_length}
 
 

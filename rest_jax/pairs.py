@@ -1,9 +1,12 @@
 """Pairs of a better and a worse sample of a source, for preference losses."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from rest_jax import rows as rows_lib
+from rest_jax import selection
 
 
 def best_and_worst(
@@ -34,6 +37,19 @@ def best_and_worst(
   better, worse = better[paired], worse[paired]
   differ = rows.reward[better] > rows.reward[worse]
   return better[differ], worse[differ]
+
+
+def select(
+  selections: Sequence[selection.Selection], rows: rows_lib.Rows
+) -> Bool[np.ndarray, 'm']:
+  """The rows of the pairs whose better row selections keep, bool [m].
+
+  As `selection.select`, but for pairs; `rows` have `text_ids` too.
+  """
+  pair = best_and_worst(rows, selection.select(selections, rows))
+  kept = np.zeros(len(rows.reward), bool)
+  kept[np.concatenate(pair)] = True
+  return kept
 
 
 def _place_of_each(

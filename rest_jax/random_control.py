@@ -9,6 +9,10 @@ from jaxtyping import Bool
 from rest_jax import rows as rows_lib
 from rest_jax import selection
 
+# Selections break ties by `rows.random_order` too, often of the same seed: a
+# draw in the same order would prefer what they kept.
+_OWN_ORDER = 1 << 40
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomLike:
@@ -16,7 +20,9 @@ class RandomLike:
 
   Samples are drawn among those of their source. Its one reference would be
   drawn if and only if it is kept, which is the filter again: references are
-  drawn among those of all sources here, as many as are kept.
+  drawn among those of all sources here, as many as are kept. What is compared
+  is which rows have a high reward: where the selections keep a text but once,
+  so does the draw, and what `selection.Valid` drops is not drawn either.
 
   Attributes:
     selections: what to keep as many rows as.
@@ -38,15 +44,29 @@ class RandomLike:
     kept = alive.copy()
     for each in self.selections:
       kept &= each.keep(rows, kept)
-    order = rows_lib.random_order(rows, self.seed)
+    pool = self._pool(rows, alive)
+    order = rows_lib.random_order(rows, self.seed + _OWN_ORDER)
     samples = ~rows.is_reference
     drawn = rows_lib.first_of_each(
-      rows, alive & samples, order, rows.count(kept & samples)
+      rows, pool & samples, order, rows.count(kept & samples)
     )
-    references = np.flatnonzero(alive & rows.is_reference)
+    references = np.flatnonzero(pool & rows.is_reference)
     references = references[np.argsort(order[references], kind='stable')]
     drawn[references[: np.count_nonzero(kept & rows.is_reference)]] = True
     return drawn
+
+  def _pool(
+    self, rows: rows_lib.Rows, alive: Bool[np.ndarray, 'm']
+  ) -> Bool[np.ndarray, 'm']:
+    """The rows to draw among."""
+    pool = alive.copy()
+    for each in self.selections:
+      if isinstance(each, selection.Valid):
+        pool &= each.keep(rows, pool)
+    # Whatever compares texts keeps the first of those that are equal.
+    if 'text_ids' in self.needs:
+      pool = rows_lib.first_occurrences(rows, pool)
+    return pool
 
 
 def like(

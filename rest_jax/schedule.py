@@ -290,18 +290,20 @@ def check_schedule(
   for number, tau in enumerate(taus, start=1):
     if not 0.0 <= tau < 1.0:
       raise errors.ConfigurationError(
-        f'tau_{number} = {tau:g} is outside [0, 1), the scale of the reward: '
-        'no row, or every row, would pass it'
+        f'THRESHOLDS: tau_{number} = {tau:g} is outside [0, 1), the scale of '
+        'the reward: no row, or every row, would pass it'
       )
   for number, (tau, after) in enumerate(itertools.pairwise(taus), start=1):
     if not after > tau:
       raise errors.ConfigurationError(
         f'the thresholds must rise, but tau_{number} = {tau:g} and '
-        f'tau_{number + 1} = {after:g}: give rising values, or fewer quantiles'
+        f'tau_{number + 1} = {after:g}: give rising THRESHOLDS, or fewer '
+        'Quantiles.levels'
       )
   if taus and taus[0] <= mean_reward and not allow_below_mean:
     raise errors.ConfigurationError(
       f'tau_1 = {taus[0]:g} is not above V = {mean_reward:g}, the mean reward '
-      'of D_g, so it would keep worse rows than the average: raise it, or '
-      'allow it (Improve.allow_tau_below_mean = True)'
+      'of D_g, so it would keep worse rows than the average: raise it '
+      '(THRESHOLDS, Quantiles.levels), or allow it '
+      '(Improve.allow_tau_below_mean = True)'
     )

@@ -1,50 +1,130 @@
-import numpy as np
+"""What an Improve step hands to training."""
+
+import dataclasses
+
 import pytest
+import small_run
+from small_run import PACKING, Bytes, begun, evaluation
 
-from rest_jax import random_control, selection
-from rest_jax.rows import POLICY, REFERENCE, Rows
+from rest_jax import improve, losses, training_stage
+from rest_jax.schedule import Thresholds
+from rest_jax.training import early_stopping, optimizer
 
-
-def one_source(origins, rewards):
-  """Rows of one source, all finished."""
-  count = len(origins)
-  return Rows(
-    source_ids=np.array([7], np.int64),
-    offsets=np.array([0, count], np.int64),
-    sample_index=np.arange(-1, count - 1, dtype=np.int32),
-    origin=np.array(origins, np.int8),
-    reward=np.array(rewards, np.float32),
-    finished=np.ones(count, bool),
-    lengths=np.full(count, 3, np.int32),
-  )
+SETTINGS = improve.Improve(
+  training=early_stopping.Training(optimizer.Optimizer(), PACKING),
+  stopping=early_stopping.Stopping(max_steps=9, eval_every=2, patience=1),
+  schedule=Thresholds((0.05, 0.1)),
+  original_data='unfiltered',
+  allow_tau_below_mean=True,
+)
 
 
-@pytest.mark.parametrize('with_references', [False, True])
-def test_the_random_control_draws_from_what_the_filter_chose_among(
-  with_references,
+@pytest.fixture(scope='module')
+def context(tmp_path_factory):
+  run = small_run.make(tmp_path_factory.mktemp('run'))
+  small_run.grow(run, 'grow_2', references=True)
+  return run
+
+
+class HandedError(Exception):
+  """What training was given, before it would begin."""
+
+
+@pytest.fixture
+def handed(context, monkeypatch, request):
+  """Runs an Improve step up to its training; gives the arguments of that."""
+
+  def train(*args, **further):
+    raise HandedError(args, further)
+
+  monkeypatch.setattr(training_stage, 'train', train)
+
+  def run(settings, i, **step):
+    # Each step of each test has a stage of its own.
+    run.count += 1
+    stage = begun(context, f'{request.node.name}_{run.count}/improve_{i}')
+    step = improve.Step('supervised', 2, i, ('grow_2',), **step)
+    with pytest.raises(HandedError) as caught:
+      improve.run(context, stage, settings, evaluation(), Bytes(), step)
+    (_, _, network, params, training, stopping, batches, _), more = (
+      caught.value.args
+    )
+    assert network is context.policy
+    assert params is context.params('supervised')
+    return training, stopping, batches, more
+
+  run.count = 0
+  return run
+
+
+@pytest.mark.parametrize(
+  ('include_unfiltered', 'scales'),
+  [(True, [1.0, 0.5, 0.25]), (False, [None, 1.0, 0.5])],
+)
+def test_learning_rates_fall_from_step_to_step(
+  handed, include_unfiltered, scales
 ):
-  rows = one_source([REFERENCE] + [POLICY] * 3, [1.0, 0.9, 0.1, 0.2])
-  chosen = (selection.Threshold(0.5),)
-  if not with_references:
-    chosen = (selection.SamplesOnly(), *chosen)
-  kept = [
-    selection.select(random_control.like(chosen, 0, seed), rows)
-    for seed in range(50)
-  ]
-  assert {int(k.sum()) for k in kept} == {1 + with_references}
-  drawn = set(np.flatnonzero(np.any(kept, axis=0)))
-  assert drawn == ({0, 1, 2, 3} if with_references else {1, 2, 3})
-
-
-def test_the_random_control_respects_what_stands_before_the_filter():
-  rows = one_source([POLICY] * 4, [0.9, 0.8, 0.1, 0.2])
-  chosen = (
-    selection.Cap(2, by='reward'),
-    selection.Threshold(0.85),
-    selection.Unfiltered(),
+  settings = dataclasses.replace(
+    SETTINGS, include_unfiltered=include_unfiltered
   )
-  for seed in range(20):
-    control = random_control.like(chosen, 1, seed)
-    kept = selection.select(control, rows)
-    assert kept.sum() == 1
-    assert not kept[2:].any()
+  for i, scale in enumerate(scales):
+    if scale is not None:
+      assert handed(settings, i)[3]['learning_rate_scale'] == scale
+  constant = dataclasses.replace(SETTINGS, learning_rate_decay=1.0)
+  assert handed(constant, 2)[3]['learning_rate_scale'] == 1.0
+
+
+def test_no_step_begins_as_another_one_does(handed):
+  """Neither with the same batches nor with the same dropout."""
+
+  def begins(i, **step):
+    _, _, batches, more = handed(SETTINGS, i, **step)
+    return more['seed'], batches.seed
+
+  seeds = [begins(i) for i in range(3)]
+  assert len(set(seeds)) == 3
+  for seed, of_batches in seeds:
+    assert 0 <= seed == of_batches < 2**31
+
+
+def test_a_control_has_the_seed_of_its_twin(context, handed):
+  twin = begun(context, 'twin_by_seed')
+  twin.commit({'updates': 5}, 0.0)
+  own = handed(SETTINGS, 1, control='random', twin=twin.name)[3]['seed']
+  assert own == handed(SETTINGS, 1)[3]['seed']
+
+
+@pytest.mark.parametrize('control', ['continued', 'random', 'permuted'])
+def test_a_control_makes_as_many_updates_whatever_its_reward(
+  context, handed, control
+):
+  twin = begun(context, f'twin_of_{control}')
+  twin.commit({'updates': 5}, 0.0)
+  _, stopping, _, _ = handed(SETTINGS, 1, control=control, twin=twin.name)
+  assert stopping.max_steps == 5
+  # Five updates have no more than six evaluations.
+  assert stopping.patience > 5
+  assert handed(SETTINGS, 1)[1] == SETTINGS.stopping
+
+
+def test_the_mixture_is_the_share_of_grown_rows(handed):
+  for mixture in (0.25, 0.75):
+    mixed = dataclasses.replace(SETTINGS, mixture=mixture)
+    assert handed(mixed, 0)[2].grown_share == pytest.approx(mixture, abs=0.01)
+  # Nothing is mixed where there is but one kind of rows.
+  alone = dataclasses.replace(SETTINGS, mixture=0.25, original_data='none')
+  assert handed(alone, 0)[2].grown_share == 1.0
+
+
+def test_the_control_of_references_has_no_other_rows(context, handed):
+  twin = begun(context, 'twin_of_references')
+  twin.commit({'updates': 3}, 0.0)
+  batches = handed(SETTINGS, 1, control='continued', twin=twin.name)[2]
+  assert batches.grown_share == 0.0
+
+
+def test_the_loss_that_is_set_is_the_one_trained_with(handed):
+  loss = losses.RewardWeighted(beta=0.5)
+  training = dataclasses.replace(SETTINGS.training, loss=loss)
+  settings = dataclasses.replace(SETTINGS, training=training)
+  assert handed(settings, 1)[0].loss == loss

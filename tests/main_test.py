@@ -453,6 +453,8 @@ _FAULTS = (
   (['--gin.NUM_SAMPLES=2.5'], 'Grow.num_samples'),
   (['--gin.SEED=first'], 'ReST.seed'),
   (['--gin.THRESHOLDS=0.4'], 'Thresholds.taus'),
+  (['--gin.THRESHOLDS=(0.5, 0.4)'], 'rising THRESHOLDS'),
+  (['--gin.THRESHOLDS=(0.5, 1.0)'], 'THRESHOLDS: tau_2 = 1'),
   (['--gin.LEARNING_RATE=fast'], 'Optimizer.learning_rate'),
   (['--gin.MAX_TARGET_LENGTH=(16,)'], 'Packing.target_length'),
   (['--gin.CONTROLS=continued'], 'ReST.controls'),

@@ -1,6 +1,8 @@
+import dataclasses
+
 import numpy as np
 
-from rest_jax import pairs
+from rest_jax import pairs, preview, selection
 from rest_jax import rows as rows_lib
 from rest_jax.rows import IMPORTED, POLICY, REFERENCE, Rows
 
@@ -78,6 +80,27 @@ def test_rewards_of_references_change_places_among_all_of_them():
   assert (rewards[1::2] == np.float32(0.9)).all()
   assert sorted(rewards[::2]) == sorted(rows.reward[::2])
   assert (rewards[::2] == rows.reward[::2]).mean() < 0.2
+
+
+def test_what_pairs_train_on_is_counted_as_kept():
+  def source(number, length, *rewards):
+    rows = rows_of([(POLICY, r, True) for r in rewards], seed_ids=[number])
+    lengths = np.full(len(rewards), length, np.int32)
+    return dataclasses.replace(rows, source_lengths=lengths)
+
+  sources = [
+    source(0, 3, 0.3, 0.7, 0.6),
+    source(1, 30, 0.2, 0.1),  # No sample passes the filter.
+    source(2, 60, 0.8, 0.8),  # No sample is worse.
+  ]
+  chosen = (selection.Threshold(0.5),)
+  (kept,) = preview.preview(iter(sources), [chosen])
+  assert (kept.kept_samples, kept.starved_sources) == (4, 1)
+  (trained,) = preview.preview(iter(sources), [chosen], pairs.select)
+  assert (trained.kept_samples, trained.kept_sources) == (2, 1)
+  assert (trained.distinct_samples, trained.starved_sources) == (2, 2)
+  shares = [share for share in trained.kept_by_length if share == share]
+  np.testing.assert_allclose(shares, [2 / 3, 0, 0])
 
 
 def test_permuted_rewards_stay_within_their_source():

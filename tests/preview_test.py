@@ -99,3 +99,20 @@ def test_ten_sources_of_rising_length_fill_ten_deciles():
   ]
   (found,) = preview.preview(iter(groups[::-1]), [(Threshold(0.4),)])
   assert found.kept_by_length == tuple(float(r > 0.4) for r in rewards)
+
+
+def test_a_source_that_comes_again_is_one_source():
+  """As where Improve trains on the samples of all Grow steps."""
+
+  def counted(**how):
+    steps = [(Threshold(0.4),)]
+    twice = (rows for _ in range(2) for rows in stream())
+    (found,) = preview.preview(twice, steps, **how)
+    return found
+
+  (once,) = preview.preview(stream(), [(Threshold(0.4),)])
+  both = counted(repeated=True)
+  assert both.kept_samples == 2 * once.kept_samples
+  for name in ('sources', 'kept_sources', 'starved_sources'):
+    assert getattr(both, name) == getattr(once, name)
+    assert getattr(counted(), name) == 2 * getattr(once, name)

@@ -13,6 +13,7 @@ from rest_jax import (
   losses,
   offline_losses,
   online,
+  online_losses,
   policy_plan,
   prerequisites,
   progress,
@@ -279,6 +280,44 @@ def with_loss(run, loss, **changed):
 def test_a_loss_that_lacks_what_it_needs_is_an_error(run, loss, changed, named):
   with pytest.raises(ConfigurationError, match=named):
     with_loss(run, loss, **changed)
+
+
+@pytest.mark.parametrize(
+  'loss',
+  [
+    offline_losses.ValueRegression(),
+    online_losses.PolicyGradient(),
+    online_losses.ProximalPolicy(),
+    losses.Regression(),
+  ],
+)
+def test_a_loss_of_another_stage_is_an_error(run, loss):
+  named = rf'Improve\.training\.loss = {type(loss).__name__} is no loss'
+  with pytest.raises(ConfigurationError, match=named):
+    with_loss(run, loss)
+
+
+def test_a_reward_that_reads_references_cannot_filter_them(run):
+  chrf = annotate.Annotate(lexical.SentenceChrf())
+  with pytest.raises(ConfigurationError, match=r"original_data = 'filtered'"):
+    dataclasses.replace(run, annotate=chrf)
+  improving = dataclasses.replace(run.improve, original_data='unfiltered')
+  dataclasses.replace(run, annotate=chrf, improve=improving)
+
+
+@pytest.mark.parametrize(
+  'changed',
+  [
+    {'learning_rate_decay': 0.0},
+    {'learning_rate_decay': 1.5},
+    {'mixture': 1.5},
+  ],
+)
+def test_settings_of_improve_that_cannot_be(run, changed):
+  (name,) = changed
+  named = {'mixture': 'MIXTURE'}.get(name, name)
+  with pytest.raises(ConfigurationError, match=named):
+    dataclasses.replace(run.improve, **changed)
 
 
 @pytest.mark.parametrize(

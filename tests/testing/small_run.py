@@ -4,6 +4,7 @@ import dataclasses
 import io
 
 import numpy as np
+import pyarrow as pa
 from etils import epath
 
 from rest_jax import annotate, evaluate, generation, run_directory
@@ -83,10 +84,12 @@ def make(folder):
   return context
 
 
-def grow(context, name):
-  """Makes a store of the samples and their rewards."""
+def grow(context, name, references=False):
+  """Makes a store of the samples and their rewards; and of D's references."""
   samples = begun(context, f'{name}/samples')
   table = _samples(context)
+  if references:
+    table = pa.concat_tables([table, _references()])
   samples.write_part(store.part_name(0), store.samples_part(table))
   samples.commit({'samples': len(table), 'tokens': 0}, 0.0)
   scores = begun(context, f'{name}/scores/bytes')
@@ -138,6 +141,25 @@ def _samples(context):
       'log_prob': [sum(row) for row in log_probs],
       'token_log_probs': log_probs,
       'token_sampling_log_probs': drawn,
+    }
+  )
+
+
+def _references():
+  sources = [f't{i}' for i in range(SOURCES)]
+  return store.samples_table(
+    {
+      'source_id': list(range(SOURCES)),
+      'sample_index': -1,
+      'grow_step': 1,
+      'origin': 'reference',
+      'source': sources,
+      'target': ['x'] * SOURCES,
+      'target_tokens': [encode('x')] * SOURCES,
+      'finished': True,
+      'log_prob': None,
+      'token_log_probs': None,
+      'token_sampling_log_probs': None,
     }
   )
 
