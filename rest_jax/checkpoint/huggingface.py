@@ -81,7 +81,9 @@ def read_config(folder: storage.PathLike) -> T5Config:
 
   Whether the output layer is the embedding is told by the file, not by the
   config: a model without `lm_head.weight`, or with one that is the embedding
-  over again although the config ties them, is tied.
+  over again although the config ties them, is tied. Where transformers 5 has
+  tied a model whose logits are not divided by √d_model, the output layer is one
+  of its own here, and starts as the embedding.
 
   Raises:
     ConfigurationError: it is no T5, or one with a part that rest_jax has not.
@@ -254,7 +256,17 @@ def _config_of(
         f'{path}: {name} = {theirs[name]!r}, and rest_jax has {_T5[name]!r}'
         ' only: this model cannot be read.'
       )
-  found = _without_copies(folder, tensors(folder), theirs)
+  scaled = _is_scaled(raw, theirs)
+  found = _without_copies(folder, tensors(folder), scaled)
+  if names.LM_HEAD not in found and not scaled:
+    if not theirs['tie_word_embeddings']:
+      raise errors.DataError(
+        f'{path}: tie_word_embeddings is false, but no file holds'
+        f' {names.LM_HEAD}: this model has no output layer; fetch or save it'
+        ' again as one ForConditionalGeneration'
+      )
+    if names.SHARED in found:
+      found[names.LM_HEAD] = found[names.SHARED]
   config = T5Config(
     vocab_size=theirs['vocab_size'],
     emb_dim=theirs['d_model'],
@@ -287,10 +299,25 @@ def _activations(path: epath.Path, projection: str) -> tuple[str, ...]:
   return (_ACTIVATIONS[name], 'linear') if gated else (_ACTIVATIONS[name],)
 
 
+def _is_scaled(raw: dict[str, Any], theirs: dict[str, Any]) -> bool:
+  """Whether logits are divided by √d_model, as a tied T5 is trained.
+
+  transformers 4 does so where `tie_word_embeddings` is true. transformers 5 sets
+  that to true always, and says of a T5 in `scale_decoder_outputs` what it was;
+  an mT5 or UMT5 it never scales.
+  """
+  if raw.get('scale_decoder_outputs') is not None:
+    return bool(raw['scale_decoder_outputs'])
+  major = str(raw.get('transformers_version', '')).partition('.')[0]
+  if major.isdecimal() and int(major) >= 5 and raw['model_type'] != 't5':
+    return False
+  return bool(theirs['tie_word_embeddings'])
+
+
 def _without_copies(
   folder: storage.PathLike,
   found: dict[str, Tensor],
-  theirs: dict[str, Any],
+  scaled: bool,
 ) -> dict[str, Tensor]:
   """The tensors without those that are the embedding over again."""
   found = {k: v for k, v in found.items() if k not in names.IGNORED}
@@ -305,7 +332,7 @@ def _without_copies(
       )
     del found[name]
   if (
-    theirs['tie_word_embeddings']
+    scaled
     and names.LM_HEAD in found
     and names.SHARED in found
     and _equal(found[names.LM_HEAD], found[names.SHARED])

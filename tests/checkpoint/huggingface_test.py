@@ -166,8 +166,42 @@ def test_the_file_tells_untied_whatever_the_config_says(folder, params):
   assert not huggingface.read_config(folder).logits_via_embedding
   tensors = hugging_face_tensors(params)
   del tensors['lm_head.weight']
-  write(folder, tensors, tie_word_embeddings=False)
+  write(folder, tensors, tie_word_embeddings=True)
   assert huggingface.read_config(folder).logits_via_embedding
+  write(folder, tensors, tie_word_embeddings=False)
+  with pytest.raises(errors.DataError, match='no file holds lm_head'):
+    huggingface.read_config(folder)
+
+
+@pytest.mark.parametrize(
+  'said',
+  [
+    {'model_type': 't5', 'scale_decoder_outputs': False},
+    {'model_type': 'mt5', 'transformers_version': '5.9.0'},
+  ],
+  ids=['t5', 'mt5'],
+)
+def test_what_transformers_5_has_tied_is_not_scaled(
+  folder, policy, params, said
+):
+  tensors = hugging_face_tensors(params)
+  del tensors['lm_head.weight']
+  write(folder, tensors, **said, tie_word_embeddings=True)
+  assert huggingface.read_config(folder) == TINY
+  restored = huggingface.restore_params(folder, policy.placed_params())
+  embedding = params['token_embedder']['embedding']
+  expected = params | {
+    'decoder': params['decoder'] | {'logits_dense': {'kernel': embedding.T}}
+  }
+  assert_same(restored, expected)
+
+
+def test_what_transformers_5_scales_is_tied(tmp_path):
+  policy = Policy(T5_1_0, Layout(data=1))
+  tensors = hugging_face_tensors(random_params(policy))
+  said = {'scale_decoder_outputs': True, 'transformers_version': '5.9.0'}
+  write(tmp_path, tensors, T5_1_0, **said)
+  assert huggingface.read_config(tmp_path) == T5_1_0
 
 
 def test_a_rewards_read_out_is_a_row_of_the_output(folder, policy, params):
