@@ -5,13 +5,11 @@ known from all of its seeds. Nothing is written in the runs.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 
-import rich.console
 from etils import epath
 
-from rest_jax import comparison, comparison_tables, storage
+from rest_jax import comparison, comparison_tables, storage, terminal
 from rest_jax.compared_runs import Run, read_all
 from rest_jax.compared_systems import systems
 from rest_jax.errors import ConfigurationError
@@ -84,11 +82,8 @@ def run(
     tables = comparison_tables.tables(found, contrasts, budgets, split)
     _write(folder, found, contrasts, budgets, tables)
   progress.close()
-  console = rich.console.Console(
-    width=None if sys.stdout.isatty() else 160, highlight=False
-  )
   for table in tables:
-    console.print(table.for_terminal())
+    terminal.show(table.for_terminal())
   progress.note(f'comparison: {folder}/comparison.html')
 
 

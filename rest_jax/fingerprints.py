@@ -97,6 +97,25 @@ def check_inputs(plan: StagePlan, stage: Stage) -> None:
   )
 
 
+def check_unchanged(plan: StagePlan, stage: Stage, branch_hint: str) -> None:
+  """Makes sure that a committed stage is what the configuration asks for.
+
+  As far as that is known before what it reads is there: so a changed setting
+  is found before hours of training that nothing could use.
+
+  Raises:
+    ConfigurationError: it was made with other settings, or from other stages.
+  """
+  if not stage.committed:
+    return
+  known = stage.manifest['inputs']
+  inputs = {name: known.get(name, 'not made') for name in plan.inputs}
+  for binding in (*plan.files, *plan.checkpoints):
+    if binding in known:
+      inputs[binding] = known[binding]
+  stage.begin(plan.config, inputs, branch_hint)
+
+
 def outside(plan: StagePlan, stage: Stage) -> dict[str, str]:
   """Binding → SHA-256 of what lies outside the run; see `StagePlan`.
 

@@ -151,6 +151,7 @@ class Step:
       D alone.
     twin: for a control, the stage whose number of updates it makes.
     value: stage of the value model, where the loss needs one.
+    trained_on: what its rows are, for people.
   """
 
   start: str
@@ -160,6 +161,7 @@ class Step:
   control: Control = 'none'
   twin: str | None = None
   value: str | None = None
+  trained_on: str = ''
 
 
 def run(
@@ -228,7 +230,8 @@ def run(
   outcome = dataclasses.replace(
     outcome, params=_policy_of(network, outcome.params)
   )
-  training_stage.finish(stage, outcome, began, counts, kept)
+  told = {'loss': training.loss.name, 'trained_on': step.trained_on}
+  training_stage.finish(stage, outcome, began, counts, kept | told)
 
 
 def _seed(context: Context, step: Step) -> int:

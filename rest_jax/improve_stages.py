@@ -143,6 +143,7 @@ def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     control,
     main if control != 'none' else None,
     value,
+    policy.trained_on,
   )
   bindings = config.flatten(settings, 'Improve')
   # What is not used is left out, so that policies from before it stay valid.

@@ -309,6 +309,7 @@ def _main(argv: Sequence[str]) -> None:
     raise ConfigurationError(
       f'unknown argument {argv[1]!r}; all settings are --flags.'
     )
+  _check_flags()
   # Before JAX is imported. A conversion shall need no more than it holds.
   allocator.keep_freed_memory(_RUN_MODE.value != 'convert')
   if _RUN_MODE.value == 'fetch':
@@ -330,6 +331,24 @@ def _main(argv: Sequence[str]) -> None:
     _join()
     _parse_gin(_GIN_FILE.value, _GIN_BINDINGS.value, _GIN_SEARCH_PATHS.value)
     _dispatch(_build())
+
+
+def _check_flags() -> None:
+  """Refuses flags that the run mode would pass over in silence."""
+  mode = _RUN_MODE.value
+  elsewhere = ('fetch', 'prepare_mqm', 'convert', 'compare', 'plan')
+  shows = ('status', 'preview', 'translate', 'best_of_n', 'evaluate')
+  for flag, wrong in (
+    (_DRY_RUN, mode in elsewhere),
+    (_STAGE, mode in (*elsewhere, *shows)),
+    (_POLICY, mode not in ('evaluate', 'translate')),
+    (_SPLIT, mode not in ('evaluate', 'best_of_n', 'compare')),
+  ):
+    if wrong and flag.present and flag.value != flag.default:
+      raise ConfigurationError(
+        f'--{flag.name}={flag.value} says nothing to --run_mode={mode}; take it'
+        ' away, or set another --run_mode.'
+      )
 
 
 def _reads_only() -> bool:

@@ -1,6 +1,7 @@
 """The policies of a run: which are trained, from what, in which order."""
 
 import dataclasses
+import re
 
 from rest_jax import improve, losses, online, selection
 from rest_jax.context import IMPORTED
@@ -33,6 +34,10 @@ class PolicyPlan:
 ONLINE = 'online/'  # What the stages of online baselines begin with.
 # And those of all policies that are there to compare with.
 CONTROLS = ('continued/', 'random/', 'permuted/', ONLINE)
+_IMPROVE = re.compile(
+  r'((?P<control>continued|random|permuted)/)?'
+  r'grow_(?P<g>\d+)/improve_(?P<i>\d+)'
+)
 
 
 def loss_of(run: ReST, policy: PolicyPlan) -> losses.PolicyLoss:
@@ -49,6 +54,21 @@ def online_of(run: ReST, policy: PolicyPlan) -> online.Online:
   """The settings of an online baseline."""
   name = policy.stage.removeprefix(ONLINE)
   return next(found for found in run.online if found.algorithm == name)
+
+
+def of_stage(name: str) -> PolicyPlan | None:
+  """The policy of an Improve stage, by its name alone; None for other stages.
+
+  What it starts from and was trained on is not told by that.
+  """
+  found = _IMPROVE.fullmatch(name)
+  if found is None:
+    return None
+  control, g, i = found['control'], int(found['g']), int(found['i'])
+  label = f'BC+ {g}.{i}' if control == 'continued' else f'G{g} I{i}'
+  if control in ('random', 'permuted'):
+    label += f' {control}'
+  return PolicyPlan(name, label, None, g, i, reported=False)
 
 
 def policies(run: ReST) -> list[PolicyPlan]:

@@ -59,7 +59,10 @@ class Progress:
       profile: what traces some steps.
     """
     self._console = rich.console.Console(
-      file=stream or sys.stderr, highlight=False, soft_wrap=True
+      file=stream or sys.stderr,
+      highlight=False,
+      emoji=False,
+      soft_wrap=True,
     )
     self._tensorboard, self._profile = tensorboard, profile
     if tensorboard is not None:

@@ -1,12 +1,10 @@
 """What a run directory shows: results, status, previews, a disk estimate."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-import rich.console
 
 from rest_jax import (
   best_of_n,
@@ -19,6 +17,7 @@ from rest_jax import (
   stages,
   storage,
   tables,
+  terminal,
 )
 from rest_jax.context import Context
 from rest_jax.data import store
@@ -29,9 +28,14 @@ from rest_jax.run_directory import Stage
 
 
 def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
-  """A row for every committed evaluation."""
+  """A row for every committed evaluation.
+
+  Also of policies that the configuration no longer asks for, and with the loss
+  and the filter that a policy was trained with, whatever is bound now.
+  """
   out = []
-  for policy in policy_plan.policies(run):
+  planned = policy_plan.policies(run)
+  for policy in [*planned, *_former(context, planned)]:
     for split in ('report', 'select', 'test'):
       stage = context.directory.stage(f'{policy.stage}/evaluation/{split}')
       if stage.committed:
@@ -39,6 +43,33 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
         trained = context.stage(policy.stage)
         out.append(_row(run, policy, split, trained, stage, spent))
   return out
+
+
+def _former(
+  context: Context, planned: Sequence[policy_plan.PolicyPlan]
+) -> list[policy_plan.PolicyPlan]:
+  """Policies of an earlier configuration that were evaluated."""
+  known = {policy.stage for policy in planned}
+  root = context.directory.path
+  policies = ('grow_*/improve_*', '*/grow_*/improve_*')
+  found = [
+    path
+    for pattern in policies
+    for path in root.glob(f'{pattern}/evaluation/*/stage.json')
+  ]
+  below = len(root.parts)
+  names = sorted({'/'.join(path.parts[below:-3]) for path in found} - known)
+  former = (
+    policy_plan.of_stage(name)
+    for name in names
+    if context.directory.stage(name).committed
+  )
+  return [
+    policy
+    for policy in former
+    if policy is not None
+    and 'trained_on' in context.stage(policy.stage).manifest['extra']
+  ]
 
 
 def _row(
@@ -51,21 +82,22 @@ def _row(
 ) -> results.Row:
   """A row of results, of a policy's stage and of its evaluation."""
   manifest = trained.manifest
-  counts = manifest['counts']
+  counts, extra = manifest['counts'], manifest['extra']
   return results.Row(
     policy=policy.label,
     split=split,
     seed=run.seed,
     grow_step=policy.grow_step,
     improve_step=policy.improve_step,
-    loss=policy_plan.loss_of(run, policy).name,
-    threshold=policy.trained_on,
+    # Stages of older versions do not say.
+    loss=extra.get('loss') or policy_plan.loss_of(run, policy).name,
+    threshold=extra.get('trained_on', policy.trained_on),
     kept_samples=counts.get('kept_samples'),
     kept_sources=counts.get('kept_sources'),
     distinct_samples=counts.get('distinct_samples'),
     kept_by_length=' '.join(
       '-' if share is None else f'{share:.4f}'
-      for share in manifest['extra'].get('kept_by_length', ())
+      for share in extra.get('kept_by_length', ())
     ),
     seconds=manifest['seconds'] + evaluation.manifest['seconds'],
     tuning_trials=run.tuning_trials,
@@ -81,7 +113,7 @@ def show_results(run: rest.ReST, context: Context) -> None:
     return
   path = context.directory.path / 'results.csv'
   storage.write_atomic(path, results.to_csv(rows).encode())
-  _console().print(tables.results_table(rows))
+  terminal.show(tables.results_table(rows))
   context.progress.note(
     f'results: {path}; samples, scores and policies: {context.directory.path}'
   )
@@ -95,7 +127,6 @@ def show_preview(run: rest.ReST, context: Context) -> None:
       stop an Improve step.
   """
   lenient = dataclasses.replace(run.improve, allow_tau_below_mean=True)
-  console = _console()
   shown = 0
   for g in range(1, run.num_grow + 1):
     if not context.stage(f'grow_{g}/reward').committed:
@@ -104,8 +135,8 @@ def show_preview(run: rest.ReST, context: Context) -> None:
     stores = policy_plan.stores(run, g)
     grown = grown_data.GrownData(context, lenient, stores)
     steps = grown.selections(run.num_improve)
-    console.print(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
-    console.print(
+    terminal.show(f'Grow {g}: V = E[R] = {grown.mean_reward():.4f} over D_g')
+    terminal.show(
       tables.preview_table(grown.previews(steps), run.improve.schedule)
     )
     strict = grown_data.GrownData(context, run.improve, stores)
@@ -193,8 +224,7 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
     )
   path = context.directory.path / 'best_of_n.csv'
   storage.write_atomic(path, tables.best_of_n_csv(rows, split).encode())
-  console = _console()
-  console.print(tables.best_of_n_table(rows))
+  terminal.show(tables.best_of_n_table(rows))
   context.progress.note(f'best-of-N: {path}')
 
 
@@ -205,14 +235,13 @@ def show_checks(run: rest.ReST, context: Context) -> None:
     ConfigurationError: nothing was checked.
     RewardError: below the tables: it does not fall as it must.
   """
-  console = _console()
   found = [context.stage(name) for name in check_reward.STAGES]
   found = [stage for stage in found if stage.committed]
   for stage in found:
     report = check_reward.report(run.check_reward, stage)
-    console.print(tables.check_table(report))
+    terminal.show(tables.check_table(report))
     for example in report.examples:
-      console.print(example, markup=False)
+      terminal.show(example)
   if not found:
     raise ConfigurationError(
       'there is nothing to check the reward for: NUM_GROW = 0.'
@@ -230,15 +259,14 @@ def show_status(
     context: the run, opened.
     dry_run: whether to add what the whole run will need on disk.
   """
-  console = _console()
   shown = [context.stage(plan.name) for plan in stages.plan(run)]
   seconds = sum((s.manifest['seconds'] for s in shown if s.committed), 0.0)
-  console.print(f'{run.model_dir}: {clock(seconds)} so far')
-  console.print(
+  terminal.show(f'{run.model_dir}: {clock(seconds)} so far')
+  terminal.show(
     tables.status_table([(s, s.name in context.elsewhere) for s in shown])
   )
   if dry_run:
-    console.print(_disk_estimate(run))
+    terminal.show(_disk_estimate(run))
 
 
 def _disk_estimate(run: rest.ReST) -> str:
@@ -258,9 +286,3 @@ def _disk_estimate(run: rest.ReST) -> str:
     f' {a_source / 1e3:.0f} kB a source and Grow step (before'
     f' compression, at {length} tokens each)'
   )
-
-
-def _console() -> rich.console.Console:
-  """Files and pipes get tables as wide as they need to be."""
-  width = None if sys.stdout.isatty() else 160
-  return rich.console.Console(width=width, highlight=False)

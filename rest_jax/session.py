@@ -201,6 +201,7 @@ class Session:
         ' .parquet file of outputs; set it in every later command too.'
       )
     stage_plan.check_processes(self._context, chosen)
+    hosts.on_first(lambda: self._check_unchanged(chosen))
     ran = 0
     for plan in chosen:
       missing = hosts.on_first(functools.partial(self._missing, plan))
@@ -217,6 +218,17 @@ class Session:
     else:
       show = reports.show_results
     hosts.on_first(lambda: show(self._run, self._context))
+
+  def _check_unchanged(self, chosen: Sequence[stages.StagePlan]) -> None:
+    for plan in chosen:
+      stage = self._context.stage(plan.name)
+      fingerprints.check_unchanged(plan, stage, self._hint(plan))
+
+  def _hint(self, plan: stages.StagePlan) -> str:
+    """What to do to keep a stage that is committed beside one made anew."""
+    return branching.hint(
+      self._run, self._context, plan, self._texts.branch_command
+    )
 
   def _check_alarm(self, evaluated: Sequence[str]) -> None:
     hosts.on_first(
@@ -286,10 +298,7 @@ class Session:
       self._context.read(name)
       (made_by,) = (other for other in self._stages if other.name == name)
       inputs[name] = self._begin(made_by).fingerprint
-    hint = branching.hint(
-      self._run, self._context, plan, self._texts.branch_command
-    )
-    stage.begin(plan.config, inputs, hint)
+    stage.begin(plan.config, inputs, self._hint(plan))
     if stage.committed:
       self._valid[plan.name] = stage
     return stage

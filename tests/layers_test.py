@@ -52,6 +52,7 @@ _LAYERS = (
   (1, 'profiling'),
   (1, 'scratch'),
   (2, 'progress'),
+  (2, 'terminal'),
   (2, 'models.*'),
   (2, 'decoding.*'),
   (3, 'rewards.learned'),

@@ -476,6 +476,10 @@ _FAULTS = (
   (['--run_mode=preview'], '--run_mode=grow'),
   (['--run_mode=translate'], '--run_mode=supervised'),
   (['--run_mode=evaluate', '--policy=nosuch'], 'nosuch'),
+  (['--run_mode=evaluate', '--stage=data'], '--stage=data says nothing'),
+  (['--run_mode=improve', '--policy=supervised'], '--policy=supervised says'),
+  (['--split=test'], '--split=test says nothing to --run_mode=rest'),
+  (['--run_mode=convert', '--dry_run'], '--dry_run=True says nothing'),
 )
 
 
@@ -614,6 +618,34 @@ def test_changed_sampling_branches_from_the_supervised_policy(
   assert _started(done) == ['check_reward/references', 'grow_1/samples']
   rows = _read(branch / 'grow_1/samples')
   assert rows['sample_index'].to_pylist().count(0) == 24
+
+
+def test_a_change_is_found_before_anything_is_made(whole_run, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(whole_run.folder, run)
+  shutil.rmtree(run / 'supervised/evaluation')  # Would be made first.
+  message, _ = _refused(run, '--gin.IMPROVE_LEARNING_RATE=0.01')
+  assert 'stage grow_1/improve_0' in message
+
+
+def test_rows_are_as_policies_were_made_whatever_is_bound_now(
+  whole_run, tmp_path
+):
+  run = tmp_path / 'run'
+  shutil.copytree(whole_run.folder, run)
+  before = {row['policy']: row for row in running.results(run)}
+  ended = running.within(
+    *running.command(run, '--run_mode=grow')[3:],
+    *('--gin.THRESHOLDS=(0.5,)', '--gin.CONTROLS=()'),
+  )
+  assert ended.code == 0, ended
+  after = {row['policy']: row for row in running.results(run)}
+  assert (
+    after['G1 I1']['threshold'] == before['G1 I1']['threshold'] == 'R > 0.25'
+  )
+  # Controls that are not asked for any more are still there, and named so.
+  assert after.pop('BC+ 1.1') == {**before.pop('BC+'), 'policy': 'BC+ 1.1'}
+  assert after == before
 
 
 def test_a_changed_policy_or_data_starts_anew(whole_run):

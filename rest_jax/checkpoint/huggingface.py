@@ -302,9 +302,9 @@ def _activations(path: epath.Path, projection: str) -> tuple[str, ...]:
 def _is_scaled(raw: dict[str, Any], theirs: dict[str, Any]) -> bool:
   """Whether logits are divided by √d_model, as a tied T5 is trained.
 
-  transformers 4 does so where `tie_word_embeddings` is true. transformers 5 sets
-  that to true always, and says of a T5 in `scale_decoder_outputs` what it was;
-  an mT5 or UMT5 it never scales.
+  transformers 4 does so where `tie_word_embeddings` is true. transformers 5
+  sets that to true always, and says of a T5 in `scale_decoder_outputs` what it
+  was; an mT5 or UMT5 it never scales.
   """
   if raw.get('scale_decoder_outputs') is not None:
     return bool(raw['scale_decoder_outputs'])
