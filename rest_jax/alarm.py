@@ -84,11 +84,11 @@ class Alarm:
       fall = old - new if higher_is_better[name] else new - old
       if fall <= self.min_fall:
         return None
-      moves.append(f'{name} from {old:.3g} to {new:.3g}')
+      moves.append(f'{name} from {old:.2f} to {new:.2f}')
     if rise <= 0:
       return None
     return (
-      f'{after["policy"]} on {after["split"]}: {self.reward} rose by {rise:.1f}'
+      f'{after["policy"]} on {after["split"]}: {self.reward} rose by {rise:.2f}'
       f' since {before["policy"]} while {" and ".join(moves)} got worse: the'
       ' reward may be hacked; read samples before trusting it'
     )

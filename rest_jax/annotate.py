@@ -106,7 +106,7 @@ def run_scores(
   ]
   left, infos = parts_lib.deal(stage, names)
   references = _ReferenceColumn(context, model, samples)
-  done = sum(info['rows'] for info in infos.values())
+  done = before = sum(info['rows'] for info in infos.values())
   total = store.count_rows(samples.folder) // hosts.count()
   for name in left:
     since, path = time.monotonic(), samples.folder / name
@@ -132,7 +132,7 @@ def run_scores(
     infos[name] = info
     done += info['rows']
     context.progress.update(
-      done, total, **{'rows/s': done / (time.monotonic() - began)}
+      done, total, **{'rows/s': (done - before) / (time.monotonic() - began)}
     )
   parts_lib.commit(
     stage, infos, ('rows',), began, {'info': dataclasses.asdict(model.info)}

@@ -49,7 +49,7 @@ def run(
   params = context.decoding_params(BC)
   columns = ('source_id', 'source_tokens')
   tokens_of = Lookup(context.sources('grow', columns), columns[1])
-  done = sum(info['rows'] for info in infos.values())
+  done = before = sum(info['rows'] for info in infos.values())
   total = store.count_rows(samples.folder) // hosts.count()
   for name in left:
     since, path = time.monotonic(), samples.folder / name
@@ -70,7 +70,7 @@ def run(
     infos[name] = info
     done += info['rows']
     context.progress.update(
-      done, total, **{'rows/s': done / (time.monotonic() - began)}
+      done, total, **{'rows/s': (done - before) / (time.monotonic() - began)}
     )
     preemption.check()
   parts.commit(stage, infos, ('rows',), began)

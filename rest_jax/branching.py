@@ -1,6 +1,6 @@
 """Runs that take stages of others, and the commands that start them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rest_jax import rest, stages, storage
 from rest_jax.context import Context
@@ -40,12 +40,14 @@ def elsewhere(
         plan.kind in ('train_reward', 'annotate')
         and path != run.reward_from
         and not (
-          stage.made_with(plan.config) and all(n in out for n in plan.inputs)
+          stage.made_with(plan.config) and _read_these(stage, plan.inputs, out)
         )
       ):
         # Made here: another reward may judge the same samples, also one whose
         # own settings are the same and that was learned otherwise.
         continue
+      if plan.kind == 'train_reward' and plan.name in out:
+        continue  # REWARD_FROM names one.
       if stage.committed:
         out[plan.name] = stage
       elif plan.name not in out:
@@ -54,6 +56,17 @@ def elsewhere(
           ' finish it there, or train it here.'
         )
   return out
+
+
+def _read_these(
+  stage: Stage, names: Sequence[str], known: Mapping[str, Stage]
+) -> bool:
+  """Whether a committed stage was made from these stages."""
+  made_from = stage.manifest['inputs']
+  return all(
+    name in known and made_from.get(name) == known[name].fingerprint
+    for name in names
+  )
 
 
 def hint(
@@ -78,7 +91,7 @@ def hint(
     grow_from = None
   else:
     supervised_from = grow_from = None
-  changed = {'MODEL_DIR': f'{run.model_dir}_branch'}
+  changed = {'MODEL_DIR': f'{run.model_dir.rstrip("/")}_branch'}
   if supervised_from != run.supervised_from:
     changed['SUPERVISED_FROM'] = supervised_from
   if grow_from != run.grow_from:

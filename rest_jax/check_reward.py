@@ -204,7 +204,8 @@ def judge(settings: CheckReward, stage: Stage) -> None:
     raise RewardError(
       f'the reward {found.reward!r} does not fall on spoiled {found.of} as it'
       f' must: {"; ".join(found.failures)}{example}; mend the reward, lower'
-      ' perturbations.….min_fall_rate, or go on with'
+      ' perturbations.….min_fall_rate, raise CheckReward.tolerance where'
+      ' batches, order or padding matter, or go on with'
       ' check_reward.CheckReward.stop_run = False; --run_mode=check_reward'
       ' shows all.'
     )

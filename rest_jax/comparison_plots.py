@@ -101,7 +101,11 @@ def by_cost(systems: Sequence[System]) -> str | None:
         axes.set_xlabel((COSTS | FIGURES)[x])
         axes.set_ylabel(FIGURES[y])
         axes.grid(alpha=0.3)
-    figure.legend(handles=_legend(systems), loc='outside upper left', ncols=10)
+    handles = _legend(systems)
+    # About 0.09 inches a letter, and 0.6 for the mark.
+    widest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = max(1, int(4.2 * len(across) / (0.09 * widest + 0.6)))
+    figure.legend(handles=handles, loc='outside upper left', ncols=columns)
     return svg(figure)
 
 

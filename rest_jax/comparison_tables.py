@@ -250,23 +250,25 @@ def policies_csv(systems: Sequence[System]) -> str:
   return _csv(['name', 'group', 'run', *columns], rows)
 
 
+_INTERVALS = ('interval', 'over_seeds')
+
+
 def contrasts_csv(found: Sequence[Contrast]) -> str:
   """A row a contrast and measure."""
   header: list[str] = []
+  for field in dataclasses.fields(Contrast):
+    ends = ('_low', '_high') if field.name in _INTERVALS else ('',)
+    header += [field.name + end for end in ends]
   rows = []
   for contrast in found:
-    values: dict[str, object] = {}
+    values: list[object] = []
     for field in dataclasses.fields(contrast):
       value = getattr(contrast, field.name)
-      if field.name in ('interval', 'over_seeds'):
-        low, high = value or (None, None)
-        values |= {f'{field.name}_low': low, f'{field.name}_high': high}
+      if field.name in _INTERVALS:
+        values += value or (None, None)
       else:
-        values[field.name] = value
-    header = list(values)
-    rows.append(
-      [f'{v:.6f}' if isinstance(v, float) else v for v in values.values()]
-    )
+        values.append(value)
+    rows.append([f'{v:.6f}' if isinstance(v, float) else v for v in values])
   return _csv(header, rows)
 
 

@@ -142,7 +142,7 @@ def run(
     temporary.rmtree(missing_ok=True)
   for line in found.lines:
     print(line)
-  if given.tokenizer is None:
+  if not any((final / name).exists() for name in tokenizer_export.FILES):
     print('no tokenizer lies beside the input: put it beside the output')
   print(f'{given.format} → {output_format}: {final}')
 
@@ -326,11 +326,11 @@ def _write_native(folder: epath.Path, written: _Model, step: int) -> None:
 def _write_tokenizer(
   folder: epath.Path, given: _Input, output_format: str
 ) -> None:
-  if given.tokenizer is None:
-    return
   copied: list[str] = []
   if given.run is None:
     copied = tokenizer_export.copy(given.folder, folder)
+  if given.tokenizer is None:  # One that only others read may be there.
+    return
   if output_format == 'huggingface':
     if tokenizer_export.CONFIG not in copied:
       tokenizer_export.write_huggingface(folder, given.tokenizer)

@@ -217,8 +217,11 @@ def run(
       )
     )
     numbers = (figures | further).items()
+    split = stage.name.rpartition('/')[2]
     context.progress.scalars(
-      policy_name, 0, {k: v for k, v in numbers if isinstance(v, float)}
+      policy_name,
+      0,
+      {f'{split}/{k}': v for k, v in numbers if isinstance(v, float)},
     )
     stage.commit(
       counts={'sources': len(data.sources), 'samples': sampled.size},

@@ -343,10 +343,16 @@ def _write_rows(
   (kept,) = grown.previews([chosen])
   if not kept.kept_samples:
     i = step.improve_step
-    label = settings.schedule.label(i) if i else 'that they reached EOS'
+    if not i:
+      raise DataError(
+        f'{stage.name}: none of {kept.samples:,} samples is finished and passes'
+        ' the selections (Improve.before, Improve.after); train BC for longer,'
+        ' or raise MAX_TARGET_LENGTH.'
+      )
     raise DataError(
       f'{stage.name}: none of {kept.samples:,} samples passes the filter'
-      f' ({label}); lower it (THRESHOLDS, SCHEDULE), or grow more samples.'
+      f' ({settings.schedule.label(i)}); lower it (THRESHOLDS, SCHEDULE), or'
+      ' grow more samples.'
     )
   rows = loader.write_rows(
     folder,

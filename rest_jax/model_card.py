@@ -58,9 +58,9 @@ def _front_matter(run: RunPolicy | None) -> str:
   lines = ['library_name: transformers']
   lines += ['pipeline_tag: translation'] * (run is None or run.member is None)
   pair = run.data.manifest['extra'].get('language_pair') if run else None
-  if pair:
-    source, _, target = pair.partition('-')
-    lines += ['language:', f'- {source}', f'- {target}']
+  if pair and pair.count('-') == 1:  # Else no code says where one ends.
+    # YAML reads a bare `no` as false.
+    lines += ['language:', *(f"- '{code}'" for code in pair.split('-'))]
   lines += ['tags:', '- rest_jax', '- t5']
   return '\n'.join(['---', *lines, '---'])
 

@@ -1,11 +1,14 @@
 """What would stop a later stage of a run, found out before a costly one."""
 
+import jax
+
 from rest_jax import grow, hosts
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.errors import RewardError
 from rest_jax.policy import Policy
 from rest_jax.rest import ReST
+from rest_jax.training import optimizer, step
 
 
 def check_layouts(run: ReST) -> None:
@@ -17,6 +20,33 @@ def check_layouts(run: ReST) -> None:
   several = hosts.count() > 1
   assert Policy(run.model, run.layout).placement.batch_share
   assert Policy(run.model, run.decoding_layout, local=several).mesh
+
+
+def check_training(run: ReST) -> None:
+  """Makes sure that the first update of each stage that trains can be made.
+
+  An Improve step's would be found out after BC and Grow, and BC's by those who
+  gave it no update of its own.
+
+  Raises:
+    ConfigurationError: it cannot; the binding is named.
+  """
+  policy = Policy(run.model, run.layout)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(policy.abstract_params())
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves
+  ]
+  trained = [run.supervised] if run.supervised.stopping.max_steps else []
+  trained += [run.improve] if run.num_grow else []
+  for training in (each.training for each in trained):
+    optimizer.check_frozen(training.optimizer.frozen, names)
+    update = step.make_train_step(
+      policy,
+      training.optimizer,
+      training.loss,
+      num_microbatches=training.num_microbatches,
+    )
+    update.check_rows(training.packing.rows_per_batch)
 
 
 def check_size(run: ReST, context: Context) -> None:

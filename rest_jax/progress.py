@@ -101,6 +101,10 @@ class Progress:
         self._bar.stop()
       self._bar, self._stage = None, ''
 
+  def count_anew(self) -> None:
+    """Steps are counted from the start again, and so is the time left."""
+    self._first_done = None
+
   def update(self, done: int, total: int, **metrics: float) -> None:
     """Shows that `done` of `total` steps are made, with their metrics.
 

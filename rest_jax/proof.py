@@ -119,7 +119,9 @@ def logits(source: restoring.Source, config: T5Config) -> np.ndarray:
 
     return jax.lax.scan(step, cache, inputs.T[..., None])[1]
 
-  out = run(params, jnp.asarray(sources), jnp.asarray(inputs))
+  # Not in the fewer bits that accelerators multiply float32 with.
+  with jax.default_matmul_precision('highest'):
+    out = run(params, jnp.asarray(sources), jnp.asarray(inputs))
   return np.moveaxis(np.asarray(out), 0, 1)
 
 

@@ -141,6 +141,8 @@ def show_preview(run: rest.ReST, context: Context) -> None:
     )
     strict = grown_data.GrownData(context, run.improve, stores)
     strict.selections(run.num_improve)
+  if not run.num_grow:
+    raise ConfigurationError('NUM_GROW = 0: there is no Grow step to preview.')
   if not shown:
     raise ConfigurationError(
       'nothing is grown and scored yet; run --run_mode=grow and'
@@ -220,9 +222,11 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
   if not rows:
     raise ConfigurationError(
       f'no policy has two samples a source on the {split} data; set'
-      ' evaluate.Evaluate.num_samples and run --run_mode=evaluate.'
+      ' evaluate.Evaluate.num_samples and run --run_mode=evaluate'
+      f' --split={split}.'
     )
-  path = context.directory.path / 'best_of_n.csv'
+  name = 'best_of_n' if split == 'report' else f'best_of_n_{split}'
+  path = context.directory.path / f'{name}.csv'
   storage.write_atomic(path, tables.best_of_n_csv(rows, split).encode())
   terminal.show(tables.best_of_n_table(rows))
   context.progress.note(f'best-of-N: {path}')

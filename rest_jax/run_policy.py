@@ -69,18 +69,7 @@ class RunPolicy:
   @property
   def lineage(self) -> list[Stage]:
     """The stages that made it, itself first: each started from the next."""
-    out = [self.stage]
-    while True:
-      made = out[-1]
-      twin = made.name.partition('/')[2]  # Of a control, which it reads too.
-      above = [
-        name
-        for name in made.manifest['inputs']
-        if name != twin and (name == 'supervised' or '/improve_' in name)
-      ]
-      if not above:
-        return out
-      out.append(stage_of(self.root, above[0]))
+    return _lineage(self.root, self.stage)
 
   @property
   def grown(self) -> list[str]:
@@ -211,8 +200,32 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def stage_of(root: epath.Path, name: str) -> Stage:
+def _lineage(root: epath.Path, stage: Stage) -> list[Stage]:
+  """The stages that made a policy, itself first: each started from the next."""
+  out = [stage]
+  while True:
+    made_from = out[-1].manifest['inputs']
+    twin = out[-1].name.partition('/')[2]  # Of a control, which it reads too.
+    above = [
+      name
+      for name in made_from
+      if name != twin and (name == 'supervised' or '/improve_' in name)
+    ]
+    if not above:
+      return out
+    out.append(stage_of(root, above[0], made_from[above[0]]))
+
+
+def stage_of(
+  root: epath.Path, name: str, fingerprint: str | None = None
+) -> Stage:
   """The committed stage of that name, in a run or in what it branched from.
+
+  Args:
+    root: the run.
+    name: of the stage.
+    fingerprint: its fingerprint; runs that this one branched from in different
+      ways may each have a stage of the name. None: the first that is found.
 
   Raises:
     ConfigurationError: it is in none of them.
@@ -223,7 +236,7 @@ def stage_of(root: epath.Path, name: str) -> Stage:
     root = roots.pop(0)
     seen.append(root)
     stage = RunDirectory(root).stage(name)
-    if stage.committed:
+    if stage.committed and fingerprint in (None, stage.fingerprint):
       return stage
     roots += [path for path in _branched_from(root) if path not in seen]
   raise errors.ConfigurationError(
@@ -252,7 +265,7 @@ def _config(root: epath.Path, stage: Stage) -> T5Config:
   """The shape that a stage states, or else that its run's BC was made with."""
   values = stage.manifest['config']
   if 'T5Config.vocab_size' not in values:
-    values = stage_of(root, 'supervised').manifest['config']
+    values = _lineage(root, stage)[-1].manifest['config']
   return read_config(values)
 
 

@@ -150,6 +150,7 @@ class Session:
       return
     self._recorded = True
     prerequisites.check_layouts(self._run)
+    prerequisites.check_training(self._run)
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
@@ -331,10 +332,15 @@ class Session:
         f'{self._run.model_dir} has no policy yet; train one with'
         ' --run_mode=supervised.'
       )
+    plans = [
+      stages.evaluation_stage(self._run, policy, split) for policy in chosen
+    ]
     if split == 'test':
+      for name in {name for plan in plans for name in plan.inputs}:
+        hosts.on_first(functools.partial(self._context.read, name))
       hosts.on_first(lambda: self._log_test_reading(names))
-    for policy in chosen:
-      self._run_stage(stages.evaluation_stage(self._run, policy, split))
+    for plan in plans:
+      self._run_stage(plan)
     if split == 'report':
       # And those that were evaluated before what they started from.
       self._check_alarm(

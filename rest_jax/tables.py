@@ -63,7 +63,8 @@ def best_of_n_table(rows: Sequence[best_of_n.Row]) -> rich.table.Table:
   table = rich.table.Table(
     title='Best of N samples by reward, unbiased from all that are stored; and'
     ' the one of all that agrees best with the others by chrF (mbr). N of'
-    ' BC: at which BC has as much reward; – where half of its samples do not.',
+    ' BC: at which BC has as much reward; – where half of its samples do not,'
+    ' or it was not evaluated.',
     box=rich.box.SIMPLE,
     title_justify='left',
   )
@@ -130,8 +131,8 @@ def preview_table(
       _count(kept.starved_sources),
       _count(kept.duplicates),
       _count(kept.kept_references),
-      f'{kept.mean_reward:.3f}',
-      f'{kept.mean_length:.1f}',
+      _figure(kept.mean_reward if kept.kept_samples else None, '.3f'),
+      _figure(kept.mean_length if kept.kept_samples else None, '.1f'),
     )
   return table
 

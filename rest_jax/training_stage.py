@@ -32,6 +32,7 @@ class _Reporter:
     figure: str,
     unit: str = 'tokens',
     flops: float | None = None,
+    member: int | None = None,
   ):
     """Begins to count.
 
@@ -42,10 +43,15 @@ class _Reporter:
       figure: what evaluations measure; a loss is stored negated.
       unit: what is counted as trained on.
       flops: operations of an update, see `update_flops`.
+      member: which network it is where the stage trains several.
     """
+    context.progress.count_anew()
     self._unit = unit
     self._speed = speed.Speed(flops, chips.peak_of(jax.devices()))
     self._progress, self._name = context.progress, stage.name
+    if member is not None:
+      self._name = f'{stage.name}/member_{member}'
+      context.progress.note(f'member {member}')
     self._total, self._figure = total, figure
     self._tokens, self._began = 0.0, time.monotonic()
     self._last: dict[str, float] = {}
@@ -118,7 +124,9 @@ def train(
     StorageError: a checkpoint cannot be written.
     PreemptionError: SIGTERM came; the state is saved.
   """
-  reporter = _Reporter(context, stage, stopping.max_steps, figure, unit, flops)
+  reporter = _Reporter(
+    context, stage, stopping.max_steps, figure, unit, flops, member
+  )
   folder, where = 'checkpoints', stage.name
   if member is not None:
     folder, where = f'{folder}_{member}', f'{where}, member {member}'

@@ -5,6 +5,7 @@ import hashlib
 import sys
 
 import numpy as np
+from etils import epath
 
 from rest_jax import generation, grow, mbr, storage
 from rest_jax.context import Context
@@ -66,9 +67,14 @@ def run(
     target: file to write, or '-' for standard output.
 
   Raises:
+    ConfigurationError: the output is a folder.
     DataError: the input is missing or no UTF-8; file and line are named.
     StorageError: the output cannot be written.
   """
+  if target != '-' and epath.Path(target).is_dir():
+    raise ConfigurationError(
+      f'--output={target} is a folder; give the file to write.'
+    )
   lines = list(text_lib.read_lines(_STDIN if source == '-' else source))
   filled = [i for i, line in enumerate(lines) if line.strip()]
   longest = evaluate.batching.source_buckets[-1]

@@ -62,7 +62,7 @@ def test_an_alarm_needs_the_reward_to_rise_and_all_else_to_fall(
   text = watch.suspicion(BEFORE.columns, after(reward, chrf, ter), HIGHER)
   assert (text is not None) == suspected
   if suspected:
-    assert 'reward_mean rose by 5.0 since BC' in text
+    assert 'reward_mean rose by 5.00 since BC' in text
     assert 'chrf from 50 to 49 and ter_mean from 40 to 45' in text
 
 

@@ -228,6 +228,11 @@ def test_what_was_not_named_is_corrected_for_its_number():
     every_two=False, tests=TESTS,
   )  # fmt: skip
   assert named == [c for c in found if c.planned]
+  # A table is one however many rows it has.
+  lines = comparison_tables.contrasts_csv(named).splitlines()
+  assert len(lines) == 1 + len(named)
+  assert comparison_tables.contrasts_csv([]).splitlines() == lines[:1]
+  assert {line.count(',') for line in lines} == {lines[0].count(',')}
 
 
 def test_a_policy_is_not_held_against_itself():

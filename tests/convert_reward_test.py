@@ -245,6 +245,27 @@ def test_a_run_that_took_a_reward_finds_what_it_was_made_from(one, tmp_path):
   assert found.fingerprint == stage.fingerprint
 
 
+def test_of_two_runs_it_finds_the_one_it_was_made_from(tmp_path):
+  made = {}
+  for name in ('bc', 'reward', 'own'):
+    root = tmp_path / name
+    stage = RunDirectory(epath.Path(root)).stage('supervised')
+    stage.begin({'T5Config.vocab_size': len(name)}, {})
+    stage.commit({}, 0.0)
+    made[name] = stage.fingerprint
+  (tmp_path / 'own/supervised/stage.json').unlink()
+  (tmp_path / 'own/config.gin').write_text(
+    f"REWARD_FROM = '{tmp_path}/reward'\nSUPERVISED_FROM = '{tmp_path}/bc'\n"
+  )
+  for name in ('bc', 'reward'):
+    found = run_policy.stage_of(
+      epath.Path(tmp_path / 'own'), 'supervised', made[name]
+    )
+    assert found.folder == epath.Path(tmp_path / name / 'supervised')
+  with pytest.raises(errors.ConfigurationError, match='is in none of'):
+    run_policy.stage_of(epath.Path(tmp_path / 'own'), 'supervised', 'other')
+
+
 def test_the_model_card_says_what_it_is_and_of_what(three, exports):
   folder, _, stage = three
   card = (exports[2] / 'README.md').read_text()

@@ -456,6 +456,13 @@ _FAULTS = (
   (['--gin.THRESHOLDS=(0.5, 0.4)'], 'rising THRESHOLDS'),
   (['--gin.THRESHOLDS=(0.5, 1.0)'], 'THRESHOLDS: tau_2 = 1'),
   (['--gin.LEARNING_RATE=fast'], 'Optimizer.learning_rate'),
+  (["--gin.FROZEN=('token_embeder/*',)"], 'FROZEN'),
+  (['--gin.NUM_MICROBATCHES=3'], 'NUM_MICROBATCHES'),
+  # Of what comes after Grow alone.
+  (
+    ["--gin.improving/optimizer.Optimizer.frozen=('nosuch',)"],
+    "named 'nosuch'",
+  ),
   (['--gin.MAX_TARGET_LENGTH=(16,)'], 'Packing.target_length'),
   (['--gin.CONTROLS=continued'], 'ReST.controls'),
   (["--gin.CONTROLS=('contniued',)"], 'ReST.controls'),

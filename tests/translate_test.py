@@ -19,6 +19,19 @@ def test_settings_that_cannot_be(settings, message):
     Translate(**settings)
 
 
+def test_a_folder_is_no_output(tmp_path):
+  context = small_run.make(tmp_path / 'run')
+  with pytest.raises(ConfigurationError, match='is a folder'):
+    translate.run(
+      context,
+      Translate(),
+      small_run.evaluation(),
+      policy_name='supervised',
+      source=str(tmp_path / 'nosuch'),
+      target=str(tmp_path),
+    )
+
+
 def test_mbr_gives_the_sample_that_agrees_best_with_all(monkeypatch, tmp_path):
   context = small_run.make(tmp_path)
   texts = ['a cat sat', 'the cat sat', 'the cat sits', 'x', 'one', 'one']

@@ -125,10 +125,12 @@ class Checkpoints:
     _clear(self.path(step))
 
   def keep(self, steps: Collection[int]):
-    """Deletes the checkpoints of all other steps."""
-    for step in self.steps():
-      if step not in steps:
-        self.delete(step)
+    """Deletes the checkpoints of all other steps, and what is unfinished."""
+    if not self._folder.is_dir():
+      return
+    for path in self._folder.iterdir():
+      if path.name.isdecimal() and int(path.name) not in steps:
+        self.delete(int(path.name))
 
 
 class Source:

@@ -142,8 +142,8 @@ def import_samples(
   if len(kept) == references:
     raise errors.DataError(
       f'{path}: every output, or its source, is too long (at most '
-      f'{max_source_length} and {max_target_length} tokens): raise the maximum '
-      'lengths'
+      f'{max_source_length} and {max_target_length} tokens): raise '
+      'MAX_SOURCE_LENGTH or MAX_TARGET_LENGTH'
     )
   return Imported(
     table=pa.Table.from_pylist(kept, schema=store.SAMPLES_SCHEMA),

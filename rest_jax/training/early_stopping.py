@@ -5,6 +5,7 @@ A killed process goes on from its last checkpoint: batches are a function of
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,11 @@ import jax
 from rest_jax import hosts, losses, preemption
 from rest_jax.checkpoint import native
 from rest_jax.data import loader
-from rest_jax.errors import ConfigurationError, PreemptionError
+from rest_jax.errors import (
+  ConfigurationError,
+  NonFiniteError,
+  PreemptionError,
+)
 from rest_jax.training import fit as fit_lib
 from rest_jax.training import optimizer as optimizer_lib
 from rest_jax.training import state as state_lib
@@ -199,6 +204,12 @@ def train(
     except PreemptionError:
       save(state)
       raise
+    if not math.isfinite(value):
+      raise NonFiniteError(
+        f'{where}, update {int(state.step)}: the figure that decides is'
+        f' {value}, so no update could be chosen. Look at the data and the'
+        ' reward of D_select.'
+      )
     history.append(
       Evaluation(int(state.step), value, tokens, decoded_before + decoded())
     )

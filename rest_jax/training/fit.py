@@ -120,7 +120,7 @@ def _step_done(
     raise errors.NonFiniteError(
       f'{where}, update {step}: loss {values["loss"]}, gradient norm '
       f'{values["grad_norm"]}, parameter norm {values["param_norm"]}. Lower '
-      'Optimizer.learning_rate or set Optimizer.clip_norm, delete the folder '
-      f'of {where} and start again.'
+      'LEARNING_RATE (IMPROVE_LEARNING_RATE, REWARD_LEARNING_RATE) or '
+      'Optimizer.clip_norm, delete the folder of that stage and start again.'
     )
   return StepDone(step, values, waited)

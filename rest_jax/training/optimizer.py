@@ -169,6 +169,17 @@ class Optimizer:
     return optax.chain(*chain, *still)
 
 
+def check_frozen(patterns: Sequence[str], names: Sequence[str]) -> None:
+  """Raises a ConfigurationError where a pattern is of no parameter's name."""
+  for pattern in patterns:
+    if not fnmatch.filter(names, pattern):
+      raise errors.ConfigurationError(
+        f'FROZEN (Optimizer.frozen) = {tuple(patterns)!r}: no parameter is'
+        f' named {pattern!r}; names are such as {names[0]!r} and'
+        f' {names[-1]!r}.'
+      )
+
+
 def _zeros_for(patterns: tuple[str, ...]) -> optax.GradientTransformation:
   """Sets the updates of parameters with these names to 0."""
 
@@ -179,12 +190,7 @@ def _zeros_for(patterns: tuple[str, ...]) -> optax.GradientTransformation:
       jax.tree_util.keystr(path, simple=True, separator='/')
       for path, _ in leaves
     ]
-    for pattern in patterns:
-      if not fnmatch.filter(names, pattern):
-        raise errors.ConfigurationError(
-          f'Optimizer.frozen = {patterns!r}: no parameter is named'
-          f' {pattern!r}; names are such as {names[0]!r} and {names[-1]!r}.'
-        )
+    check_frozen(patterns, names)
     kept = [
       jnp.zeros_like(leaf)
       if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

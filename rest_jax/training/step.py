@@ -85,9 +85,9 @@ class TrainStep:
     shards = self.policy.placement.num_shards('batch')
     if rows % (self.num_microbatches * shards):
       raise errors.ConfigurationError(
-        f'A batch of {rows} rows does not divide into num_microbatches = '
+        f'A batch of {rows} rows does not divide into NUM_MICROBATCHES = '
         f"{self.num_microbatches} parts over {shards} 'data' devices: set "
-        'rows_per_batch to a multiple of their product.'
+        'BATCH_ROWS to a multiple of their product.'
       )
 
   @property

@@ -208,6 +208,9 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path, monkeypatch):
   assert checkpoints.steps() == [1]
   with pytest.raises(errors.CorruptStateError, match='no readable checkpoint'):
     checkpoints.restore(2, abstract(tree))
+  # Nor does it stay when others are kept.
+  checkpoints.keep([1])
+  assert [path.name for path in tmp_path.iterdir()] == ['1']
   checkpoints.save(2, tree)
   assert_same(checkpoints.restore(2, abstract(tree)), tree)
 

@@ -4,7 +4,7 @@ import pytest
 import tiny_policy
 
 from rest_jax.checkpoint import native
-from rest_jax.errors import ConfigurationError
+from rest_jax.errors import ConfigurationError, NonFiniteError
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
@@ -76,6 +76,16 @@ def test_update_0_is_kept_where_nothing_is_better(policy, batches, tmp_path):
 def test_a_tie_keeps_the_earlier(policy, batches, tmp_path):
   outcome = train(policy, batches, tmp_path, [0.1, 0.5, 0.5, 0.2, 0.1])
   assert outcome.best.step == 2
+
+
+@pytest.mark.parametrize('update', [0, 4])
+def test_a_figure_that_is_no_number_ends_training(
+  policy, batches, tmp_path, update
+):
+  values = [0.0, 1.0, 2.0, 3.0, 4.0]
+  values[update // 2] = float('nan')
+  with pytest.raises(NonFiniteError, match=f'test, update {update}: .* is nan'):
+    train(policy, batches, tmp_path, values)
 
 
 def test_resumed_equals_uninterrupted(policy, batches, tmp_path):

@@ -125,7 +125,7 @@ def test_a_network_that_diverges_is_named():
   optimizer = Optimizer(name='adamw', learning_rate=1e38)
   ones = np.ones((1, 2), np.int32)
   batch = types.Batch(ones, ones * 0, ones, ones.astype(np.float32))
-  with pytest.raises(errors.NonFiniteError, match=r'Optimizer\.learning_rate'):
+  with pytest.raises(errors.NonFiniteError, match=r'LEARNING_RATE'):
     list(
       fit(
         state_lib.init_state(policy, optimizer, policy.init(0)),

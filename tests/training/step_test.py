@@ -201,7 +201,7 @@ def test_init_state_copies_and_the_step_donates():
 
 def test_rows_that_do_not_divide_are_errors():
   step, state = unigram_step(num_microbatches=3)
-  with pytest.raises(errors.ConfigurationError, match='num_microbatches = 3'):
+  with pytest.raises(errors.ConfigurationError, match='NUM_MICROBATCHES = 3'):
     step(state, HAND)
   policy = UnigramPolicy(sharding.Layout(data=4))
   with pytest.raises(errors.ConfigurationError, match='rows_per_batch'):
