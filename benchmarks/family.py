@@ -8,15 +8,14 @@ OUT/TASK/seed_SEED. `base` there, of all tables, trains BC and grows the store;
 the others take both from it (GROW_FROM), or BC alone where they sample for
 themselves (SUPERVISED_FROM), and what they would make just so again. A run that
 is done is skipped and one that was killed goes on, so the same command does
-until it ends. Its rows are gathered in OUT/TASK_TABLE_SEED.csv: those of
-results.csv (or best_of_n.csv) with the run's name before them and, where it
-trained a value model, how that orders samples after them.
+until it ends. The rows of the runs that are done are gathered in
+OUT/TASK_TABLE_SEED.csv: those of results.csv (or best_of_n.csv) with the run's
+name before them and, where it trained a value model, how that orders samples
+after them.
 """
 
 import argparse
-import csv
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -24,6 +23,7 @@ import shutil
 import subprocess
 import sys
 
+import family_rows
 import faulty_rewards
 
 _HERE = pathlib.Path(__file__).resolve().parent
@@ -42,6 +42,7 @@ class Task:
     paths: bindings that the command line has to give.
     base: bindings of `base` alone.
     learned_reward: whether `base` learns the reward.
+    best_of_n: gin files of that table.
   """
 
   files: tuple[str, ...]
@@ -52,6 +53,7 @@ class Task:
   paths: tuple[str, ...] = ()
   base: tuple[str, ...] = ("CONTROLS=('continued', 'random')",)
   learned_reward: bool = False
+  best_of_n: tuple[str, ...] = ()
 
 
 _NO_CONTROLS = 'CONTROLS=()'
@@ -91,6 +93,8 @@ TASKS = {
     right='THRESHOLDS=(0.6,)',
     grown=4930 * 8,
     paths=('DATA_DIR',),
+    # The numerals' sources of Grow have no references, which metrics need.
+    best_of_n=(str(_HERE / 'best_of_n_metrics.gin'),),
   ),
 }
 # The same on a reward that `base` learns, and all others take from it.
@@ -99,6 +103,7 @@ TASKS['learned'] = dataclasses.replace(
   files=('multi30k_learned.gin',),
   bindings=(*_MULTI30K, "GROW_SPLIT='train[60%:77%]'", 'NUM_SAMPLES=8'),
   grown=4804 * 8,  # Without near repetitions of other parts.
+  best_of_n=(),  # It has its own.
   learned_reward=True,
 )
 
@@ -267,6 +272,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
     },
     'best_of_n': {
       'best_of_n': Variant(
+        task.best_of_n,
         bindings=(_NO_CONTROLS, 'evaluate.Evaluate.num_samples=64'),
         mode='best_of_n',
         repeats='policies',
@@ -335,37 +341,9 @@ def copy_repeated(
       begun.rename(wanted)
 
 
-def value_agreement(run: pathlib.Path) -> dict[str, str]:
-  """How a run's value model orders samples, as columns; see `values.judge`."""
-  path = run / 'grow_1' / 'value' / 'stage.json'
-  if not path.exists():
-    return {}
-  counts = json.loads(path.read_text())['counts']
-  return {
-    f'value_{name}': f'{figure:.4f}'
-    for name, figure in counts.items()
-    if name.endswith(('_kendall', '_kendall_untied', '_spearman'))
-  }
-
-
-def gather(
-  runs: dict[str, Variant], places: dict[str, pathlib.Path], path: pathlib.Path
-) -> None:
-  """Writes the rows of some runs, in their directories, into one file."""
-  rows, names = [], ['run']
-  for name, variant in runs.items():
-    file = 'best_of_n.csv' if variant.mode == 'best_of_n' else 'results.csv'
-    with open(places[name] / file, newline='') as read:
-      told = value_agreement(places[name])
-      for row in csv.DictReader(read):
-        own = told if row['policy'] != 'BC' else {}
-        rows.append({'run': name} | row | own)
-        names += [name for name in rows[-1] if name not in names]
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w', newline='') as written:
-    writer = csv.DictWriter(written, names, restval='', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+def rows_of(variant: Variant) -> str:
+  """The file of its rows, in its run directory."""
+  return 'best_of_n.csv' if variant.mode == 'best_of_n' else 'results.csv'
 
 
 def main() -> None:
@@ -376,6 +354,10 @@ def main() -> None:
   parser.add_argument('--seed', type=int, required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--data_dir', help='of tasks that read files')
+  parser.add_argument('--runs', help='a,b: these rows of the table alone')
+  parser.add_argument(
+    '--no_controls', action='store_true', help='base without controls'
+  )
   parser.add_argument('--dry_run', action='store_true')
   given = parser.parse_args()
   task = TASKS[given.task]
@@ -386,8 +368,17 @@ def main() -> None:
     parser.error(f'--task={given.task} needs --data_dir')
   paths = [f'--gin.{name}={given.data_dir}' for name in task.paths]
   folder = given.out.resolve() / given.task / f'seed_{given.seed}'
-  runs = {'base': base(task), **known[given.table]}
-  places = {name: place(folder, given.table, name) for name in runs}
+  rows = known[given.table]
+  chosen = given.runs.split(',') if given.runs else list(rows)
+  if unknown := set(chosen) - set(rows):
+    parser.error(f'--runs: {given.table} has no {", ".join(sorted(unknown))}')
+  first = base(task)
+  if given.no_controls:
+    others = [b for b in first.bindings if not b.startswith('CONTROLS=')]
+    first = dataclasses.replace(first, bindings=(_NO_CONTROLS, *others))
+  rows = {'base': first, **rows}
+  runs = {name: rows[name] for name in ('base', *chosen)}
+  places = {name: place(folder, given.table, name) for name in rows}
   # Where faulty_rewards.gin finds its rewards.
   python_path = os.pathsep.join(
     filter(None, [str(_HERE), os.environ.get('PYTHONPATH')])
@@ -412,7 +403,9 @@ def main() -> None:
         subprocess.run(line, check=True, env=environment)
   if not given.dry_run:
     path = given.out / f'{given.task}_{given.table}_{given.seed}.csv'
-    gather(runs, places, path)
+    files = {name: places[name] / rows_of(rows[name]) for name in rows}
+    done = {name: file for name, file in files.items() if file.exists()}
+    family_rows.gather(done, path)
     print(path)
 
 

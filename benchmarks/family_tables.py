@@ -54,6 +54,9 @@ _TITLES = {
 # tables of something else.
 _BASE, _SHOWN = 'base', ('BC', 'BC+', 'G1 I4', 'G1 I4 random')
 _POLICY = re.compile(r'G\d+ I\d+|RLOO|PPO')
+# What a run's BC must have as `base` has it, if both branch from one BC.
+_SAME = ('reward_mean', 'reward_greedy', 'bleu', 'chrf', 'entropy')
+_ELSEWHERE = '†'
 
 Rows = list[dict[str, str]]
 
@@ -81,6 +84,7 @@ def lines_of(
   lines = defaultdict(list)
   for rows in seeds.values():
     last = {}
+    bc = {row['run']: row for row in rows if row['policy'] == 'BC'}
     for row in rows:
       if row['split'] != 'report':
         continue
@@ -91,7 +95,11 @@ def lines_of(
         # Controls of a run stand beside its policies.
         control = not _POLICY.fullmatch(row['policy'])
         name = f'{row["run"]} {row["policy"]}' if control else row['run']
-        last[name] = row
+        last[name] = row | {
+          'elsewhere': any(
+            bc[row['run']].get(key) != bc[_BASE].get(key) for key in _SAME
+          )
+        }
     for name, row in last.items():
       lines[name].append(row)
   return lines
@@ -116,15 +124,28 @@ def cell(rows: Rows, name: str) -> str:
 
 def table(seeds: dict[int, Rows], every: bool) -> list[str]:
   """A table in Markdown."""
+  found = lines_of(seeds, every)
+  elsewhere = {
+    name: sum(bool(row.get('elsewhere')) for row in rows)
+    for name, rows in found.items()
+  }
   lines = [
     [
-      *(name, rows[-1]['policy'], str(len(rows))),
+      name + f' {_ELSEWHERE}' * bool(elsewhere[name]),
+      *(rows[-1]['policy'], str(len(rows))),
       *(cell(rows, figure) for figure in _FIGURES),
     ]
-    for name, rows in lines_of(seeds, every).items()
+    for name, rows in found.items()
   ]
   head = ['run', 'last policy', 'seeds', *_FIGURES.values()]
-  return markdown_tables.table(head, lines, texts=2)
+  out = markdown_tables.table(head, lines, texts=2)
+  if any(elsewhere.values()):
+    out += [
+      '',
+      f'{_ELSEWHERE} of a BC, and a store, of another server than `base`: equal'
+      ' but for rounding, samples differ. Not to be held against single rows.',
+    ]
+  return out
 
 
 def picture(seeds: dict[int, Rows], every: bool) -> figures.Figure:
@@ -180,10 +201,14 @@ def agreement(seeds: dict[int, Rows]) -> list[str]:
   columns = ('value_rows', 'value_held_out')
   kinds = ('kendall', 'kendall_untied', 'spearman')
   names = [f'{column}_{kind}' for column in columns for kind in kinds]
-  lines = [
-    [run, *(cell(rows, name) for name in names)]
+  known = {
+    run: [row for row in rows if row.get('value_rows_kendall')]
     for run, rows in lines_of(seeds, every=False).items()
-    if any(row.get('value_rows_kendall') for row in rows)
+  }
+  lines = [
+    [run, str(len(rows)), *(cell(rows, name) for name in names)]
+    for run, rows in known.items()
+    if rows
   ]
   if not lines:
     return []
@@ -192,33 +217,55 @@ def agreement(seeds: dict[int, Rows]) -> list[str]:
     for where in ('trained on', 'held out')
     for kind in ('τ_b', 'τ of untied', 'ρ')
   ]
-  return ['', *markdown_tables.table(['value model of', *heads], lines)]
+  return [
+    '',
+    *markdown_tables.table(['value model of', 'seeds', *heads], lines),
+  ]
 
 
 def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
-  """The reward of the best of N, for each policy."""
-  curves = defaultdict(lambda: defaultdict(list))
-  of_bc = defaultdict(list)
-  for rows in seeds.values():
-    for row in rows:
-      if row['run'] == 'best_of_n' and row['chosen_by'] == 'reward':
-        curves[row['policy']][int(row['n'])].append(float(row['reward']))
-        if row['n'] == '1' and row['policy'] != 'BC':
-          of_bc[row['policy']].append(row['n_of_bc'] or '> half')
-  counts = sorted({n for curve in curves.values() for n in curve})
-  lines = []
+  """The reward of the best of N, and what other metrics say of it."""
+  rows = [
+    row for rows in seeds.values() for row in rows if row['run'] == 'best_of_n'
+  ]
+  chosen = defaultdict(lambda: defaultdict(list))
+  for row in rows:
+    by = 'MBR' if row['chosen_by'] == 'mbr' else f'N = {row["n"]}'
+    chosen[row['policy']][by].append(row)
+  # Of each policy the rows are in the order of N, and MBR is the last.
+  columns = list(next(iter(chosen.values())))
+  own = {'run', 'policy', 'split', 'n', 'chosen_by', 'n_of_bc', 'reward'}
+  metrics = [
+    name
+    for name in rows[0]
+    if name not in own and all(row[name] for row in rows)
+  ]
+  out = []
+  for name in ('reward', *metrics):
+    lines = [
+      [policy, *(cell(by[column], name) for column in columns)]
+      for policy, by in chosen.items()
+    ]
+    head = [f'{name} of the best', *columns]
+    if name == 'reward':
+      head.append('N of BC, each seed')
+      for line, (policy, by) in zip(lines, chosen.items(), strict=True):
+        of_bc = [row['n_of_bc'] or '> half' for row in by['N = 1']]
+        line.append('–' if policy == 'BC' else ', '.join(of_bc))
+    out += [*markdown_tables.table(head, lines), '']
   figure = figures.Figure((5, 3.2), layout='constrained')
   axes = figure.subplots()
-  for policy, curve in curves.items():
-    means = [statistics.mean(curve[n]) for n in counts]
-    equal = ', '.join(of_bc[policy]) or '–'
-    lines.append([policy, *(f'{mean:.1f}' for mean in means), equal])
-    axes.plot(counts, means, 'o-', markersize=3, label=policy)
+  for policy, by in chosen.items():
+    means = {
+      int(found[0]['n']): statistics.mean(float(row['reward']) for row in found)
+      for column, found in by.items()
+      if column != 'MBR'
+    }
+    axes.plot(list(means), list(means.values()), 'o-', ms=3, label=policy)
   axes.set(xscale='log', xlabel='N', ylabel='reward of the best')
   axes.legend(fontsize=7)
   axes.grid(alpha=0.3)
-  head = ['policy', *(f'N = {n}' for n in counts), 'N of BC, each seed']
-  return markdown_tables.table(head, lines), figure
+  return out[:-1], figure
 
 
 def gains(seeds: dict[int, Rows]) -> list[str]:

@@ -63,7 +63,7 @@ def test_an_alarm_needs_the_reward_to_rise_and_all_else_to_fall(
   assert (text is not None) == suspected
   if suspected:
     assert 'reward_mean rose by 5.00 since BC' in text
-    assert 'chrf from 50 to 49 and ter_mean from 40 to 45' in text
+    assert 'chrf from 50.00 to 49.00 and ter_mean from 40.00 to 45.00' in text
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def _loaded(name):
 
 
 family = _loaded('family')
+family_rows = _loaded('family_rows')
 faulty_rewards = _loaded('faulty_rewards')
 family_alarm = _loaded('family_alarm')
 family_tables = _loaded('family_tables')
@@ -158,9 +159,8 @@ def test_gathered_rows_are_named_after_their_run(tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'results.csv').write_text(text)
   path = tmp_path / 'new' / 'rows.csv'
-  chosen = {'base': family.Variant(), 'b': family.Variant()}
-  places = {name: tmp_path / name for name in chosen}
-  family.gather(chosen, places, path)
+  files = {name: tmp_path / name / 'results.csv' for name in ('base', 'b')}
+  family_rows.gather(files, path)
   assert path.read_text() == 'run,policy,x,y\nbase,BC,1,\nb,BC,,2\n'
 
 
@@ -214,8 +214,8 @@ def test_value_models_are_told_with_the_rows_of_their_run(tmp_path):
   counts = {'rows': 7, 'rows_kendall': 0.5, 'held_out_spearman': 0.25}
   path = tmp_path / 'a' / 'grow_1' / 'value' / 'stage.json'
   path.write_text(json.dumps({'counts': counts}))
-  places = {'a': tmp_path / 'a'}
-  family.gather({'a': family.Variant()}, places, tmp_path / 'rows.csv')
+  files = {'a': tmp_path / 'a' / 'results.csv'}
+  family_rows.gather(files, tmp_path / 'rows.csv')
   assert (tmp_path / 'rows.csv').read_text() == (
     'run,policy,x,value_rows_kendall,value_held_out_spearman\n'
     'a,BC,1,,\na,G1 I1,2,0.5000,0.2500\n'
