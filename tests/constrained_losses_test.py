@@ -27,6 +27,20 @@ def test_psi_is_the_softmax_of_scaled_advantages_over_the_top_half():
   np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
+def test_psi_is_a_weight_that_no_gradient_passes():
+  """Song et al. 2019, arXiv:1909.12238: η is learned by its dual alone."""
+  chosen = constrained_losses.top_half(ADVANTAGES, COUNTED)
+
+  def loss(eta, advantages):
+    return jnp.sum(
+      constrained_losses.policy_loss(LOG_PROBS, advantages, chosen, eta)
+    )
+
+  of_eta, of_advantages = jax.grad(loss, (0, 1))(jnp.float32(0.5), ADVANTAGES)
+  assert of_eta == 0
+  np.testing.assert_array_equal(of_advantages, 0)
+
+
 def dual(eta, epsilon=0.1):
   chosen = constrained_losses.top_half(ADVANTAGES, COUNTED)
   return constrained_losses.temperature_loss(ADVANTAGES, chosen, eta, epsilon)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import threading
 import time
 
@@ -210,6 +211,7 @@ def test_it_says_that_it_gets_on_and_hears_of_failures(service):
   become(service, 1)
   assert not hosts.get_on('sign')
   assert service.values['rest_jax/progress/1'] == '1'
+  hosts.job().next_look = math.inf
   assert not hosts.get_on('sign')  # Too soon to say more.
   assert service.values['rest_jax/progress/1'] == '1'
   hosts.job().next_look = 0
@@ -227,6 +229,7 @@ def test_it_says_that_it_gets_on_and_hears_of_failures(service):
 def test_signals_to_another_process_end_this_one(service):
   become(service, 1)
   preemption.check()
+  hosts.job().next_look = math.inf
   service.key_value_set('RECEIVED_PREEMPTION_NOTICE', 'now')
   preemption.check()  # Too soon to look again, and before a stage is not.
   service.key_value_set('rest_jax/result/0', '[false, true, false]')

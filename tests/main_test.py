@@ -9,10 +9,13 @@ import shlex
 import shutil
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import running
+import sacrebleu
+import tiny_reward
 
 from rest_jax import alarm, cluster, results, run_lock
 from rest_jax.data import store
@@ -122,10 +125,46 @@ def test_results_have_a_row_a_policy_and_the_columns_of_the_design(whole_run):
   assert 0 < tokens['BC'] < tokens['G1 I0'] < tokens['G1 I1']
 
 
+def test_results_are_those_of_the_texts_that_are_stored(whole_run):
+  reward = tiny_reward.SharedLetters()
+  for row in running.results(whole_run.folder):
+    folder = whole_run.folder / _POLICIES[row['policy']] / 'evaluation/report'
+    beams = pq.read_table(folder / 'beam.parquet').to_pydict()
+    samples = pq.read_table(folder / 'samples.parquet').to_pydict()
+    references = [beams['reference']]
+    assert beams['reference'] != beams['beam']
+    bleu = sacrebleu.BLEU(trg_lang='en').corpus_score(beams['beam'], references)
+    chrf = sacrebleu.CHRF().corpus_score(beams['beam'], references)
+    found = {name: float(row[name]) for name in ('bleu', 'chrf')}
+    assert found == pytest.approx(
+      {'bleu': bleu.score, 'chrf': chrf.score}, abs=1e-4
+    )
+    for name, texts, sources in (
+      ('reward_mean', samples['target'], samples['source']),
+      ('reward_greedy', beams['greedy'], beams['source']),
+    ):
+      mean = 100 * reward.score(sources, texts).mean(dtype=np.float64)
+      assert float(row[name]) == pytest.approx(mean, abs=1e-4), name
+  # Two policies do not write the same.
+  assert len({row['chrf'] for row in running.results(whole_run.folder)}) > 1
+
+
 def test_results_tell_how_far_each_policy_has_gone_from_bc(whole_run):
+  def moved(name):
+    """Whether a policy, or one that it starts from, kept an update."""
+    manifest = _manifest(whole_run.folder / name)
+    twin = name.partition('/')[2]
+    starts = [
+      above
+      for above in manifest['inputs']
+      if '/improve_' in above and above != twin
+    ]
+    return manifest['counts']['best_update'] > 0 or any(map(moved, starts))
+
   for row in running.results(whole_run.folder):
     kl, entropy = float(row['kl_bc']), float(row['entropy'])
-    assert (kl == 0) == (row['policy'] == 'BC')
+    bc = row['policy'] == 'BC'
+    assert (kl > 0) == (not bc and moved(_POLICIES[row['policy']]))
     assert kl >= 0
     assert 0 < entropy < 16 * math.log(64)
     for name in ('distinct_1', 'repeated_share', 'untranslated_share'):
@@ -364,6 +403,7 @@ def test_translate_gives_a_line_a_line(flags, whole_run, compiled, tmp_path):
   )
   lines = done.stdout.split('\n')
   assert len(lines) == 5 and lines[4] == ''
+  assert any(lines)
   assert lines[1] == ''
   assert lines[0] == lines[3]
 

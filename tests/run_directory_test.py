@@ -271,14 +271,18 @@ def test_writes_are_all_or_nothing_under_sigkill(tmp_path):
       storage.write_atomic({str(path)!r}, text.encode())
   """)
   for _ in range(3):
+    path.unlink(missing_ok=True)
     writer = subprocess.Popen([sys.executable, '-c', code])
     deadline = time.monotonic() + 30
     while not path.exists() and time.monotonic() < deadline:
       time.sleep(0.01)
-    for _ in range(20):
+    seen = set()
+    while len(seen) < 5 and time.monotonic() < deadline:
       data = path.read_bytes()
       assert len(data) == 200_000
       assert len(set(data)) == 1
+      seen.add(data[0])
+    assert len(seen) == 5, 'it does not write'
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     data = path.read_bytes()
@@ -446,7 +450,11 @@ def test_second_process_is_told_who_works_here_and_death_unlocks(run):
 def test_lease_is_exclusive_renewed_and_expires(tmp_path):
   path = tmp_path / '.lock'
   with run_lock.lease(path, seconds=1.5, settle=0.0):
-    time.sleep(1.8)  # Longer than the lease: only renewal keeps it.
+    first = json.loads(path.read_text())['renewed']
+    deadline = time.monotonic() + 20
+    while json.loads(path.read_text())['renewed'] == first:
+      assert time.monotonic() < deadline, 'it is not renewed'
+      time.sleep(0.05)
     with (
       pytest.raises(errors.LockedError, match=f'process {os.getpid()}'),
       run_lock.lease(path, seconds=1.5, settle=0.0),
