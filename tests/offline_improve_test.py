@@ -46,9 +46,11 @@ def settings(loss, **changed):
   )
 
 
-def written(context, folder, loss, start='supervised'):
+def written(context, folder, loss, start='supervised', **step):
   """The rows of Improve step 0 or, for pairs, 1, with all their figures."""
-  grown = grown_data.GrownData(context, settings(loss), ('grow_1',))
+  improving = settings(losses.BehavioralCloning())
+  training = dataclasses.replace(improving.training, loss=loss)
+  grown = grown_data.GrownData(context, improving, ('grow_1',))
   chosen = grown.selections(1)[1 if loss.paired else 0]
   rows = loader.write_rows(
     folder,
@@ -57,7 +59,7 @@ def written(context, folder, loss, start='supervised'):
     group=2 if loss.paired else 1,
   )
   improve._score_rows(
-    context, rows, settings(loss).training, improve.Step(start, 1, 0, ())
+    context, rows, training, improve.Step(start, 1, 0, (), **step)
   )
   return rows
 
@@ -311,6 +313,29 @@ def test_losses_of_advantages_train_on_all_samples(context, value_stage, loss):
   # What is kept is a policy, whatever was trained beside it.
   kept = context.read_params(stage.name)
   assert jax.tree.structure(kept) == jax.tree.structure(context.params('other'))
+
+
+def test_advantages_are_of_each_rows_own_reward_and_value(
+  context, value_stage, tmp_path
+):
+  rows = written(
+    *(context, tmp_path / 'rows', offline_losses.ActorCritic()),
+    value=value_stage.name,
+  )
+  assert len(rows) == small_run.SOURCES * small_run.SAMPLES - 1  # Not ended.
+  decode = tokenizer.ByteTokenizer().decode
+  model, params = values.read(context, value_stage.name)
+  for i in range(len(rows)):
+    own = slice(*rows.target_offsets[i : i + 2])
+    source, target = rows.row(i)[:2]
+    reward = len(decode(target.tolist()).encode()) / 40
+    np.testing.assert_allclose(rows.figures['returns'][own], reward, rtol=1e-6)
+    alone = loader.write_rows(
+      tmp_path / str(i), [(source.tolist(), target.tolist(), 1.0, False)]
+    )
+    batches = loader.TrainingBatches(alone, PACKING, seed=0)
+    found = batches.each_token(lambda batch: step.scores(model, params, batch))
+    np.testing.assert_allclose(rows.figures['values'][own], found, atol=1e-5)
 
 
 def test_anchors_stay_and_duals_move(context, tmp_path):
