@@ -29,6 +29,7 @@ _BINDINGS = {
     'SUPERVISED_FROM=None',  # Its BC is packed as its pairs are.
   ),
   'mbr_finetuning': ('NUM_SAMPLES=4',),
+  'qe_finetuning': ('NUM_GROW=1', 'NUM_SAMPLES=4'),
 }
 
 
@@ -55,6 +56,26 @@ rest_em = _fixture('rest_em')
 expert_iteration = _fixture('expert_iteration')
 iterative_dpo = _fixture('iterative_dpo')
 mbr_finetuning = _fixture('mbr_finetuning')
+qe_finetuning = _fixture('qe_finetuning')
+
+
+@pytest.fixture(scope='module')
+def offline_rl(whole_run, compiled, tmp_path_factory):
+  """OAC on the tiny run's samples, beside RLOO and permuted rewards."""
+  folder = tmp_path_factory.mktemp('offline_rl') / 'run'
+  files = ('losses/oac.gin', 'online/rloo.gin')
+  bindings = (
+    f'GROW_FROM={whole_run.folder}',
+    'CONTROLS=("permuted",)',
+    'values.TrainValue.held_out=0.25',
+  )
+  line = running.command(
+    folder,
+    *(f'--gin_file={file}' for file in files),
+    *(f'--gin.{binding}' for binding in bindings),
+  )
+  running.start(line, cache=compiled)
+  return folder
 
 
 def _manifest(stage):
@@ -174,3 +195,35 @@ def test_mbr_trains_on_one_sample_of_each_source_whatever_its_reward(
   table = _samples(mbr_finetuning, 1)
   sources = table[table['finished']]['source_id'].nunique()
   assert counts['kept_samples'] == counts['kept_sources'] == sources > 0
+
+
+def test_qe_finetuning_trains_on_the_best_sample_of_each_source(qe_finetuning):
+  rows = running.results(qe_finetuning)
+  assert [row['policy'] for row in rows] == ['BC', 'G1 I1']
+  counts = _manifest(qe_finetuning / 'grow_1/improve_1')['counts']
+  sources = _samples(qe_finetuning, 1)
+  sources = sources[sources['finished']]['source_id'].nunique()
+  assert counts['kept_samples'] == counts['kept_sources'] == sources > 0
+  assert counts['references'] == 0
+
+
+def test_offline_and_online_rl_stand_in_one_table_with_their_control(
+  offline_rl,
+):
+  rows = {row['policy']: row for row in running.results(offline_rl)}
+  assert list(rows) == ['BC', 'G1 I0', 'G1 I1', 'G1 I1 permuted', 'RLOO']
+  assert rows['G1 I1']['loss'] == rows['G1 I1 permuted']['loss'] == 'oac'
+  assert rows['RLOO']['loss'] == 'rloo'
+  assert int(rows['RLOO']['samples_grown']) > 0
+  # A value model is trained on the rewards that its policy learns from.
+  own = _manifest(offline_rl / 'grow_1/value')
+  assert own['config']['permuted'] is False
+  for policy, value in (
+    ('grow_1/improve_1', 'grow_1/value'),
+    ('permuted/grow_1/improve_1', 'permuted/grow_1/value'),
+  ):
+    assert value in _manifest(offline_rl / policy)['inputs']
+  permuted = _manifest(offline_rl / 'permuted/grow_1/value')
+  assert permuted['config']['permuted'] is True
+  assert permuted['counts']['rows'] == own['counts']['rows']
+  assert permuted['extra']['history'] != own['extra']['history']
