@@ -6,8 +6,10 @@ import io
 import itertools
 import pathlib
 import re
+import sys
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rest_jax.errors import ConfigurationError
 
@@ -194,6 +196,28 @@ def plain(error: BaseException) -> str:
   text = str(error).partition(' in config string:')[0]
   text = text.replace('/gin.macro', '').replace('/macro.value', '')
   return ' '.join(text.split())
+
+
+def meant(text: str, imports: Iterable[Any]) -> str:
+  """Names the module that a class's name lacks in a binding, where it does.
+
+  Args:
+    text: what gin says of the binding.
+    imports: gin's import statements.
+
+  Returns:
+    The end of a sentence, or ''.
+  """
+  unknown = re.match(r"'(\w+)' was not provided by an import", text)
+  if not unknown:
+    return ''
+  found = set()
+  for each in imports:
+    named = getattr(sys.modules.get(each.module), unknown[1], None)
+    if getattr(named, '__module__', '') == each.module:
+      module = each.alias or each.module.rpartition('.')[2]
+      found.add(f'{module}.{unknown[1]}')
+  return f'; perhaps {" or ".join(sorted(found))} is meant' if found else ''
 
 
 def bare_word(value: str) -> str:

@@ -148,6 +148,7 @@ def _parse_gin(
     if missing := re.match(r'(\w+) set to `%gin\.REQUIRED`', text):
       name = missing[1]
       text = f'{name} must be set; add --gin.{name}=VALUE'
+    text += bindings_lib.meant(text, gin.config._IMPORTS)
     raise ConfigurationError(
       f'the gin configuration cannot be read: {text}'
     ) from error

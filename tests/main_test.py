@@ -485,6 +485,10 @@ _FAULTS = (
   (['--gin.NUM_SAMPELS=3'], 'NUM_SAMPELS'),
   (['--gin.grow.Grow.num_sampels=3'], 'num_sampels'),
   (['--gin.nosuch.Thing.size=3'], 'nosuch'),
+  (
+    ['--gin.Improve.learning_rate_decay=1.0'],
+    'perhaps improve.Improve is meant',
+  ),
   (['--gin.NUM_SAMPLES=%NOPE'], "'NOPE'"),
   (['--gin.REWARD=@nosuch.Reward()'], 'nosuch'),
   # Quantiles are not the schedule that is set.
