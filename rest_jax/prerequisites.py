@@ -11,27 +11,25 @@ from rest_jax.rest import ReST
 from rest_jax.training import optimizer, step
 
 
-def check_layouts(run: ReST) -> None:
+def check_devices(run: ReST) -> None:
   """Makes sure that the policy can be trained and sampled from here.
 
   Raises:
-    ConfigurationError: a layout does not fit the devices or the network.
+    ConfigurationError: a layout does not fit the devices or the network, or
+      updates do not; the binding is named.
   """
   several = hosts.count() > 1
-  assert Policy(run.model, run.layout).placement.batch_share
-  assert Policy(run.model, run.decoding_layout, local=several).mesh
-
-
-def check_training(run: ReST) -> None:
-  """Makes sure that the first update of each stage that trains can be made.
-
-  An Improve step's would be found out after BC and Grow, and BC's by those who
-  gave it no update of its own.
-
-  Raises:
-    ConfigurationError: it cannot; the binding is named.
-  """
   policy = Policy(run.model, run.layout)
+  assert policy.placement.batch_share
+  assert Policy(run.model, run.decoding_layout, local=several).mesh
+  _check_updates(run, policy)
+
+
+def _check_updates(run: ReST, policy: Policy) -> None:
+  """Holds settings of the policy's updates against it.
+
+  The first update of an Improve step would find them after BC and Grow.
+  """
   leaves, _ = jax.tree_util.tree_flatten_with_path(policy.abstract_params())
   names = [
     jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves

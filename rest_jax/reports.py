@@ -24,7 +24,6 @@ from rest_jax.data import store
 from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.policy import Policy
 from rest_jax.progress import clock
-from rest_jax.run_directory import Stage
 
 
 def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
@@ -37,12 +36,8 @@ def result_rows(run: rest.ReST, context: Context) -> list[results.Row]:
   planned = policy_plan.policies(run)
   for policy in [*planned, *_former(context, planned)]:
     for split in ('report', 'select', 'test'):
-      stage = context.directory.stage(f'{policy.stage}/evaluation/{split}')
-      if stage.committed:
-        spent = ledger.spent(context, policy.stage)
-        trained = context.stage(policy.stage)
-        out.append(_row(run, policy, split, trained, stage, spent))
-  return out
+      out.append(_row_of(run, context, policy, split))
+  return [row for row in out if row is not None]
 
 
 def _former(
@@ -72,16 +67,18 @@ def _former(
   ]
 
 
-def _row(
+def _row_of(
   run: rest.ReST,
+  context: Context,
   policy: policy_plan.PolicyPlan,
   split: str,
-  trained: Stage,
-  evaluation: Stage,
-  spent: ledger.Spent,
-) -> results.Row:
-  """A row of results, of a policy's stage and of its evaluation."""
-  manifest = trained.manifest
+) -> results.Row | None:
+  """A row of results; None where there is no such evaluation."""
+  evaluation = context.directory.stage(f'{policy.stage}/evaluation/{split}')
+  if not evaluation.committed:
+    return None
+  spent = ledger.spent(context, policy.stage)
+  manifest = context.stage(policy.stage).manifest
   counts, extra = manifest['counts'], manifest['extra']
   return results.Row(
     policy=policy.label,
@@ -166,13 +163,14 @@ def check_alarm(
   """
   if run.alarm is None:
     return
-  labels = {policy.stage: policy.label for policy in policy_plan.policies(run)}
-  rows = {(r.policy, r.split): r for r in result_rows(run, context)}
-  for policy in policy_plan.policies(run):
+  policies = {policy.stage: policy for policy in policy_plan.policies(run)}
+  for policy in policies.values():
     if policy.stage not in evaluated or policy.start is None:
       continue
-    before = rows.get((labels[policy.start], 'report'))
-    after = rows.get((policy.label, 'report'))
+    before, after = (
+      _row_of(run, context, each, 'report')
+      for each in (policies[policy.start], policy)
+    )
     if before is None or after is None:
       continue
     if missing := run.alarm.missing(after.columns):

@@ -141,6 +141,10 @@ class Session:
     for reward in learned.within(run.annotate):
       reward.open(read)
 
+  def _check_devices(self) -> None:
+    if not self._recorded:
+      prerequisites.check_devices(self._run)
+
   def _record(self) -> None:
     """Writes the configuration and what it runs on, once something is made.
 
@@ -149,8 +153,6 @@ class Session:
     if self._recorded:
       return
     self._recorded = True
-    prerequisites.check_layouts(self._run)
-    prerequisites.check_training(self._run)
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
@@ -257,6 +259,7 @@ class Session:
       scratch.remove(stage.work)  # A process may have died on its commit.
       return
     try:
+      hosts.on_first(self._check_devices)
       with self._progress.stage(plan.name):
         self._execute(plan, stage)
     except (ConfigurationError, DataError) as error:

@@ -550,10 +550,10 @@ def test_training_that_diverges(program, base, tmp_path):
     *(run, base.data, '--run_mode=supervised', '--gin.LEARNING_RATE=1e38'),
     '--gin.bc/optimizer.Optimizer.clip_norm=0.0',
   )
-  refused(ended, 6, 'NonFiniteError: supervised, update 1', 'learning_rate')
+  refused(ended, 6, 'NonFiniteError: supervised, update 1', 'LEARNING_RATE')
   # The mend that it names works.
   ended = program(run, base.data, '--run_mode=supervised')
-  refused(ended, 2, 'learning_rate', f'delete {run}/supervised')
+  refused(ended, 2, 'LEARNING_RATE', f'delete {run}/supervised')
   shutil.rmtree(run / 'supervised')
   ended = program(run, base.data, '--run_mode=supervised')
   assert (ended.code, ended.errors) == (0, [])
