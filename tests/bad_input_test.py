@@ -553,7 +553,7 @@ def test_training_that_diverges(program, base, tmp_path):
   refused(ended, 6, 'NonFiniteError: supervised, update 1', 'LEARNING_RATE')
   # The mend that it names works.
   ended = program(run, base.data, '--run_mode=supervised')
-  refused(ended, 2, 'LEARNING_RATE', f'delete {run}/supervised')
+  refused(ended, 2, 'learning_rate', f'delete {run}/supervised')
   shutil.rmtree(run / 'supervised')
   ended = program(run, base.data, '--run_mode=supervised')
   assert (ended.code, ended.errors) == (0, [])
