@@ -18,7 +18,7 @@ import csv
 import gzip
 import json
 import pathlib
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -115,6 +115,8 @@ def sources(folder: pathlib.Path) -> list[dict]:
   """The Grow stage over more and more sources."""
   rows = []
   for count in (1_000, 10_000, 100_000):
+    # One that is there would be skipped, and its start measured.
+    shutil.rmtree(folder / f'run_{count}', ignore_errors=True)
     data = folder / f'text_{count}'
     data.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -140,18 +142,23 @@ def sources(folder: pathlib.Path) -> list[dict]:
     ]
     subprocess.run([*command, '--run_mode=supervised'], check=True)
     began = time.perf_counter()
-    peak = _peak([*command, '--run_mode=grow'])
+    _, peak = _watched([*command, '--run_mode=grow'])
     seconds = time.perf_counter() - began
     rows.append({'sources': count, 'peak_mb': peak, 'seconds': seconds})
   return rows
 
 
-def _peak(command: list[str]) -> float:
-  """Peak memory of a command, in MB."""
+def _watched(command: list[str]) -> tuple[str, float]:
+  """What a command prints, and its peak memory in MB.
+
+  Linux counts for a process the memory of the one that starts it, too, so a
+  small one does.
+  """
   code = (
-    'import resource, subprocess, sys\n'
-    'subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)\n'
-    'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3)'
+    'import json, resource, subprocess, sys\n'
+    'done = subprocess.run(sys.argv[1:], check=True, stdout=-1, text=True)\n'
+    'used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3\n'
+    'print(json.dumps([done.stdout, used]))'
   )
   done = subprocess.run(
     [sys.executable, '-c', code, *command],
@@ -159,7 +166,7 @@ def _peak(command: list[str]) -> float:
     stdout=subprocess.PIPE,
     text=True,
   )
-  return float(done.stdout)
+  return tuple(json.loads(done.stdout))
 
 
 def rows(folder: pathlib.Path) -> list[dict]:
@@ -169,13 +176,10 @@ def rows(folder: pathlib.Path) -> list[dict]:
     store_folder = folder / f'store_{count}'
     if not store_folder.exists():
       _write_store(store_folder, count)
-    line = subprocess.run(
-      [sys.executable, __file__, f'--read={store_folder}', '--folder=.'],
-      check=True,
-      stdout=subprocess.PIPE,
-      text=True,
-    ).stdout
-    found.append({'rows': count} | json.loads(line))
+    line, peak = _watched(
+      [sys.executable, __file__, f'--read={store_folder}', '--folder=.']
+    )
+    found.append({'rows': count} | json.loads(line) | {'peak_mb': peak})
   return found
 
 
@@ -250,7 +254,6 @@ def read(folder: pathlib.Path) -> None:
   figures = {
     'selection_rows_per_s': rate(select),
     'preview_rows_per_s': rate(previews),
-    'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
   }
   print(json.dumps(figures))
 
