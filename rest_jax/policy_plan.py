@@ -83,17 +83,19 @@ def policies(run: ReST) -> list[PolicyPlan]:
       if run.improve.restart_from_base:
         # A control starts as its twin does.
         start = random = permuted = continued = bc
+      # Those of other steps are what the last one's start from.
+      controlled = last or not run.improve.restart_from_base
       filtered = 'all' if i == 0 else run.improve.schedule.label(i)
       twin = f'grow_{g}/improve_{i}'
       start = PolicyPlan(twin, f'G{g} I{i}', start.stage, g, i, filtered)
       out.append(start)
-      if 'continued' in run.controls:
+      if 'continued' in run.controls and controlled:
         continued = PolicyPlan(
             f'continued/{twin}', 'BC+' if last else f'BC+ {g}.{i}',
             continued.stage, g, i, 'D alone', last,
         )  # fmt: skip
         controls.append(continued)
-      if 'random' in run.controls and g == run.num_grow:
+      if 'random' in run.controls and g == run.num_grow and controlled:
         if i == 0 and not selection.uses_rewards(run.improve.after):
           random = start  # Without a filter both are the same.
         else:
@@ -102,7 +104,7 @@ def policies(run: ReST) -> list[PolicyPlan]:
               f'random, as many as {filtered}', last,
           )  # fmt: skip
           controls.append(random)
-      if 'permuted' in run.controls and g == run.num_grow:
+      if 'permuted' in run.controls and g == run.num_grow and controlled:
         if i == 0 and not run.improve.uses_rewards:
           permuted = start  # There is nothing to permute.
         else:
