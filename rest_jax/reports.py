@@ -21,7 +21,7 @@ from rest_jax import (
 )
 from rest_jax.context import Context
 from rest_jax.data import store
-from rest_jax.errors import ConfigurationError, RewardError
+from rest_jax.errors import ConfigurationError, CorruptStateError, RewardError
 from rest_jax.policy import Policy
 from rest_jax.progress import clock
 
@@ -54,17 +54,23 @@ def _former(
   ]
   below = len(root.parts)
   names = sorted({'/'.join(path.parts[below:-3]) for path in found} - known)
-  former = (
-    policy_plan.of_stage(name)
-    for name in names
-    if context.directory.stage(name).committed
-  )
   return [
     policy
-    for policy in former
-    if policy is not None
-    and 'trained_on' in context.stage(policy.stage).manifest['extra']
+    for policy in map(policy_plan.of_stage, names)
+    if policy is not None and _is_whole(context, policy.stage)
   ]
+
+
+def _is_whole(context: Context, name: str) -> bool:
+  """Whether a policy tells what it is, and all that made it is there."""
+  stage = context.stage(name)
+  if not stage.committed or 'trained_on' not in stage.manifest['extra']:
+    return False
+  try:
+    ledger.spent(context, name)
+  except CorruptStateError:
+    return False
+  return True
 
 
 def _row_of(

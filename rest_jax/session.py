@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -339,9 +340,7 @@ class Session:
       stages.evaluation_stage(self._run, policy, split) for policy in chosen
     ]
     if split == 'test':
-      for name in {name for plan in plans for name in plan.inputs}:
-        hosts.on_first(functools.partial(self._context.read, name))
-      hosts.on_first(lambda: self._log_test_reading(names))
+      hosts.on_first(lambda: self._log_test_reading(plans))
     for plan in plans:
       self._run_stage(plan)
     if split == 'report':
@@ -351,16 +350,18 @@ class Session:
       )
     hosts.on_first(lambda: reports.show_results(self._run, self._context))
 
-  def _log_test_reading(self, names: Sequence[str]) -> None:
+  def _log_test_reading(self, plans: Sequence[stages.StagePlan]) -> None:
     """Every reading of test data is logged: figures on them wear out."""
+    for name in itertools.chain.from_iterable(plan.inputs for plan in plans):
+      self._context.read(name)  # Nothing is read where it is not there.
     if not (self._context.read('data').folder / 'test').exists():
       raise ConfigurationError(
         'this run has no test data; set TEST_SPLIT and start a new run.'
       )
     read = [
-      name
-      for name in names
-      if not self._context.stage(f'{name}/evaluation/test').committed
+      plan.name.partition('/evaluation/')[0]
+      for plan in plans
+      if not self._context.stage(plan.name).committed
     ]
     if not read:
       return

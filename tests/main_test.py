@@ -694,9 +694,15 @@ def test_rows_are_as_policies_were_made_whatever_is_bound_now(
   assert (
     after['G1 I1']['threshold'] == before['G1 I1']['threshold'] == 'R > 0.25'
   )
-  # Controls that are not asked for any more are still there, and named so.
+  # Controls that are not asked for any more are still there, and named so,
   assert after.pop('BC+ 1.1') == {**before.pop('BC+'), 'policy': 'BC+ 1.1'}
   assert after == before
+  # as long as what they were made from is.
+  shutil.rmtree(run / 'continued/grow_1/improve_0')
+  ended = running.within(*running.command(run, '--gin.CONTROLS=()')[3:])
+  assert ended.code == 0, ended
+  left = [row['policy'] for row in running.results(run)]
+  assert left == [name for name in after if name != 'BC+ 1.1']
 
 
 def test_a_changed_policy_or_data_starts_anew(whole_run):
