@@ -116,6 +116,17 @@ def check_unchanged(plan: StagePlan, stage: Stage, branch_hint: str) -> None:
   stage.begin(plan.config, inputs, branch_hint)
 
 
+def _of_checkpoint(path: str, binding: str, known: str | None) -> str:
+  """The fingerprint of a checkpoint; `known` where it is that by older rules."""
+  found = formats.find(path, binding)
+  now = formats.fingerprint(found)
+  if known not in (None, now) and known == formats.fingerprint(
+    found, hidden=True
+  ):
+    return known
+  return now
+
+
 def outside(plan: StagePlan, stage: Stage) -> dict[str, str]:
   """Binding → SHA-256 of what lies outside the run; see `StagePlan`.
 
@@ -133,7 +144,7 @@ def outside(plan: StagePlan, stage: Stage) -> dict[str, str]:
       if binding in plan.files:
         out[binding] = storage.checksum(path)[1]
       else:
-        out[binding] = formats.fingerprint(formats.find(path, binding))
+        out[binding] = _of_checkpoint(path, binding, known.get(binding))
     except (OSError, ConfigurationError) as error:
       if not stage.committed:
         if isinstance(error, ConfigurationError):

@@ -158,17 +158,24 @@ def read_config(found: Found) -> T5Config:
     ) from error
 
 
-def fingerprint(found: Found) -> str:
+def fingerprint(found: Found, *, hidden: bool = False) -> str:
   """SHA-256 that tells whether a checkpoint has been changed.
 
   It covers the names and sizes of all files, what small files hold, and every
   16th MiB of those above 256 MiB. A checkpoint of ours is known by its index,
   which has the checksums of all its files.
+
+  Args:
+    found: the checkpoint.
+    hidden: whether what is hidden in a folder of Hugging Face counts, such as
+      .git, where reading changes files; version 0.1 counted it.
   """
   if found.format == 'native':
     return storage.checksum(native.index_path(found.path))[1]
   digest = hashlib.sha256()
   for name, path in sorted(_files(found.path).items()):
+    if name.startswith('.') and found.format == 'huggingface' and not hidden:
+      continue
     size = path.stat().length
     digest.update(f'{name}\n{size}\n'.encode())
     with path.open('rb') as file:

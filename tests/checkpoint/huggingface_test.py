@@ -14,8 +14,8 @@ from foreign import (
   safetensors,
 )
 
-from rest_jax import errors
-from rest_jax.checkpoint import huggingface, names
+from rest_jax import errors, fingerprints
+from rest_jax.checkpoint import formats, huggingface, names
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.sharding import AxisRules, Layout
@@ -104,6 +104,22 @@ def test_a_folder_comes_back_bit_for_bit(folder, policy, params):
   assert_same(
     huggingface.restore_params(folder, policy.placed_params()), params
   )
+
+
+def test_hidden_files_are_no_part_of_a_checkpoint(folder):
+  found = formats.find(str(folder), 'INITIAL_CHECKPOINT_PATH')
+  before = formats.fingerprint(found)
+  (folder / '.git').mkdir()
+  (folder / '.git/index').write_text('read')
+  assert formats.fingerprint(found) == before
+  # A stage of before that counted them is still of this checkpoint.
+  path, binding = str(folder), 'INITIAL_CHECKPOINT_PATH'
+  older = formats.fingerprint(found, hidden=True)
+  assert older != before
+  assert fingerprints._of_checkpoint(path, binding, older) == older
+  assert fingerprints._of_checkpoint(path, binding, 'another') == before
+  (folder / 'config.json').write_text('{}')
+  assert formats.fingerprint(found) != before
 
 
 def test_so_do_several_files(folder, policy, params):
