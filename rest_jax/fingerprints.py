@@ -117,7 +117,7 @@ def check_unchanged(plan: StagePlan, stage: Stage, branch_hint: str) -> None:
 
 
 def _of_checkpoint(path: str, binding: str, known: str | None) -> str:
-  """The fingerprint of a checkpoint; `known` where it is that by older rules."""
+  """Its fingerprint; `known` where that is it by the rules of before."""
   found = formats.find(path, binding)
   now = formats.fingerprint(found)
   if known not in (None, now) and known == formats.fingerprint(
