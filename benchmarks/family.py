@@ -379,6 +379,8 @@ def main() -> None:
   rows = {'base': first, **rows}
   runs = {name: rows[name] for name in ('base', *chosen)}
   places = {name: place(folder, given.table, name) for name in rows}
+  if given.no_controls and (places['base'] / 'continued').exists():
+    parser.error('--no_controls: base has controls already')
   # Where faulty_rewards.gin finds its rewards.
   python_path = os.pathsep.join(
     filter(None, [str(_HERE), os.environ.get('PYTHONPATH')])

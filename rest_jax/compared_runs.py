@@ -273,7 +273,12 @@ def _config(root: epath.Path) -> dict[str, str]:
       found[name] = binding[2]
     elif name and line.strip() and not line.startswith('#'):
       found[name] += line.strip()  # A long value goes on.
-  return {k: v for k, v in found.items() if k not in _OF_ONE_RUN}
+  return {
+    k: v
+    for k, v in found.items()
+    # The alarm changes nothing but what is said of a run.
+    if k not in _OF_ONE_RUN and not k.lower().startswith('alarm')
+  }
 
 
 def _settings(stage: Stage) -> dict[str, Any]:

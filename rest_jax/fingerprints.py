@@ -97,23 +97,22 @@ def check_inputs(plan: StagePlan, stage: Stage) -> None:
   )
 
 
-def check_unchanged(plan: StagePlan, stage: Stage, branch_hint: str) -> None:
-  """Makes sure that a committed stage is what the configuration asks for.
+def changed(plan: StagePlan, stage: Stage) -> dict[str, str] | None:
+  """What a committed stage would have to be made from, where it was not.
 
   As far as that is known before what it reads is there: so a changed setting
   is found before hours of training that nothing could use.
 
-  Raises:
-    ConfigurationError: it was made with other settings, or from other stages.
+  Returns:
+    What `Stage.begin` refuses; None where settings and inputs are the same.
   """
-  if not stage.committed:
-    return
   known = stage.manifest['inputs']
   inputs = {name: known.get(name, 'not made') for name in plan.inputs}
   for binding in (*plan.files, *plan.checkpoints):
     if binding in known:
       inputs[binding] = known[binding]
-  stage.begin(plan.config, inputs, branch_hint)
+  same = stage.made_with(plan.config) and inputs == known
+  return None if same else inputs
 
 
 def _of_checkpoint(path: str, binding: str, known: str | None) -> str:
@@ -144,7 +143,8 @@ def outside(plan: StagePlan, stage: Stage) -> dict[str, str]:
       if binding in plan.files:
         out[binding] = storage.checksum(path)[1]
       else:
-        out[binding] = _of_checkpoint(path, binding, known.get(binding))
+        before = stage.made_from.get(binding)
+        out[binding] = _of_checkpoint(path, binding, before)
     except (OSError, ConfigurationError) as error:
       if not stage.committed:
         if isinstance(error, ConfigurationError):

@@ -324,6 +324,15 @@ class _SourceTokens:
     return [[*known[text], self._tokenizer.eos_id] for text in texts]
 
 
+def is_offline(loss: object) -> bool:
+  """Whether it is a policy's and asks for nothing that Improve cannot give."""
+  return (
+    isinstance(loss, losses.PolicyLoss)
+    and loss.figure == losses.PolicyLoss.figure
+    and {*losses.STORED, losses.RETURNS, *losses.SCORED}.issuperset(loss.needs)
+  )
+
+
 def written_figures(loss: losses.PolicyLoss) -> tuple[str, ...]:
   """The figures that `GrownData.training_rows` gives with each row."""
   return tuple(name for name in loss.needs if name not in losses.SCORED)

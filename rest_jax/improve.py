@@ -89,7 +89,7 @@ class Improve:
         ' (0, 1]: learning rates fall from step to step.'
       )
     loss = self.training.loss
-    if not losses.is_offline(loss):
+    if not grown_data.is_offline(loss):
       raise ConfigurationError(
         f'Improve.training.loss = {type(loss).__name__} is no loss of a policy'
         ' on stored samples; give one of rest_jax.losses, offline_losses or'
@@ -343,16 +343,11 @@ def _write_rows(
   (kept,) = grown.previews([chosen])
   if not kept.kept_samples:
     i = step.improve_step
-    if not i:
-      raise DataError(
-        f'{stage.name}: none of {kept.samples:,} samples is finished and passes'
-        ' the selections (Improve.before, Improve.after); train BC for longer,'
-        ' or raise MAX_TARGET_LENGTH.'
-      )
+    label = settings.schedule.label(i) if i else 'that they reached EOS'
+    mend = 'lower it (THRESHOLDS, SCHEDULE)' if i else 'train BC for longer'
     raise DataError(
       f'{stage.name}: none of {kept.samples:,} samples passes the filter'
-      f' ({settings.schedule.label(i)}); lower it (THRESHOLDS, SCHEDULE), or'
-      ' grow more samples.'
+      f' ({label}); {mend}, or grow more samples.'
     )
   rows = loader.write_rows(
     folder,
@@ -371,7 +366,7 @@ def _write_rows(
     'references': int(rows.is_original.sum()),
   }
   if loss.paired:
-    counts['pairs'] = trained.kept_sources
+    counts['pairs'] = len(rows) // 2
   context.progress.note(
     f'{kept.kept_samples:,} of {kept.samples:,} samples kept (reward'
     f' {kept.mean_reward:.3f}), {kept.starved_sources:,} of'

@@ -72,6 +72,24 @@ def spent(context: Context, policy_name: str) -> Spent:
   )
 
 
+def is_whole(context: Context, policy_name: str) -> bool:
+  """Whether a policy and all that it was made from are there, as they were."""
+  seen, left = set(), [policy_name]
+  while left:
+    stage = context.stage(left.pop())
+    if not stage.committed:
+      return False
+    for name, fingerprint in stage.manifest['inputs'].items():
+      if _is_binding(name) or name in seen:
+        continue
+      seen.add(name)
+      above = context.stage(name)
+      if not above.committed or above.fingerprint != fingerprint:
+        return False
+      left.append(name)
+  return True
+
+
 def _stages(context: Context, policy_name: str) -> Iterator[Stage]:
   """The policy's stage and all that it was made from, but for the data."""
   seen, left = set(), [policy_name]

@@ -186,15 +186,6 @@ RETURNS = 'returns'
 SCORED = ('bc_log_probs', 'start_log_probs', 'values')
 
 
-def is_offline(loss: object) -> bool:
-  """Whether it is a policy's and asks for nothing that Improve cannot give."""
-  return (
-    isinstance(loss, PolicyLoss)
-    and loss.figure == PolicyLoss.figure
-    and {*STORED, RETURNS, *SCORED}.issuperset(loss.needs)
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class BehavioralCloning(PolicyLoss):
   """BC, and with weights in the batch reward-weighted BC (ReST's Improve).

@@ -341,13 +341,14 @@ def _check_flags() -> None:
   shows = ('status', 'preview', 'translate', 'best_of_n', 'evaluate')
   for flag, wrong in (
     (_DRY_RUN, mode in elsewhere),
-    (_STAGE, mode in (*elsewhere, *shows)),
+    (_STAGE, mode in (*elsewhere, *shows) or _DRY_RUN.value),
     (_POLICY, mode not in ('evaluate', 'translate')),
     (_SPLIT, mode not in ('evaluate', 'best_of_n', 'compare')),
   ):
     if wrong and flag.present and flag.value != flag.default:
       raise ConfigurationError(
-        f'--{flag.name}={flag.value} says nothing to --run_mode={mode}; take it'
+        f'--{flag.name}={flag.value} says nothing to --run_mode={mode}'
+        f'{" --dry_run" * (_DRY_RUN.value and flag is not _DRY_RUN)}; take it'
         ' away, or set another --run_mode.'
       )
 

@@ -57,10 +57,13 @@ def online_of(run: ReST, policy: PolicyPlan) -> online.Online:
 
 
 def of_stage(name: str) -> PolicyPlan | None:
-  """The policy of an Improve stage, by its name alone; None for other stages.
+  """The policy of a stage, by its name alone; None for other stages.
 
   What it starts from and was trained on is not told by that.
   """
+  if name.startswith(ONLINE):
+    label = name.removeprefix(ONLINE).upper()
+    return PolicyPlan(name, label, trained_on='', reported=False)
   found = _IMPROVE.fullmatch(name)
   if found is None:
     return None
@@ -68,7 +71,7 @@ def of_stage(name: str) -> PolicyPlan | None:
   label = f'BC+ {g}.{i}' if control == 'continued' else f'G{g} I{i}'
   if control in ('random', 'permuted'):
     label += f' {control}'
-  return PolicyPlan(name, label, None, g, i, reported=False)
+  return PolicyPlan(name, label, None, g, i, '', reported=False)
 
 
 def policies(run: ReST) -> list[PolicyPlan]:

@@ -1,5 +1,7 @@
 """What would stop a later stage of a run, found out before a costly one."""
 
+from collections.abc import Collection
+
 import jax
 
 from rest_jax import grow, hosts
@@ -11,32 +13,42 @@ from rest_jax.rest import ReST
 from rest_jax.training import optimizer, step
 
 
-def check_devices(run: ReST) -> None:
+def check_layouts(run: ReST) -> None:
   """Makes sure that the policy can be trained and sampled from here.
 
   Raises:
-    ConfigurationError: a layout does not fit the devices or the network, or
-      updates do not; the binding is named.
+    ConfigurationError: a layout does not fit the devices or the network.
   """
   several = hosts.count() > 1
-  policy = Policy(run.model, run.layout)
-  assert policy.placement.batch_share
+  assert Policy(run.model, run.layout).placement.batch_share
   assert Policy(run.model, run.decoding_layout, local=several).mesh
-  _check_updates(run, policy)
 
 
-def _check_updates(run: ReST, policy: Policy) -> None:
-  """Holds settings of the policy's updates against it.
+def check_updates(run: ReST, pending: Collection[str]) -> None:
+  """Makes sure that the updates of BC and of Improve can be made here.
 
-  The first update of an Improve step would find them after BC and Grow.
+  The first update of an Improve step would find it out after BC and Grow.
+
+  Args:
+    run: the run.
+    pending: stages that are to be made.
+
+  Raises:
+    ConfigurationError: they cannot; the binding is named.
   """
+  trained = [run.supervised.training] if 'supervised' in pending else []
+  if not run.supervised.stopping.max_steps:
+    trained = []
+  if any('/improve_' in name for name in pending):
+    trained.append(run.improve.training)
+  if not trained:
+    return
+  policy = Policy(run.model, run.layout)
   leaves, _ = jax.tree_util.tree_flatten_with_path(policy.abstract_params())
   names = [
     jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves
   ]
-  trained = [run.supervised] if run.supervised.stopping.max_steps else []
-  trained += [run.improve] if run.num_grow else []
-  for training in (each.training for each in trained):
+  for training in trained:
     optimizer.check_frozen(training.optimizer.frozen, names)
     update = step.make_train_step(
       policy,

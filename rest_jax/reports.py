@@ -21,7 +21,7 @@ from rest_jax import (
 )
 from rest_jax.context import Context
 from rest_jax.data import store
-from rest_jax.errors import ConfigurationError, CorruptStateError, RewardError
+from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.policy import Policy
 from rest_jax.progress import clock
 
@@ -46,10 +46,9 @@ def _former(
   """Policies of an earlier configuration that were evaluated."""
   known = {policy.stage for policy in planned}
   root = context.directory.path
-  policies = ('grow_*/improve_*', '*/grow_*/improve_*')
   found = [
     path
-    for pattern in policies
+    for pattern in ('grow_*/improve_*', '*/grow_*/improve_*', 'online/*')
     for path in root.glob(f'{pattern}/evaluation/*/stage.json')
   ]
   below = len(root.parts)
@@ -57,20 +56,8 @@ def _former(
   return [
     policy
     for policy in map(policy_plan.of_stage, names)
-    if policy is not None and _is_whole(context, policy.stage)
+    if policy is not None and ledger.is_whole(context, policy.stage)
   ]
-
-
-def _is_whole(context: Context, name: str) -> bool:
-  """Whether a policy tells what it is, and all that made it is there."""
-  stage = context.stage(name)
-  if not stage.committed or 'trained_on' not in stage.manifest['extra']:
-    return False
-  try:
-    ledger.spent(context, name)
-  except CorruptStateError:
-    return False
-  return True
 
 
 def _row_of(
@@ -92,8 +79,7 @@ def _row_of(
     seed=run.seed,
     grow_step=policy.grow_step,
     improve_step=policy.improve_step,
-    # Stages of older versions do not say.
-    loss=extra.get('loss') or policy_plan.loss_of(run, policy).name,
+    loss=extra.get('loss') or _loss_of(run, policy),
     threshold=extra.get('trained_on', policy.trained_on),
     kept_samples=counts.get('kept_samples'),
     kept_sources=counts.get('kept_sources'),
@@ -107,6 +93,13 @@ def _row_of(
     **dataclasses.asdict(spent),
     **evaluation.manifest['extra']['figures'],
   )
+
+
+def _loss_of(run: rest.ReST, policy: policy_plan.PolicyPlan) -> str:
+  """The loss of a stage that does not tell it, as those of older versions."""
+  if policy in policy_plan.policies(run):
+    return policy_plan.loss_of(run, policy).name
+  return ''
 
 
 def show_results(run: rest.ReST, context: Context) -> None:

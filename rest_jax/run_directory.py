@@ -191,6 +191,14 @@ class Stage:
     record = {'schema': SCHEMA_VERSION, 'config': config, 'inputs': inputs}
     storage.write_json_atomic(self.folder / _BEGUN, record)
 
+  @property
+  def made_from(self) -> dict[str, str]:
+    """Fingerprints of its inputs, also where it is begun alone; else none."""
+    if self.committed:
+      return self.manifest['inputs']
+    path = self.folder / _BEGUN
+    return storage.read_json(path)['inputs'] if path.exists() else {}
+
   def made_with(self, config: Mapping[str, Any]) -> bool:
     """Whether the stage is committed, and with this configuration."""
     return self.committed and self.manifest['config'] == storage.canonical(

@@ -142,10 +142,6 @@ class Session:
     for reward in learned.within(run.annotate):
       reward.open(read)
 
-  def _check_devices(self) -> None:
-    if not self._recorded:
-      prerequisites.check_devices(self._run)
-
   def _record(self) -> None:
     """Writes the configuration and what it runs on, once something is made.
 
@@ -154,6 +150,7 @@ class Session:
     if self._recorded:
       return
     self._recorded = True
+    prerequisites.check_layouts(self._run)
     path = self._directory.path
     storage.write_atomic(path / 'config.gin', self._texts.config.encode())
     storage.write_atomic(
@@ -205,7 +202,7 @@ class Session:
         ' .parquet file of outputs; set it in every later command too.'
       )
     stage_plan.check_processes(self._context, chosen)
-    hosts.on_first(lambda: self._check_unchanged(chosen))
+    hosts.on_first(lambda: self._check_ahead(chosen))
     ran = 0
     for plan in chosen:
       missing = hosts.on_first(functools.partial(self._missing, plan))
@@ -223,10 +220,16 @@ class Session:
       show = reports.show_results
     hosts.on_first(lambda: show(self._run, self._context))
 
-  def _check_unchanged(self, chosen: Sequence[stages.StagePlan]) -> None:
+  def _check_ahead(self, chosen: Sequence[stages.StagePlan]) -> None:
+    """Finds what would stop a later stage before an earlier one is made."""
+    pending = []
     for plan in chosen:
       stage = self._context.stage(plan.name)
-      fingerprints.check_unchanged(plan, stage, self._hint(plan))
+      if not stage.committed:
+        pending.append(plan.name)
+      elif inputs := fingerprints.changed(plan, stage):
+        stage.begin(plan.config, inputs, self._hint(plan))
+    prerequisites.check_updates(self._run, pending)
 
   def _hint(self, plan: stages.StagePlan) -> str:
     """What to do to keep a stage that is committed beside one made anew."""
@@ -260,7 +263,6 @@ class Session:
       scratch.remove(stage.work)  # A process may have died on its commit.
       return
     try:
-      hosts.on_first(self._check_devices)
       with self._progress.stage(plan.name):
         self._execute(plan, stage)
     except (ConfigurationError, DataError) as error:

@@ -39,11 +39,11 @@ def handed(context, monkeypatch, request):
 
   monkeypatch.setattr(training_stage, 'train', train)
 
-  def run(settings, i, **step):
+  def run(settings, i, grow_step=2, **step):
     # Each step of each test has a stage of its own.
     run.count += 1
     stage = begun(context, f'{request.node.name}_{run.count}/improve_{i}')
-    step = improve.Step('supervised', 2, i, ('grow_2',), **step)
+    step = improve.Step('supervised', grow_step, i, ('grow_2',), **step)
     with pytest.raises(HandedError) as caught:
       improve.run(context, stage, settings, evaluation(), Bytes(), step)
     (_, _, network, params, training, stopping, batches, _), more = (
@@ -74,15 +74,16 @@ def test_learning_rates_fall_from_step_to_step(
   assert handed(constant, 2)[3]['learning_rate_scale'] == 1.0
 
 
-def test_no_step_begins_as_another_one_does(handed):
+def test_no_step_begins_as_another_one_does(context, handed):
   """Neither with the same batches nor with the same dropout."""
 
   def begins(i, **step):
     _, _, batches, more = handed(SETTINGS, i, **step)
     return more['seed'], batches.seed
 
-  seeds = [begins(i) for i in range(3)]
-  assert len(set(seeds)) == 3
+  seeds = [begins(i) for i in range(3)] + [begins(1, grow_step=3)]
+  assert len(set(seeds)) == 4
+  assert context.seed not in {seed for seed, _ in seeds}  # BC's.
   for seed, of_batches in seeds:
     assert 0 <= seed == of_batches < 2**31
 

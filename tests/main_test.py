@@ -233,11 +233,14 @@ def test_an_alarm_warns_or_stops_where_a_policy_is_suspected(
     return f'{before["policy"]} to {after["policy"]}'
 
   monkeypatch.setattr(alarm.Alarm, 'suspicion', always)
-  command = running.command(run, '--gin_file=evaluation/alarm.gin')[3:]
+  command = running.command(run)[3:]  # Every run has one.
   warned = running.within(*command)
   assert warned.code == 0, warned.stderr
   assert 'ALARM: BC to G1 I0' in warned.stderr
   assert 'ALARM: G1 I0 to G1 I1' in warned.stderr
+  silent = running.within(*command, '--gin.rest.ReST.alarm=None')
+  assert silent.code == 0, silent.stderr
+  assert 'ALARM' not in silent.stderr
   assert 'cannot judge' not in warned.stderr
   # So do the parts of a run; what starts from a policy is held against it.
   parts = (*command, '--run_mode=evaluate')

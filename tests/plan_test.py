@@ -90,7 +90,7 @@ def test_the_page_tells_everything_and_makes_nothing(tmp_path, here):
     (('--topology=v5e:2x2x2',), 'slices of v5e have 2 dimensions'),
     (('--topology=v5e:2x4', '--gin.MODEL_PARALLEL=3'), 'does not divide 8'),
     (('--topology=v5e:2x4', '--gin.sharding.Layout.data=2'), 'uses 2 of 8'),
-    (('--topology=v5e:2x4', '--gin.BATCH_ROWS=12'), 'set rows_per_batch to a'),
+    (('--topology=v5e:2x4', '--gin.BATCH_ROWS=12'), 'set BATCH_ROWS to a'),
     (('--topology=v5e:2x4', '--gin.MODEL_PARALLEL=4'), 'AxisRules.heads'),
   ],
 )

@@ -84,6 +84,13 @@ def test_the_draw_knows_no_reward_whatever_the_seeds(chosen):
     kept = selection.select((control,), rows)
     number = rows.count(selection.select((chosen,), rows))
     np.testing.assert_array_equal(rows.count(kept), number)
+    # Neither is it the twin's own choice: of the rows that this keeps it has
+    # as many as chance gives.
+    twin = selection.select((chosen,), rows)
+    by_chance = (number**2 / 8).sum() / number.sum()
+    assert (kept & twin).sum() / twin.sum() == pytest.approx(
+      by_chance, abs=0.02
+    )
     # A blind draw of so many from each source.
     blind = (number * right / 8).sum() / number.sum()
     assert rows.reward[kept].mean() == pytest.approx(blind, abs=0.02)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from rest_jax import hosts, losses, preemption
 from rest_jax.checkpoint import native
@@ -134,7 +135,7 @@ class Outcome:
 
 def best_of(history: list[Evaluation]) -> Evaluation:
   """The first evaluation with the highest value."""
-  return max(history, key=lambda evaluation: evaluation.value)
+  return max(history, key=lambda each: np.nan_to_num(each.value, nan=-np.inf))
 
 
 def train(
@@ -207,8 +208,8 @@ def train(
     if not math.isfinite(value):
       raise NonFiniteError(
         f'{where}, update {int(state.step)}: the figure that decides is'
-        f' {value}, so no update could be chosen. Look at the data and the'
-        ' reward of D_select.'
+        f' {value}, so no update could be chosen; look at the held-out data,'
+        ' and at what judges them.'
       )
     history.append(
       Evaluation(int(state.step), value, tokens, decoded_before + decoded())

@@ -316,7 +316,7 @@ def put_batch(policy, batch: types.Batch) -> types.Batch:
   if rows % shards:
     raise errors.ConfigurationError(
       f"A batch of {rows} rows does not divide over {shards} 'data' devices: "
-      'set rows_per_batch to a multiple of that.'
+      'set BATCH_ROWS to a multiple of that.'
     )
   sharding = batch_sharding(policy)
   return jax.tree.map(
