@@ -204,7 +204,7 @@ def test_rows_that_do_not_divide_are_errors():
   with pytest.raises(errors.ConfigurationError, match='NUM_MICROBATCHES = 3'):
     step(state, HAND)
   policy = UnigramPolicy(sharding.Layout(data=4))
-  with pytest.raises(errors.ConfigurationError, match='rows_per_batch'):
+  with pytest.raises(errors.ConfigurationError, match='set BATCH_ROWS'):
     step_lib.put_batch(policy, HAND)
   with pytest.raises(errors.ConfigurationError, match='at least 1'):
     step_lib.make_train_step(
