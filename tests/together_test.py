@@ -261,7 +261,12 @@ def test_a_process_that_does_not_come_is_named(
       2,
       'make 1 parts of 24, too few for 2 processes',
     ),
-    (['--gin.BATCH_ROWS=3'], [], 2, 'rows_per_batch = 3'),
+    (
+      ['--gin.BATCH_ROWS=3'],
+      [],
+      2,
+      'A batch of 3 rows does not divide .* over 4',
+    ),
     ([], ['--gin.NO_SUCH=1'], 2, 'used by nothing'),
   ],
 )
@@ -271,7 +276,8 @@ def test_what_cannot_be_ends_all_processes(
   run = running.copy_of(four_devices, tmp_path / 'run')
   shutil.rmtree(run / 'grow_1')
   if '--gin.BATCH_ROWS=3' in for_all or 'PARALLEL' in str(for_all):
-    shutil.rmtree(run / 'supervised')
+    for made in ('supervised', 'continued', 'random'):
+      shutil.rmtree(run / made)
   line = running.command(run, _PARTS, *for_all)
   ended = running.together(
     [line, [*line, *for_second]], cache=compiled, devices=2
