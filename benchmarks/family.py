@@ -346,8 +346,8 @@ def rows_of(variant: Variant) -> str:
   return 'best_of_n.csv' if variant.mode == 'best_of_n' else 'results.csv'
 
 
-def main() -> None:
-  """Runs a table, or prints its commands."""
+def _parser() -> argparse.ArgumentParser:
+  """Of the command line."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--task', choices=TASKS, required=True)
   parser.add_argument('--table', required=True)
@@ -359,6 +359,12 @@ def main() -> None:
     '--no_controls', action='store_true', help='base without controls'
   )
   parser.add_argument('--dry_run', action='store_true')
+  return parser
+
+
+def main() -> None:
+  """Runs a table, or prints its commands."""
+  parser = _parser()
   given = parser.parse_args()
   task = TASKS[given.task]
   known = {'base': {}, **tables(task)}

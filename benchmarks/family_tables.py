@@ -126,12 +126,12 @@ def table(seeds: dict[int, Rows], every: bool) -> list[str]:
   """A table in Markdown."""
   found = lines_of(seeds, every)
   elsewhere = {
-    name: sum(bool(row.get('elsewhere')) for row in rows)
+    name: any(row.get('elsewhere') for row in rows)
     for name, rows in found.items()
   }
   lines = [
     [
-      name + f' {_ELSEWHERE}' * bool(elsewhere[name]),
+      name + f' {_ELSEWHERE}' * elsewhere[name],
       *(rows[-1]['policy'], str(len(rows))),
       *(cell(rows, figure) for figure in _FIGURES),
     ]
@@ -142,8 +142,8 @@ def table(seeds: dict[int, Rows], every: bool) -> list[str]:
   if any(elsewhere.values()):
     out += [
       '',
-      f'{_ELSEWHERE} of a BC, and a store, of another server than `base`: equal'
-      ' but for rounding, samples differ. Not to be held against single rows.',
+      f'{_ELSEWHERE} of another BC and store than `base`, equal but for'
+      ' rounding: samples differ. Not to be held against single rows.',
     ]
   return out
 

@@ -21,6 +21,8 @@ _OF_ONE_RUN = (
     'SEED', 'MODEL_DIR', 'DATA_DIR', 'COMPILATION_CACHE', 'SUPERVISED_FROM',
     'REWARD_FROM', 'GROW_FROM', 'TUNING_TRIALS',
 )  # fmt: skip
+# The alarm changes nothing but what is said of a run.
+_ALARM = re.compile(r'ALARM_\w+|alarm\..*|rest\.ReST\.alarm')
 # Of an evaluation: what its figures do not depend on in law.
 _FREE = re.compile(
   r'SEED|reward_trained_on|Evaluate\.(num_samples|temperatures|select_\w+|'
@@ -276,8 +278,7 @@ def _config(root: epath.Path) -> dict[str, str]:
   return {
     k: v
     for k, v in found.items()
-    # The alarm changes nothing but what is said of a run.
-    if k not in _OF_ONE_RUN and not k.lower().startswith('alarm')
+    if k not in _OF_ONE_RUN and not _ALARM.fullmatch(k)
   }
 
 

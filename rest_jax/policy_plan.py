@@ -67,11 +67,17 @@ def of_stage(name: str) -> PolicyPlan | None:
   found = _IMPROVE.fullmatch(name)
   if found is None:
     return None
-  control, g, i = found['control'], int(found['g']), int(found['i'])
-  label = f'BC+ {g}.{i}' if control == 'continued' else f'G{g} I{i}'
-  if control in ('random', 'permuted'):
-    label += f' {control}'
+  g, i = int(found['g']), int(found['i'])
+  label = _label(g, i, found['control'])
   return PolicyPlan(name, label, None, g, i, '', reported=False)
+
+
+def _label(grow_step: int, improve_step: int, control: str | None) -> str:
+  """The name of an Improve step, or of a control of it, in the results."""
+  if control == 'continued':
+    return f'BC+ {grow_step}.{improve_step}'
+  label = f'G{grow_step} I{improve_step}'
+  return f'{label} {control}' if control else label
 
 
 def policies(run: ReST) -> list[PolicyPlan]:
@@ -90,11 +96,12 @@ def policies(run: ReST) -> list[PolicyPlan]:
       controlled = last or not run.improve.restart_from_base
       filtered = 'all' if i == 0 else run.improve.schedule.label(i)
       twin = f'grow_{g}/improve_{i}'
-      start = PolicyPlan(twin, f'G{g} I{i}', start.stage, g, i, filtered)
+      start = PolicyPlan(twin, _label(g, i, None), start.stage, g, i, filtered)
       out.append(start)
       if 'continued' in run.controls and controlled:
         continued = PolicyPlan(
-            f'continued/{twin}', 'BC+' if last else f'BC+ {g}.{i}',
+            f'continued/{twin}',
+            'BC+' if last else _label(g, i, 'continued'),
             continued.stage, g, i, 'D alone', last,
         )  # fmt: skip
         controls.append(continued)
@@ -103,7 +110,7 @@ def policies(run: ReST) -> list[PolicyPlan]:
           random = start  # Without a filter both are the same.
         else:
           random = PolicyPlan(
-              f'random/{twin}', f'G{g} I{i} random', random.stage, g, i,
+              f'random/{twin}', _label(g, i, 'random'), random.stage, g, i,
               f'random, as many as {filtered}', last,
           )  # fmt: skip
           controls.append(random)
@@ -112,8 +119,8 @@ def policies(run: ReST) -> list[PolicyPlan]:
           permuted = start  # There is nothing to permute.
         else:
           permuted = PolicyPlan(
-              f'permuted/{twin}', f'G{g} I{i} permuted', permuted.stage, g, i,
-              f'{filtered}, rewards permuted', last,
+              f'permuted/{twin}', _label(g, i, 'permuted'),
+              permuted.stage, g, i, f'{filtered}, rewards permuted', last,
           )  # fmt: skip
           controls.append(permuted)
   for settings in run.online:

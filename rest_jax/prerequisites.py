@@ -36,9 +36,9 @@ def check_updates(run: ReST, pending: Collection[str]) -> None:
   Raises:
     ConfigurationError: they cannot; the binding is named.
   """
-  trained = [run.supervised.training] if 'supervised' in pending else []
-  if not run.supervised.stopping.max_steps:
-    trained = []
+  trained = []
+  if 'supervised' in pending and run.supervised.stopping.max_steps:
+    trained.append(run.supervised.training)
   if any('/improve_' in name for name in pending):
     trained.append(run.improve.training)
   if not trained:

@@ -227,7 +227,9 @@ class Session:
       stage = self._context.stage(plan.name)
       if not stage.committed:
         pending.append(plan.name)
-      elif inputs := fingerprints.changed(plan, stage):
+        continue
+      inputs = fingerprints.changed(plan, stage)
+      if inputs is not None:
         stage.begin(plan.config, inputs, self._hint(plan))
     prerequisites.check_updates(self._run, pending)
 

@@ -12,6 +12,7 @@ import pytest
 import running
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 
 import gin
 from rest_jax import compare as compare_lib
@@ -448,3 +449,19 @@ def test_altered_files_are_named(whole_run, tmp_path, file, alter, code, said):
   run = running.copy_of(whole_run.folder, tmp_path / 'run')
   alter(run / file)
   refused(compare(run), code, str(tmp_path / 'run'), said)
+
+
+def test_an_alarm_is_no_other_configuration(tmp_path):
+  config = 'SEED = 0\nNUM_SAMPLES = 2\n'
+  alarm = (
+    "ALARM_HELD_OUT = ('bleu', 'chrf')\n"
+    'alarm.Alarm.held_out = %ALARM_HELD_OUT\n'
+    'rest.ReST.alarm = @alarm.Alarm()\n'
+  )
+  found = []
+  for number, text in enumerate((config, config + alarm, config + 'X = 1\n')):
+    (tmp_path / str(number)).mkdir()
+    (tmp_path / str(number) / 'config.gin').write_text(text)
+    found.append(compared_runs._config(epath.Path(tmp_path / str(number))))
+  assert found[0] == found[1] == {'NUM_SAMPLES': '2'}
+  assert found[2] != found[0]

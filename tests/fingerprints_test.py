@@ -44,6 +44,15 @@ def test_another_stage_to_read_is_found_before_that_is_made(stage):
   assert str(caught.value).endswith('or branch')
 
 
+def test_so_is_one_of_a_stage_that_reads_nothing(tmp_path):
+  directory = run_directory.RunDirectory(epath.Path(tmp_path))
+  made = directory.stage('grow_2/samples')
+  made.begin({'Grow.num_samples': 8}, {})
+  made.commit({}, 0.0)
+  with pytest.raises(errors.ConfigurationError, match='num_samples = 8, now 4'):
+    check(plan(num_samples=4), directory.stage('grow_2/samples'))
+
+
 def test_another_setting_is_found(stage):
   with pytest.raises(errors.ConfigurationError, match='num_samples = 8, now 4'):
     check(plan('data', 'grow_1/improve_4', num_samples=4, FILE='x'), stage)

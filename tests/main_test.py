@@ -712,6 +712,10 @@ def test_a_changed_policy_or_data_starts_anew(whole_run):
   message, command = _refused(whole_run.folder, '--gin.t5.T5Config.emb_dim=32')
   assert 'T5Config.emb_dim = 16, now 32' in message
   assert not [c for c in command if '_FROM=' in c]
+  # The branch lies beside the run, however the shell ends its name.
+  slashed = f'--gin.MODEL_DIR={whole_run.folder}/'
+  ended = running.within(running.TINY, slashed, '--gin.SEED=1')
+  assert f'--gin.MODEL_DIR={whole_run.folder}_branch' in ended.stderr
   message, _ = _refused(whole_run.folder, '--gin.VOCAB_SIZE=60')
   assert 'stage data' in message
   assert 'Data.tokenizer.vocab_size = 64, now 60' in message

@@ -3,9 +3,11 @@ import io
 import re
 
 import pytest
+from etils import epath
 
 from rest_jax import (
   annotate,
+  branching,
   config,
   evaluate,
   grow,
@@ -21,6 +23,7 @@ from rest_jax import (
   run_directory,
   schedule,
   selection,
+  stage_plan,
   stages,
   supervised,
   train_reward,
@@ -511,3 +514,53 @@ def test_what_is_off_by_default_leaves_earlier_stages_valid(run):
   )
   named = {n: v for plan in stages.plan(off) for n, v in plan.config.items()}
   assert named['Evaluate.divergence_sources'] == 0
+
+
+# What a branched run reads, by stage, as far as rewards matter.
+_BRANCHED = {
+  'data': ('data', ()),
+  'supervised': ('supervised', ('data',)),
+  'reward': ('train_reward', ('data',)),
+  'grow_1/samples': ('grow', ('data', 'supervised')),
+  'grow_1/scores/learned': ('annotate', ('data', 'grow_1/samples', 'reward')),
+}
+
+
+def _made(folder, rows):
+  """A run directory whose reward has learned from some rows."""
+  directory = run_directory.RunDirectory(epath.Path(folder))
+  for name, (_, inputs) in _BRANCHED.items():
+    stage = directory.stage(name)
+    read = {i: directory.stage(i).fingerprint for i in inputs}
+    stage.begin({}, read | ({'ROWS': rows} if name == 'reward' else {}))
+    stage.commit({}, 0.0)
+  return str(folder)
+
+
+def test_reward_from_goes_before_grow_from(run, tmp_path):
+  planned = [
+    stage_plan.StagePlan(name, kind, inputs, {}, lambda *_: None)
+    for name, (kind, inputs) in _BRANCHED.items()
+  ]
+  grown = _made(tmp_path / 'grown', 'a')
+  rows = reward_rows.ScoredFile('unused')
+  learning = dataclasses.replace(
+    run,
+    train_reward=_learned_from(run, rows),
+    annotate=annotate.Annotate(learned.Learned()),
+    grow_from=grown,
+  )
+
+  def taken(name, rewarded):
+    branch = dataclasses.replace(learning, reward_from=rewarded)
+    found = branching.elsewhere(branch, planned).get(name)
+    return found and str(found.folder)
+
+  other = _made(tmp_path / 'other', 'b')
+  assert taken('reward', other) == f'{other}/reward'
+  assert taken('grow_1/samples', other) == f'{grown}/grow_1/samples'
+  # Scores by another reward are no scores of this one.
+  assert taken('grow_1/scores/learned', other) is None
+  same = _made(tmp_path / 'same', 'a')
+  scores = 'grow_1/scores/learned'
+  assert taken(scores, same) == taken(scores, None) == f'{grown}/{scores}'
