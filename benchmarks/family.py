@@ -87,7 +87,7 @@ TASKS = {
     base=(_NO_CONTROLS, 'NUM_IMPROVE=1'),
   ),
   'multi30k': Task(
-    ('multi30k.gin',),
+    ('multi30k.gin', 'evaluation/muse.gin'),
     (*_MULTI30K, "GROW_SPLIT='train[50%:67%]'"),
     ('schedule.Quantiles.levels=(0.85,)', 'NUM_IMPROVE=1', _FILTERED_ALONE),
     right='THRESHOLDS=(0.6,)',
@@ -100,7 +100,7 @@ TASKS = {
 # The same on a reward that `base` learns, and all others take from it.
 TASKS['learned'] = dataclasses.replace(
   TASKS['multi30k'],
-  files=('multi30k_learned.gin',),
+  files=('multi30k_learned.gin', str(_HERE / 'learned_metrics.gin')),
   bindings=(*_MULTI30K, "GROW_SPLIT='train[60%:77%]'", 'NUM_SAMPLES=8'),
   grown=4804 * 8,  # Without near repetitions of other parts.
   best_of_n=(),  # It has its own.

@@ -166,6 +166,7 @@ _WITHOUT_JAX = (
   'rewards.command',
   'rewards.guard',
   'rewards.lexical',
+  'rewards.muse',
   'rewards.numerals',
   'rewards.process',
 )
