@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from rest_jax import storage
 from rest_jax.data import mqm, mqm_prepare, scored, store
-from rest_jax.rewards import lexical
+from rest_jax.rewards import base, lexical, muse
 from rest_jax.rewards.agreement import Agreement, agreement
 
 GIN = pathlib.Path(__file__).with_suffix('.gin')
@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   metrics = {
     'constant': np.zeros(len(judged)),
     'length ratio': length_ratio(judged),
-    'chrF to the reference': chrf(rows, judged),
+    'chrF to the reference': scores(lexical.SentenceChrf(), rows, judged),
+    'muse to the reference': scores(muse.SentenceSimilarity(), rows, judged),
+    'muse to the source': scores(
+      muse.SentenceSimilarity('source'), rows, judged
+    ),
   }
   if not args.baselines_only:
     metrics['learned'] = learned(rows, judged, args.work, args.gin)
@@ -73,18 +77,18 @@ def length_ratio(judged: Rows) -> Scores:
   return out
 
 
-def chrf(rows: Rows, judged: Rows) -> Scores:
+def scores(metric: base.RewardModel, rows: Rows, judged: Rows) -> Scores:
   references = {
     (row['language_pair'], row['segment']): row['candidate']
     for row in rows
     if row['system'] == REFERENCES[row['language_pair']]
   }
-  scores = lexical.SentenceChrf().score(
+  found = metric.score(
     [row['source'] for row in judged],
     [row['candidate'] for row in judged],
     [references[row['language_pair'], row['segment']] for row in judged],
   )
-  return scores.astype(np.float64)
+  return found.astype(np.float64)
 
 
 def learned(

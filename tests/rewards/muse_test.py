@@ -24,7 +24,8 @@ PARAPHRASES = [
   'Im Schnee rennt ein Hund.',
   'Menschen stehen da und warten auf die Bahn.',
 ]
-QE, WITH_REFERENCE = (muse.SentenceSimilarity(s) for s in muse._SIDES)
+WITH_REFERENCE = muse.SentenceSimilarity()
+QE = muse.SentenceSimilarity('source')
 
 
 def test_a_translation_is_nearer_to_its_source_than_all_others_are():
@@ -74,7 +75,7 @@ def test_bad_input_is_named():
     QE.score(SOURCES[:2], RIGHT[:1])
   with pytest.raises(errors.RewardError, match="'muse' needs references"):
     WITH_REFERENCE.score(SOURCES, RIGHT)
-  with pytest.raises(errors.ConfigurationError, match="'target'.*source, refe"):
+  with pytest.raises(errors.ConfigurationError, match="'target'.*reference, source"):
     muse.SentenceSimilarity('target')
 
 
