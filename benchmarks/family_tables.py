@@ -36,6 +36,8 @@ _FIGURES = {
   'train_tokens': 'trained tokens',
   'reward_calls': 'reward calls',
 }
+# Further metrics, of the tasks that have them.
+_FURTHER = {'muse_mean': 'muse', 'muse_greedy': 'muse greedy'}
 _SHOWN_COLUMNS = ('reward_mean', 'reward_greedy', 'bleu')
 _WHOLE = (
   'kept_samples', 'samples_drawn', 'train_tokens', 'reward_calls',
@@ -112,7 +114,7 @@ def cell(rows: Rows, name: str) -> str:
     return '–'
   if name in _WHOLE:
     form = '{:,.0f}'
-  elif name.startswith(('reward', 'bleu', 'chrf')):
+  elif name.startswith(('reward', 'bleu', 'chrf', 'muse')):
     form = '{:.1f}'
   else:
     form = '{:.2f}'
@@ -125,6 +127,8 @@ def cell(rows: Rows, name: str) -> str:
 def table(seeds: dict[int, Rows], every: bool) -> list[str]:
   """A table in Markdown."""
   found = lines_of(seeds, every)
+  known = {key for rows in found.values() for row in rows for key in row}
+  columns = _FIGURES | {k: v for k, v in _FURTHER.items() if k in known}
   elsewhere = {
     name: any(row.get('elsewhere') for row in rows)
     for name, rows in found.items()
@@ -133,11 +137,11 @@ def table(seeds: dict[int, Rows], every: bool) -> list[str]:
     [
       name + f' {_ELSEWHERE}' * elsewhere[name],
       *(rows[-1]['policy'], str(len(rows))),
-      *(cell(rows, figure) for figure in _FIGURES),
+      *(cell(rows, figure) for figure in columns),
     ]
     for name, rows in found.items()
   ]
-  head = ['run', 'last policy', 'seeds', *_FIGURES.values()]
+  head = ['run', 'last policy', 'seeds', *columns.values()]
   out = markdown_tables.table(head, lines, texts=2)
   if any(elsewhere.values()):
     out += [

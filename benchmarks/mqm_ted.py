@@ -48,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   metrics = {
     'constant': np.zeros(len(judged)),
     'length ratio': length_ratio(judged),
-    'chrF to the reference': scores(lexical.SentenceChrf(), rows, judged),
-    'muse to the reference': scores(muse.SentenceSimilarity(), rows, judged),
-    'muse to the source': scores(
+    'chrF to the reference': metric_scores(
+      lexical.SentenceChrf(), rows, judged
+    ),
+    'muse to the reference': metric_scores(
+      muse.SentenceSimilarity(), rows, judged
+    ),
+    'muse to the source': metric_scores(
       muse.SentenceSimilarity('source'), rows, judged
     ),
   }
@@ -77,7 +81,8 @@ def length_ratio(judged: Rows) -> Scores:
   return out
 
 
-def scores(metric: base.RewardModel, rows: Rows, judged: Rows) -> Scores:
+def metric_scores(metric: base.RewardModel, rows: Rows, judged: Rows) -> Scores:
+  """Scores of a metric that may compare with the standard reference."""
   references = {
     (row['language_pair'], row['segment']): row['candidate']
     for row in rows

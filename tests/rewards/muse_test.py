@@ -71,11 +71,13 @@ def test_scores_are_what_info_promises():
 
 
 def test_bad_input_is_named():
-  with pytest.raises(errors.RewardError, match='muse_qe.*1 candidates and 2'):
+  with pytest.raises(errors.RewardError, match=r'muse_qe.*1 candidates and 2'):
     QE.score(SOURCES[:2], RIGHT[:1])
   with pytest.raises(errors.RewardError, match="'muse' needs references"):
     WITH_REFERENCE.score(SOURCES, RIGHT)
-  with pytest.raises(errors.ConfigurationError, match="'target'.*reference, source"):
+  with pytest.raises(
+    errors.ConfigurationError, match=r"'target'.*reference, source"
+  ):
     muse.SentenceSimilarity('target')
 
 
