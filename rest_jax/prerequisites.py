@@ -1,16 +1,20 @@
 """What would stop a later stage of a run, found out before a costly one."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import jax
 
-from rest_jax import grow, hosts
+from rest_jax import grow, hosts, train_reward
+from rest_jax.checkpoint import formats
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.errors import RewardError
+from rest_jax.network import Network
 from rest_jax.policy import Policy
 from rest_jax.rest import ReST
-from rest_jax.training import optimizer, step
+from rest_jax.rewards.regressor import Regressor
+from rest_jax.training import early_stopping, optimizer, step
+from rest_jax.values import ValueModel
 
 
 def check_layouts(run: ReST) -> None:
@@ -25,7 +29,7 @@ def check_layouts(run: ReST) -> None:
 
 
 def check_updates(run: ReST, pending: Collection[str]) -> None:
-  """Makes sure that the updates of BC and of Improve can be made here.
+  """Makes sure that all updates of a run can be made here.
 
   The first update of an Improve step would find it out after BC and Grow.
 
@@ -36,27 +40,52 @@ def check_updates(run: ReST, pending: Collection[str]) -> None:
   Raises:
     ConfigurationError: they cannot; the binding is named.
   """
-  trained = []
-  if 'supervised' in pending and run.supervised.stopping.max_steps:
-    trained.append(run.supervised.training)
-  if any('/improve_' in name for name in pending):
-    trained.append(run.improve.training)
-  if not trained:
-    return
-  policy = Policy(run.model, run.layout)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(policy.abstract_params())
-  names = [
-    jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves
-  ]
-  for training in trained:
+  for network, training, binding in _trained(run, pending):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(network.abstract_params())
+    names = [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in leaves
+    ]
     optimizer.check_frozen(training.optimizer.frozen, names)
     update = step.make_train_step(
-      policy,
+      network,
       training.optimizer,
       training.loss,
       num_microbatches=training.num_microbatches,
     )
-    update.check_rows(training.packing.rows_per_batch)
+    update.check_rows(training.packing.rows_per_batch, binding)
+
+
+def _trained(
+  run: ReST, pending: Collection[str]
+) -> Iterator[tuple[Network | Policy, early_stopping.Training, str]]:
+  """Each network that is to be trained, how, and what binds its batches."""
+  policy = Policy(run.model, run.layout)
+  if 'supervised' in pending and run.supervised.stopping.max_steps:
+    yield policy, run.supervised.training, 'BATCH_ROWS'
+  if train_reward.STAGE in pending:
+    settings = run.train_reward
+    network = Regressor(settings.model, run.layout)
+    yield network, settings.training, 'REWARD_BATCH_ROWS'
+  if any(name.endswith('/value') for name in pending):
+    network = ValueModel(run.model, run.layout)
+    yield network, run.improve.value.training, 'BATCH_ROWS'
+  if any('/improve_' in name for name in pending):
+    yield policy, run.improve.training, 'BATCH_ROWS'
+
+
+def check_checkpoint(run: ReST, pending: Collection[str]) -> None:
+  """Holds the model's shape against what the initial checkpoint tells of it.
+
+  What is in no array's shape would otherwise give another function of the same
+  parameters, without a word.
+
+  Raises:
+    ConfigurationError: they differ.
+  """
+  path = run.supervised.initial_checkpoint_path
+  if path is not None and 'supervised' in pending:
+    formats.check_model(formats.find(path), run.model)
 
 
 def check_size(run: ReST, context: Context) -> None:

@@ -231,6 +231,7 @@ class Session:
       inputs = fingerprints.changed(plan, stage)
       if inputs is not None:
         stage.begin(plan.config, inputs, self._hint(plan))
+    prerequisites.check_checkpoint(self._run, pending)
     prerequisites.check_updates(self._run, pending)
 
   def _hint(self, plan: stages.StagePlan) -> str:

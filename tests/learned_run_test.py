@@ -162,3 +162,13 @@ def test_what_a_learned_reward_needs(learned_run):
     assert ended.code == 2
     assert message in ended.stderr
     assert ended.stderr.count('\n') == 1
+
+
+def test_a_reward_that_could_not_be_trained_is_refused_before_bc(tmp_path):
+  ended = running.within(
+    *_command(tmp_path / 'run')[3:],
+    '--gin.reward/early_stopping.Training.num_microbatches=5',
+  )
+  assert ended.code == 2
+  assert 'set REWARD_BATCH_ROWS to a multiple' in ended.stderr
+  assert not (tmp_path / 'run' / 'data').exists()

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import pathlib
 import re
 import shlex
 import shutil
@@ -483,6 +484,8 @@ def test_preview_prints_what_each_step_would_keep(whole_run):
 # --- Errors -----------------------------------------------------------------
 
 
+_GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+
 # Flags → what the message must name.
 _FAULTS = (
   (['--gin.NUM_SAMPELS=3'], 'NUM_SAMPELS'),
@@ -509,6 +512,20 @@ _FAULTS = (
   (
     ["--gin.improving/optimizer.Optimizer.frozen=('nosuch',)"],
     "named 'nosuch'",
+  ),
+  (
+    [
+      f'--gin.INITIAL_CHECKPOINT_PATH={_GOLDENS / "hf_mt5"}',
+      "--gin.t5.T5Config.mlp_activations=('relu',)",
+    ],
+    "T5Config.mlp_activations = ('relu',), and ",
+  ),
+  (
+    [
+      '--gin_file=losses/oac.gin',
+      "--gin.value/optimizer.Optimizer.frozen=('no_value',)",
+    ],
+    "named 'no_value'",
   ),
   (['--gin.MAX_TARGET_LENGTH=(16,)'], 'Packing.target_length'),
   (['--gin.CONTROLS=continued'], 'ReST.controls'),

@@ -16,6 +16,8 @@ Format = Literal['native', 't5x', 'huggingface']
 
 _STAGE_PARAMS = 'params'  # Where a stage of a run keeps its policy.
 _T5X_CONFIG = 'config.json'  # Ours, of T5Config's fields.
+# Fields of a model that change what it computes, and none of its parameters.
+_UNSEEN = ('mlp_activations', 'relpos_max_distance', 'eos_id')
 _STEP = re.compile(r'checkpoint_(\d+)')
 # A larger file is known by its size and every 16th MiB: any training changes
 # all of it, and reading 45 GB at each start of a run would take minutes.
@@ -156,6 +158,32 @@ def read_config(found: Found) -> T5Config:
       f' {_T5X_CONFIG} of rest_jax): include the file of its size, such as'
       " 'models/t5_1_1_small.gin'."
     ) from error
+
+
+def check_model(found: Found, config: T5Config) -> None:
+  """Holds a model against a checkpoint's own, in what no shape would show.
+
+  A checkpoint that does not tell its model is passed over.
+
+  Raises:
+    ConfigurationError: its parameters are those of another function.
+    DataError: a file of it is missing or damaged.
+  """
+  if found.format == 'huggingface':
+    told = huggingface.CONFIG
+  elif found.format == 't5x' and (found.path / _T5X_CONFIG).exists():
+    told = _T5X_CONFIG
+  else:
+    return
+  own = read_config(found)
+  for field in _UNSEEN:
+    ours, theirs = getattr(config, field), getattr(own, field)
+    if ours != theirs:
+      raise errors.ConfigurationError(
+        f'T5Config.{field} = {ours!r}, and {found.path / told} says'
+        f" {theirs!r}: take the checkpoint's, or all of its model by"
+        " 'models/from_checkpoint.gin'."
+      )
 
 
 def fingerprint(found: Found, *, hidden: bool = False) -> str:

@@ -80,14 +80,14 @@ class TrainStep:
     rate = self._learning_rate(state.step, scale)
     return self.jitted(state, batch, dropout_key, rate)
 
-  def check_rows(self, rows: int) -> None:
+  def check_rows(self, rows: int, binding: str = 'BATCH_ROWS') -> None:
     """Raises a ConfigurationError where a batch of `rows` does not divide."""
     shards = self.policy.placement.num_shards('batch')
     if rows % (self.num_microbatches * shards):
       raise errors.ConfigurationError(
         f'A batch of {rows} rows does not divide into NUM_MICROBATCHES = '
         f"{self.num_microbatches} parts over {shards} 'data' devices: set "
-        'BATCH_ROWS to a multiple of their product.'
+        f'{binding} to a multiple of their product.'
       )
 
   @property

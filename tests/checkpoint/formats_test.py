@@ -1,5 +1,6 @@
 """Recognising checkpoints."""
 
+import dataclasses
 import json
 
 import jax
@@ -128,3 +129,34 @@ def test_t5xs_checkpoints_tell_no_shape(tmp_path, params):
     formats.model(str(tmp_path))
   with pytest.raises(errors.ConfigurationError, match='INITIAL_CHECKPOINT'):
     formats.model(None)
+
+
+def test_what_no_shape_shows_is_held_against_the_checkpoint(tmp_path, params):
+  write_hugging_face(tmp_path / 'hf', params)
+  found = formats.find(tmp_path / 'hf')
+  formats.check_model(found, dataclasses.replace(TINY, dropout_rate=0.3))
+  for field, value in (
+    ('mlp_activations', ('relu', 'linear')),
+    ('relpos_max_distance', 256),
+    ('eos_id', 2),
+  ):
+    other = dataclasses.replace(TINY, **{field: value})
+    assert shapes(other) == shapes(TINY)
+    message = rf'T5Config\.{field} = .*config\.json says .*from_checkpoint'
+    with pytest.raises(errors.ConfigurationError, match=message):
+      formats.check_model(found, other)
+
+
+def test_a_checkpoint_that_tells_no_model_is_passed_over(tmp_path, params):
+  t5x(tmp_path / 't5x', flat(params))
+  found = formats.find(tmp_path / 't5x')
+  formats.check_model(found, dataclasses.replace(TINY, eos_id=2))
+  fields = dataclasses.asdict(TINY) | {'relpos_max_distance': 64}
+  (found.path / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(errors.ConfigurationError, match=r'= 128, and .* says 64'):
+    formats.check_model(found, TINY)
+
+
+def shapes(config):
+  tree = Policy(config, Layout(data=1)).abstract_params()
+  return jax.tree.map(lambda leaf: leaf.shape, tree)
