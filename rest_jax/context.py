@@ -142,6 +142,10 @@ class Context:
       self._params = (policy_name, abstract, params)
     return self._params[2]
 
+  def forget_params(self) -> None:
+    """Lets go of the parameters that are kept, so that devices have room."""
+    self._params = None
+
   def read_params(
     self, policy_name: str, abstract: Params | None = None
   ) -> Params:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,20 @@ class Choice(Protocol):
   allow_tau_below_mean: bool
 
 
+Permutation = Literal['samples', 'texts']
+
+
+def permutation(choice: Choice) -> Permutation:
+  """What the rewards of a control are permuted among.
+
+  So that a filter keeps as many rows of each source as with the true ones: it
+  is distinct texts where the filter, or what stands around it, compares these.
+  """
+  around = selection.needs_of((*choice.before, *choice.after))
+  compares = getattr(choice.schedule, 'compares_texts', False)
+  return 'texts' if compares or 'text_ids' in around else 'samples'
+
+
 class GrownData:
   """The scored rows of D_g, as a stream that can be read again.
 
@@ -57,7 +71,7 @@ class GrownData:
     settings: Choice,
     stores: Sequence[str],
     *,
-    permuted: bool = False,
+    permuted: Permutation | None = None,
   ):
     """Opens the committed stages of some stores; nothing is read yet.
 
@@ -65,9 +79,9 @@ class GrownData:
       context: the run.
       settings: which rows there are.
       stores: names of the stores.
-      permuted: whether the rewards of each source's finished samples, and those
-        of references, change places at random, by the run's seed: the control
-        for the reward.
+      permuted: what changes places at random, by the run's seed, taking its
+        reward along: the finished samples of each source or its distinct texts,
+        and references. The control for the reward; see `permutation`.
     """
     self._context, self._settings = context, settings
     self._permuted = permuted
@@ -111,15 +125,17 @@ class GrownData:
       if self._permuted:
         table = self._with_permuted_rewards(table)
       if given:
-        table = given.without(table)
-      if table.num_rows:
-        yield table
+        table = table.append_column(scored.GIVEN, given.among(table))
+      yield table
     if given:
       given.end_store()
 
   def _with_permuted_rewards(self, table: pa.Table) -> pa.Table:
-    rows = scored.rows_from_table(table)
-    rewards = rows_lib.permuted_rewards(rows, self._context.seed)
+    by_text = self._permuted == 'texts'
+    rows = scored.rows_from_table(table, {'text_ids'} if by_text else set())
+    rewards = rows_lib.permuted_rewards(
+      rows, self._context.seed, by_text=by_text
+    )
     place = table.schema.get_field_index('reward')
     return table.set_column(place, 'reward', pa.array(rewards))
 
@@ -266,8 +282,8 @@ class _Given:
     self._known = np.zeros(0, np.uint64)  # Sorted.
     self._new: list[np.ndarray] = []
 
-  def without(self, table: pa.Table) -> pa.Table:
-    """A table less the samples whose text an earlier store has given."""
+  def among(self, table: pa.Table) -> pa.Array:
+    """Which samples of a table have a text that an earlier store has given."""
     drawn = pc.and_(pc.equal(table['origin'], 'policy'), table['finished'])
     rows = np.flatnonzero(drawn.to_numpy())
     taken = table.select(('source_id', 'target')).take(rows)
@@ -277,9 +293,9 @@ class _Given:
       len(rows),
     )
     self._new.append(keys)
-    kept = np.ones(table.num_rows, bool)
-    kept[rows[np.isin(keys, self._known)]] = False
-    return table.filter(pa.array(kept))
+    given = np.zeros(table.num_rows, bool)
+    given[rows[np.isin(keys, self._known)]] = True
+    return pa.array(given)
 
   def end_store(self) -> None:
     """What came since the last call is known from now on."""

@@ -8,6 +8,7 @@ differ in which rows they train on, and in nothing else.
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -64,8 +65,9 @@ class Improve:
     value: how the value model is trained, for losses that need one.
     accumulate: whether D_g has the samples of all Grow steps so far (expert
       iteration) instead of the last one's alone. Rules that compare samples of
-      a source still compare those of one Grow step, but with
-      `selection.Deduplicate` a text is a row of the first that drew it alone.
+      a source still compare those of one Grow step. With
+      `selection.Deduplicate` a text that an earlier one gave is still compared,
+      and not trained on again.
   """
 
   training: early_stopping.Training
@@ -269,20 +271,23 @@ def _batches(
 
 def _network(
   context: Context, training: early_stopping.Training, step: Step
-) -> tuple[Any, Params, early_stopping.Training]:
+) -> tuple[Any, Callable[[], Params], early_stopping.Training]:
   """What is trained, where it starts, and how: the policy, or more beside."""
-  start = context.params(step.start)
   network = anchored.network_for(context.policy, training.loss)
   if network is None:
+    start = functools.partial(context.read_params, step.start)
     return context.policy, start, training
   stages = {'start': step.start, 'bc': BC}
-  anchors = {
-    name: start
-    if stages[name] == step.start
-    else context.read_params(stages[name])
-    for name in training.loss.anchors
-  }
-  return network, network.wrap(start, anchors), anchored.frozen_in(training)
+
+  def wrapped() -> Params:
+    read = {
+      stage: context.read_params(stage)
+      for stage in {step.start, *map(stages.get, training.loss.anchors)}
+    }
+    anchors = {name: read[stages[name]] for name in training.loss.anchors}
+    return network.wrap(read[step.start], anchors)
+
+  return network, wrapped, anchored.frozen_in(training)
 
 
 def _policy_of(network: Any, params: Params) -> Params:
@@ -334,8 +339,11 @@ def _write_rows(
   if step.control == 'continued':
     rows = loader.write_rows(folder, supervised.original_rows(context, 'train'))
     return {'references': len(rows)}, 'union', {}
+  permuted = None
+  if step.control == 'permuted':
+    permuted = grown_data.permutation(settings)
   grown = grown_data.GrownData(
-    context, settings, step.stores, permuted=step.control == 'permuted'
+    context, settings, step.stores, permuted=permuted
   )
   chosen = grown.selections(step.improve_step)[step.improve_step]
   if step.control == 'random':

@@ -44,7 +44,9 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
   earlier = [p for p in policies(run) if _value_name(run, p) == name]
   if name is None or policy != earlier[0]:
     return
-  permuted = policy.stage.startswith('permuted/')
+  permuted = None
+  if policy.stage.startswith('permuted/'):
+    permuted = grown_data.permutation(run.improve)
   # Whatever a policy trains on: references are no samples of the behaviour.
   samples = dataclasses.replace(
     run.improve, original_data='none', before=(), after=()
@@ -61,7 +63,7 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     'improve',
     ('data', BC, *_store_inputs(run, g)),
     config.flatten(run.improve.value, 'Improve.value')
-    | {'SEED': run.seed, 'permuted': permuted},
+    | {'SEED': run.seed, 'permuted': permuted is not None},
     execute,
     lone='a value model',
   )

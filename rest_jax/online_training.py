@@ -314,13 +314,12 @@ def run(
     DataError: there are fewer sources than a batch takes.
   """
   began = time.monotonic()
-  behaviour = context.params(BC)
-  network, start = drawn_policy(context), behaviour
+  behaviour = context.read_params(BC)
+  network, start = drawn_policy(context), lambda: behaviour
   if settings.algorithm == 'ppo':
     value = values.ValueModel(context.model, context.layout)
     network = values.ActorCritic(network, value)
-    critic = values.from_policy(value, behaviour, context.seed)
-    start = {'policy': behaviour, 'value': critic}
+    start = functools.partial(_with_critic, behaviour, value, context.seed)
     settings = dataclasses.replace(
       settings, optimizer=anchored.of_part(settings.optimizer)
     )
@@ -354,3 +353,11 @@ def run(
     outcome, params=policy_of(network, outcome.params)
   )
   training_stage.finish(stage, outcome, began, counts)
+
+
+def _with_critic(
+  behaviour: Params, value: values.ValueModel, seed: int
+) -> Params:
+  """The parameters that an `ActorCritic` starts from."""
+  critic = values.from_policy(value, behaviour, seed)
+  return {'policy': behaviour, 'value': critic}

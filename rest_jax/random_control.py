@@ -22,7 +22,8 @@ class RandomLike:
   drawn if and only if it is kept, which is the filter again: references are
   drawn among those of all sources here, as many as are kept. What is compared
   is which rows have a high reward: where the selections keep a text but once,
-  so does the draw, and what `selection.Valid` drops is not drawn either.
+  the draw passes over samples whose text it has, and what `selection.Valid`
+  drops is not drawn either.
 
   Attributes:
     selections: what to keep as many rows as.
@@ -45,7 +46,13 @@ class RandomLike:
     for each in self.selections:
       kept &= each.keep(rows, kept)
     pool = self._pool(rows, alive)
+    if rows.given is not None:
+      kept, pool = kept & ~rows.given, pool & ~rows.given
     order = rows_lib.random_order(rows, self.seed + _OWN_ORDER)
+    # Whatever compares texts keeps the first of those that are equal.
+    if 'text_ids' in self.needs:
+      order = rows_lib.least_of_text(rows, pool, order)
+      pool = rows_lib.first_occurrences(rows, pool)
     samples = ~rows.is_reference
     drawn = rows_lib.first_of_each(
       rows, pool & samples, order, rows.count(kept & samples)
@@ -63,9 +70,6 @@ class RandomLike:
     for each in self.selections:
       if isinstance(each, selection.Valid):
         pool &= each.keep(rows, pool)
-    # Whatever compares texts keeps the first of those that are equal.
-    if 'text_ids' in self.needs:
-      pool = rows_lib.first_occurrences(rows, pool)
     return pool
 
 

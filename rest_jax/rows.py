@@ -31,6 +31,8 @@ class Rows:
       its source; 0 for other rows.
     log_ratios: float32 [m], log π(y|x) − log π_BC(y|x) in nats, π being the
       policy that drew the sample; 0 for rows that none drew.
+    given: bool [m], samples whose text an earlier store has given: they count
+      wherever rewards are compared, and are not chosen again.
   """
 
   source_ids: Int64[np.ndarray, 'k']
@@ -47,6 +49,7 @@ class Rows:
   repetitions: Int32[np.ndarray, 'm'] | None = None
   utilities: Float32[np.ndarray, 'm'] | None = None
   log_ratios: Float32[np.ndarray, 'm'] | None = None
+  given: Bool[np.ndarray, 'm'] | None = None
 
   @property
   def num_sources(self) -> int:
@@ -98,6 +101,30 @@ def first_occurrences(
   distinct = alive & rows.is_reference
   distinct[samples[first]] = True
   return distinct
+
+
+def least_of_text(
+  rows: Rows, alive: Bool[np.ndarray, 'm'], order: np.ndarray
+) -> np.ndarray:
+  """An order in which each sample stands where the first of its text does.
+
+  So that to take distinct texts in this order is to draw samples and pass over
+  those whose text was drawn before.
+
+  Args:
+    rows: with `text_ids`.
+    alive: the samples that count.
+    order: a number a row.
+  """
+  samples, texts = rows.samples_by_text
+  there = alive[samples]
+  samples, texts = samples[there], texts[there]
+  out = order.copy()
+  if len(samples):
+    starts = np.flatnonzero(np.append(True, texts[1:] != texts[:-1]))
+    least = np.minimum.reduceat(order[samples], starts)
+    out[samples] = np.repeat(least, np.diff(np.append(starts, len(samples))))
+  return out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,17 +210,34 @@ def random_order(rows: Rows, seed: int) -> UInt64[np.ndarray, 'm']:
   return _mix(state + rows.sample_index.astype(np.uint64))
 
 
-def permuted_rewards(rows: Rows, seed: int) -> Float32[np.ndarray, 'm']:
+def permuted_rewards(
+  rows: Rows, seed: int, *, by_text: bool = False
+) -> Float32[np.ndarray, 'm']:
   """Rewards that have changed places among each source's finished samples.
 
   And among the references of all sources here, since each has but one. What
   was not finished keeps its own. A function of seed and rows alone.
+
+  Args:
+    rows: whole sources.
+    seed: of the permutation.
+    by_text: whether the distinct texts of a source change places, copies
+      together, as a reward without meaning would have it. Else equal texts get
+      different rewards, and a rule that compares texts keeps more of them.
   """
-  moved = np.flatnonzero(rows.finished)
+  moving = rows.finished
+  if by_text:
+    moving = first_occurrences(rows, moving)
+  moved = np.flatnonzero(moving)
   pool = np.where(rows.is_reference, -1, rows.source_of_row)[moved]
   order = np.lexsort((random_order(rows, seed)[moved], pool))
   out = rows.reward.copy()
   out[moved[np.argsort(pool, kind='stable')]] = rows.reward[moved[order]]
+  if by_text:
+    samples, texts = rows.samples_by_text
+    samples, texts = (each[rows.finished[samples]] for each in (samples, texts))
+    _, first, text = np.unique(texts, return_index=True, return_inverse=True)
+    out[samples] = out[samples[first]][text]
   return out
 
 

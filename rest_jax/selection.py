@@ -73,7 +73,7 @@ def select(
   kept = rows.finished.copy()
   for selection in selections:
     kept &= selection.keep(rows, kept)
-  return kept
+  return kept if rows.given is None else kept & ~rows.given
 
 
 def needs_of(selections: Sequence[Selection]) -> frozenset[str]:
@@ -163,7 +163,8 @@ class Percentile:
   ) -> Bool[np.ndarray, 'm']:
     distinct = rows_lib.first_occurrences(rows, alive)
     sample = rows_lib.Ranked.of(rows, rows_lib.yardstick(rows, distinct))
-    place = np.maximum(sample.counts - 1, 0) * (self.p / 100.0)
+    # Rounded, for 25 · 0.28 is a hair above 7.
+    place = np.round(np.maximum(sample.counts - 1, 0) * (self.p / 100.0), 9)
     low, high = sample.at(np.floor(place)), sample.at(np.ceil(place))
     bars = low + (place - np.floor(place)) * (high - low)
     return distinct & rows_lib.reaches(

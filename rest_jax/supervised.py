@@ -5,6 +5,7 @@ arXiv:2308.08998, equation 1).
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 
@@ -91,10 +92,10 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     NonFiniteError: training diverged.
   """
   began = time.monotonic()
-  params = _initial_params(context, settings)
+  start = functools.partial(_initial_params, context, settings)
   if not settings.stopping.max_steps:
     training_stage.commit(
-      stage, params, {'updates': 0, 'train_tokens': 0}, began
+      stage, start(), {'updates': 0, 'train_tokens': 0}, began
     )
     return
   rows = _written(context, stage, 'rows', 'train')
@@ -118,7 +119,7 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     context,
     stage,
     context.policy,
-    params,
+    start,
     settings.training,
     settings.stopping,
     batches,

@@ -369,7 +369,7 @@ def _train_member(
     context,
     stage,
     regressor,
-    regressor.init(seed),
+    functools.partial(regressor.init, seed),
     training,
     stopping,
     loader.TrainingBatches(rows, training.packing, seed, 'union', *share),

@@ -85,7 +85,7 @@ def train(
   context: Context,
   stage: Stage,
   network: early_stopping.Trainable,
-  params: Params,
+  start: Callable[[], Params],
   training: early_stopping.Training,
   stopping: early_stopping.Stopping,
   batches: early_stopping.Batches,
@@ -104,7 +104,7 @@ def train(
     context: of the run.
     stage: where to write; begun.
     network: what is trained.
-    params: where it starts.
+    start: where it starts; see `early_stopping.train`.
     training: how.
     stopping: until when.
     batches: what each update trains on.
@@ -127,12 +127,13 @@ def train(
   reporter = _Reporter(
     context, stage, stopping.max_steps, figure, unit, flops, member
   )
+  context.forget_params()
   folder, where = 'checkpoints', stage.name
   if member is not None:
     folder, where = f'{folder}_{member}', f'{where}, member {member}'
   return early_stopping.train(
     network,
-    params,
+    start,
     training,
     stopping,
     batches,

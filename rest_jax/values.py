@@ -209,7 +209,7 @@ def run(
     context,
     stage,
     model,
-    from_policy(model, context.params(BC), context.seed),
+    lambda: from_policy(model, context.read_params(BC), context.seed),
     training,
     settings.stopping,
     parts['rows'],

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 import small_run
 from small_run import PACKING, Bytes, begun, evaluation
@@ -46,11 +48,13 @@ def handed(context, monkeypatch, request):
     step = improve.Step('supervised', grow_step, i, ('grow_2',), **step)
     with pytest.raises(HandedError) as caught:
       improve.run(context, stage, settings, evaluation(), Bytes(), step)
-    (_, _, network, params, training, stopping, batches, _), more = (
+    (_, _, network, start, training, stopping, batches, _), more = (
       caught.value.args
     )
     assert network is context.policy
-    assert params is context.params('supervised')
+    jax.tree.map(
+      np.testing.assert_array_equal, start(), context.params('supervised')
+    )
     return training, stopping, batches, more
 
   run.count = 0

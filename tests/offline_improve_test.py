@@ -275,8 +275,31 @@ def test_the_value_model_learns_from_finished_samples(context, value_stage):
   assert counts['rows'] + counts['held_out'] == finished
   history = value_stage.manifest['extra']['history']
   assert history[-1]['value'] > history[0]['value']  # −squared error.
-  assert -1 <= counts['rows_spearman'] <= 1
-  assert -1 <= counts['rows_kendall_untied'] <= 1
+
+
+def test_a_sample_is_judged_by_the_value_before_its_last_token(
+  context, tmp_path, monkeypatch
+):
+  model = values.ValueModel(context.model, context.layout)
+  rewards, lengths = [0.1, 0.9, 0.4, 0.6], [2, 5, 3, 4]
+  written = loader.write_rows(
+    tmp_path / 'rows',
+    [
+      ([7, 1], [3] * (length - 1) + [1], 1.0, False, [reward] * length)
+      for reward, length in zip(rewards, lengths, strict=True)
+    ],
+    figures=('returns',),
+  )
+  batches = loader.TrainingBatches(written, PACKING, seed=0)
+  found = np.random.default_rng(0).uniform(-9, 9, sum(lengths))
+  monkeypatch.setattr(batches.__class__, 'each_token', lambda *_, **__: found)
+  for sign in (1, -1):
+    found[np.cumsum(lengths) - 1] = sign * np.array(rewards)
+    assert values.judge(model, {}, batches) == {
+      'kendall': pytest.approx(sign),
+      'kendall_untied': pytest.approx(sign),
+      'spearman': pytest.approx(sign),
+    }
 
 
 def test_a_value_knows_the_prefix_alone_packed_or_not(context, value_stage):

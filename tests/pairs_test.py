@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from rest_jax import pairs, preview, selection
 from rest_jax import rows as rows_lib
@@ -123,6 +124,46 @@ def test_permuted_rewards_stay_within_their_source():
   np.testing.assert_array_equal(rewards, again)
   other = rows_lib.permuted_rewards(rows, seed=4).reshape(50, 10)
   assert (rewards != other).any()
+
+
+def test_permuted_by_text_copies_move_together_and_as_many_pass():
+  # As drawn: a right text three times, three wrong ones, one never finished.
+  source = [
+    *[(POLICY, 1.0, True, 4)] * 2,
+    (POLICY, 0.0, True, 5),
+    (POLICY, 0.0, False, 4),
+    (POLICY, 1.0, True, 4),
+    (POLICY, 0.1, True, 6),
+    (POLICY, 0.2, True, 7),
+  ]
+  rows = rows_of(*[source] * 400)
+  found = rows_lib.permuted_rewards(rows, seed=3, by_text=True)
+  moved = found.reshape(400, 7)
+  np.testing.assert_array_equal(moved[:, 3], 0)  # Kept its own.
+  assert (moved[:, [1, 4]] == moved[:, [0]]).all()
+  texts = np.sort(moved[:, [0, 2, 5, 6]])
+  np.testing.assert_array_equal(texts, np.float32([[0.0, 0.1, 0.2, 1.0]] * 400))
+  # One of four, however often a text was drawn.
+  assert (moved[:, 0] == 1).mean() == pytest.approx(0.25, abs=0.06)
+  permuted = dataclasses.replace(rows, reward=found)
+  rules = (
+    (selection.Threshold(0.15), selection.Deduplicate()),
+    (selection.Percentile(50.0),),
+    (selection.TopK(2),),
+  )
+  for chosen in rules:
+    np.testing.assert_array_equal(
+      rows.count(selection.select(chosen, permuted)),
+      rows.count(selection.select(chosen, rows)),
+    )
+  # Sample by sample, texts that pass by chance are kept beside the right one.
+  apart = dataclasses.replace(
+    rows, reward=rows_lib.permuted_rewards(rows, seed=3)
+  )
+  more = [
+    rows.count(selection.select(rules[0], each)).sum() for each in (apart, rows)
+  ]
+  assert more[0] > more[1]
 
 
 def test_permuting_does_not_depend_on_how_the_store_is_cut():

@@ -82,7 +82,7 @@ def train(policy, tmp_path_factory):
 
     return early_stopping.train(
       policy,
-      policy.init(0),
+      lambda: policy.init(0),
       early_stopping.Training(
         Optimizer(learning_rate=0.05), tiny_policy.PACKING
       ),

@@ -116,6 +116,33 @@ def test_the_draw_repeats_no_text_where_the_twin_repeats_none(chosen):
   assert len(set(texts.tolist())) == len(texts)
 
 
+def test_a_text_is_drawn_as_often_as_the_policy_drew_it():
+  # A right text twenty times, and twelve wrong ones once each.
+  rows = many_sources(3000, 32, 0.5, seed=0)
+  rows = dataclasses.replace(
+    rows,
+    text_ids=np.maximum(rows.sample_index - 19, 0),
+    reward=(rows.sample_index < 20).astype(np.float32),
+  )
+  kept = selection.select(
+    random_control.like((selection.TopK(1),), 0, seed=0), rows
+  )
+  assert (rows.count(kept) == 1).all()
+  # Blind, 20 of 32; by texts it would be 1 of 13.
+  assert rows.reward[kept].mean() == pytest.approx(20 / 32, abs=0.03)
+
+
+def test_what_an_earlier_store_gave_is_neither_kept_nor_drawn():
+  rows = many_sources(500, 8, 0.5, seed=0)
+  rows = dataclasses.replace(rows, given=rows.sample_index < 4)
+  chosen = (selection.Threshold(0.5), DEDUPLICATE)
+  twin = selection.select(chosen, rows)
+  np.testing.assert_array_equal(twin, (rows.reward > 0.5) & ~rows.given)
+  kept = selection.select(random_control.like(chosen, 1, seed=0), rows)
+  assert not kept[rows.given].any()
+  np.testing.assert_array_equal(rows.count(kept), rows.count(twin))
+
+
 def test_what_is_not_valid_is_not_drawn():
   rows = many_sources(50, 8, 0.5, seed=0)
   rows = dataclasses.replace(rows, copies=rows.sample_index % 2 == 0)

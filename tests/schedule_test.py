@@ -22,6 +22,13 @@ def test_quantiles_by_hand():
   )
 
 
+def test_a_round_level_is_not_one_rank_too_high():
+  rewards = np.arange(100) / 100
+  for level in (0.07, 0.14, 0.28, 0.55, 0.56):
+    (tau,) = schedule.Quantiles((level,)).resolve(stream(rewards))
+    assert (rewards > tau + 1e-6).sum() == round(100 * (1 - level))
+
+
 def test_an_atom_is_met_exactly_so_that_strict_thresholds_drop_it():
   taus = schedule.Quantiles((0.5,)).resolve(stream([0.2] + [0.7] * 3))
   assert np.float32(taus[0]) == np.float32(0.7)
@@ -47,7 +54,7 @@ def test_quantiles_are_those_of_sorting(rewards, levels):
   )
   ordered = np.sort(rewards)
   for level, tau in zip(levels, got, strict=True):
-    rank = max(0, int(np.ceil(level * len(rewards))) - 1)
+    rank = max(0, int(np.ceil(level * len(rewards) - 1e-6)) - 1)
     assert tau == ordered[rank]
     assert (rewards > tau).mean() <= 1 - level + 1e-9
 

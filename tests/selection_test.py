@@ -106,6 +106,9 @@ def test_percentile_by_hand():
   assert kept((Percentile(60.0),), scored) == [3, 4, 5]
   assert kept((Percentile(0.0),), scored) == list(range(7))
   assert kept((Percentile(100.0),), scored) == [4, 5]
+  # The 28th of 26 is the 8th, and 25 · 0.28 a hair above 7.
+  many = make(samples(*(i / 26 for i in range(26))))
+  assert kept((Percentile(28.0),), many) == list(range(7, 26))
 
 
 def test_interpolated_by_hand():
@@ -278,10 +281,11 @@ def test_random_like_keeps_as_many_of_each_source():
   assert not (mask & ~scored.finished).any()
   # It knows nothing of rewards: those it keeps are average in their source.
   counts = scored.count(wanted)
+  samples = scored.finished & ~scored.is_reference
   sums = np.bincount(
-    scored.source_of_row, scored.reward * scored.finished, minlength=500
+    scored.source_of_row, scored.reward * samples, minlength=500
   )
-  means = sums / np.maximum(scored.count(scored.finished), 1)
+  means = sums / np.maximum(scored.count(samples), 1)
   blind = (counts * means).sum() / counts.sum()
   assert abs(scored.reward[mask].mean() - blind) < 0.02
   assert scored.reward[wanted].mean() > blind + 0.2

@@ -164,7 +164,8 @@ class Data:
       which the part that learns loses its row; None keeps all.
     max_source_length: tokens of a source, EOS counted, at most.
     max_target_length: likewise of a target.
-    over_long: what happens to longer rows: 'skip' or 'truncate'.
+    over_long: what happens to longer rows: 'skip' or 'truncate' (targets of
+      D as texts too).
   """
 
   task: tasks.Task
@@ -303,7 +304,9 @@ class _Run:
   ) -> None:
     """Streams the rows of one purpose into its folder."""
     counts = self.report.setdefault(purpose, collections.Counter())
-    rows = self._rows(expression, counts)
+    # What is trained on has to be what a reward judges. To judge others by, a
+    # reference stays whole.
+    rows = self._rows(expression, counts, cut_texts=purpose == 'train')
 
     def checked() -> Iterator[Mapping[str, Any]]:
       for row in rows:
@@ -345,7 +348,11 @@ class _Run:
     return frozenset(row['source'] for row in rows)
 
   def _rows(
-    self, expression: str, counts: collections.Counter
+    self,
+    expression: str,
+    counts: collections.Counter,
+    *,
+    cut_texts: bool = False,
   ) -> Iterator[dict[str, Any]]:
     """Rows of a split that fit the lengths, by the policy for longer ones."""
     model_file = self._folder / tokenizer_lib.MODEL_FILE
@@ -361,12 +368,15 @@ class _Run:
     for number, row in enumerate(rows, 1):
       if number % 1000 == 0:
         self._advance(1000)
-      fitted = self._fitted(row, counts)
+      fitted = self._fitted(row, counts, cut_texts)
       if fitted is not None:
         yield fitted | {'source_id': first_id + fitted['source_id']}
 
   def _fitted(
-    self, row: Mapping[str, Any], counts: collections.Counter
+    self,
+    row: Mapping[str, Any],
+    counts: collections.Counter,
+    cut_texts: bool,
   ) -> dict[str, Any] | None:
     """The row, truncated where it must be, or None where it is skipped."""
     row = dict(row, language_pair=self._data.language_pair)
@@ -388,6 +398,8 @@ class _Run:
       return None
     for key in over_long:
       row[key] = [*row[key][: limits[key] - 1], self._tokenizer.eos_id]
+      if cut_texts and key == 'target_tokens':
+        row['target'] = self._tokenizer.decode(row[key])
     return row
 
   def _repeats(

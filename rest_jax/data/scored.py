@@ -12,6 +12,7 @@ from rest_jax import rows as rows_lib
 from rest_jax.data import store
 
 _IDS = ('source_id', 'sample_index')
+GIVEN = 'given'  # Column of what an earlier store has given; see `rows.Rows`.
 _ALWAYS = (*_IDS, 'origin', 'finished', 'length')
 _NEEDED = {
   'text_ids': ('target',),
@@ -108,8 +109,8 @@ def rows_from_table(
   """What selections look at, of a table of whole sources.
 
   Args:
-    table: columns `columns_for(needs)` and `reward`, and `bc_log_prob` where
-      `log_ratios` are needed.
+    table: columns `columns_for(needs)` and `reward`, `bc_log_prob` where
+      `log_ratios` are needed, and `given` where rows may be.
     needs: which of the optional fields of `rows.Rows` to compute.
 
   Raises:
@@ -126,6 +127,7 @@ def rows_from_table(
     reward=table['reward'].to_numpy(),
     finished=table['finished'].to_numpy(),
     lengths=table['length'].to_numpy(),
+    given=table[GIVEN].to_numpy() if GIVEN in table.column_names else None,
     **optional,
   )
 

@@ -212,7 +212,8 @@ _NUMBER = re.compile(
 )
 # Language → what to look for, in this order, and what to put there.
 _NEGATIONS = {
-  'cs': ((r'\bne(?=\w{3})', ''),),
+  # But nejlepší ('best'), neděle ('Sunday'), nemoc ('illness'), nebo ('or').
+  'cs': ((r'\bne(?!j|děl|moc|bo\b)(?=\w{3})', ''),),
   'de': (
     (r'\bnicht\b|\bnie(mals)?\b', ''),
     (r'\bkein(?=(e[mnrs]?)?\b)', 'ein'),
@@ -227,7 +228,11 @@ _NEGATIONS = {
   'es': ((r'\bno\b|\bnunca\b|\bjamás\b', ''), (r'\bsin\b', 'con')),
   'fr': ((r'\bpas\b|\bjamais\b', ''), (r'\bsans\b', 'avec')),
   'it': ((r'\bnon\b|\bmai\b', ''), (r'\bsenza\b', 'con')),
-  'ja': (('ませんでした', 'ました'), ('ません', 'ます'), ('ない', '')),
+  'ja': (
+    ('ませんでした', 'ました'),
+    ('ません', 'ます'),
+    ('(?<![少危])ない', ''),
+  ),
   'nl': ((r'\bniet\b|\bnooit\b', ''), (r'\bgeen\b', 'een')),
   'pl': ((r'\bnie\b|\bnigdy\b', ''),),
   'pt': ((r'\bnão\b|\bnunca\b', ''), (r'\bsem\b', 'com')),

@@ -140,7 +140,7 @@ def best_of(history: list[Evaluation]) -> Evaluation:
 
 def train(
   policy: Trainable,
-  params: Params,
+  start: Callable[[], Params],
   training: Training,
   stopping: Stopping,
   batches: Batches,
@@ -160,8 +160,10 @@ def train(
 
   Args:
     policy: the policy, or another network with a `score` for the loss.
-    params: parameters to start from; evaluated as update 0, which is kept if
-      no update is better.
+    start: reads or makes the parameters to start from, unless there is a
+      checkpoint to go on from; they are evaluated as update 0, which is kept if
+      no update is better. A function, so that nobody holds them while others
+      are trained: devices need not have room for both.
     training: how.
     stopping: until when.
     batches: the data.
@@ -187,7 +189,7 @@ def train(
   """
   checkpoints, began = native.Checkpoints(folder), time.monotonic()
   state, history, tokens, decoded_before, seconds_before = _resume(
-    policy, params, training.optimizer, checkpoints
+    policy, start, training.optimizer, checkpoints
   )
 
   def save(state: TrainState) -> None:
@@ -289,7 +291,7 @@ def _unevaluated(
 
 def _resume(
   policy: Trainable,
-  params: Params,
+  start: Callable[[], Params],
   optimizer: optimizer_lib.Optimizer,
   checkpoints: native.Checkpoints,
 ) -> tuple[TrainState, list[Evaluation], int, int, float]:
@@ -300,7 +302,7 @@ def _resume(
   """
   step, extra = hosts.on_first(lambda: _latest(checkpoints))
   if step is None:
-    return state_lib.init_state(policy, optimizer, params), [], 0, 0, 0.0
+    return state_lib.init_state(policy, optimizer, start()), [], 0, 0, 0.0
   history = [Evaluation(**record) for record in extra['history']]
   abstract = state_lib.abstract_state(policy, optimizer)
   # Versions that lacked these saved only after evaluations, or decoded there.

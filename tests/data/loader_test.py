@@ -111,12 +111,18 @@ def test_a_batch_is_a_function_of_seed_and_step(rows):
 
 def test_neighbouring_seeds_share_no_epoch(rows):
   """Epoch 1 of seed 0 is not epoch 0 of seed 1, given the same packing."""
-  one = Packing(9, 9, 1)  # Most rows stand alone.
-  first = TrainingBatches(rows, one, 0)
-  second = TrainingBatches(rows, one, 1)
-  epoch = first.steps_per_epoch
-  late = [pairs_in(first[epoch + i]) for i in range(10)]
-  assert late != [pairs_in(second[i]) for i in range(10)]
+  (plan,) = TrainingBatches(rows, Packing(9, 9, 1), 0)._plans
+  orders = [
+    [
+      number.tolist()
+      for number in map(shuffled.__getitem__, range(start, stop))
+    ]
+    for seed in (0, 1)
+    for shuffled in [loader._ShuffledRows(plan, (seed, 0))]
+    for start, stop in [(0, len(plan)), (len(plan), 2 * len(plan))]
+  ]
+  assert all(sorted(order) == sorted(orders[0]) for order in orders)
+  assert len({str(order) for order in orders}) == 4
 
 
 @pytest.mark.parametrize('hosts', [2, 4])

@@ -214,6 +214,7 @@ def test_over_long_rows_are_skipped_or_truncated_and_counted(
     dataclasses.replace(DATA, **limits, over_long='truncate'), tmp_path / 'cut'
   )
   assert report['splits']['train']['over_long'] == 60 - len(fits)
+  pieces = tokenizer.load_tokenizer(tmp_path / 'cut')
   for row in truncated['train']:
     for key, limit in (('source_tokens', 20), ('target_tokens', 20)):
       before = whole[row['source_id']][key]
@@ -221,6 +222,13 @@ def test_over_long_rows_are_skipped_or_truncated_and_counted(
         assert row[key] == before
       else:
         assert row[key] == [*before[: limit - 1], 1]
+    # What is trained on is what a reward would judge.
+    text = whole[row['source_id']]['target']
+    cut = len(whole[row['source_id']]['target_tokens']) > 20
+    assert (row['target'] != text) == cut
+    assert not cut or row['target'] == pieces.decode(row['target_tokens'])
+  for row in truncated['report']:  # To judge by, it is as it was.
+    assert row['target'] in {r['target'] for r in prepared[1]['report']}
 
 
 def test_text_with_documents_empty_lines_and_a_monolingual_split(tmp_path):

@@ -299,6 +299,26 @@ def test_misaligned_scores_are_seen(folders):
     join()
 
 
+@pytest.mark.parametrize('column', ['source_id', 'sample_index'])
+def test_scores_of_other_rows_are_seen_where_there_are_as_many(folders, column):
+  samples_folder, reward_folder = folders
+  path = store.part_paths(reward_folder)[0]
+  table = store.read_part(path)
+  ids = table[column].to_numpy().copy()
+  ids[[0, 1]] = ids[[1, 0]] if column == 'sample_index' else ids[[0, 1]] + 1
+  place = table.column_names.index(column)
+  other = table.set_column(
+    place,
+    table.schema.field(column),
+    pa.array(ids, table.schema.field(column).type),
+  )
+  assert not other.equals(table)
+  groups = pq.ParquetFile(path).metadata
+  pq.write_table(other, path, row_group_size=groups.row_group(0).num_rows)
+  with pytest.raises(errors.CorruptStateError, match=r'reward are not those'):
+    list(scored.iter_scored(samples_folder, {'reward': reward_folder}))
+
+
 def test_number_of_scores_is_checked(folders):
   path = store.part_paths(folders[0])[0]
   with pytest.raises(ValueError, match='7 scores for 8 rows'):

@@ -1,3 +1,5 @@
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -25,7 +27,16 @@ def batches(tmp_path_factory):
   return tiny_policy.batches(tmp_path_factory.mktemp('rows'))
 
 
-def train(policy, batches, folder, values, max_steps=8, patience=2, seen=None):
+def train(
+  policy,
+  batches,
+  folder,
+  values,
+  max_steps=8,
+  patience=2,
+  seen=None,
+  start=None,
+):
   """Trains with evaluations that read their values from a list, by step."""
   asked = []
 
@@ -41,7 +52,7 @@ def train(policy, batches, folder, values, max_steps=8, patience=2, seen=None):
   steps = [] if seen is None else seen
   return early_stopping.train(
     policy,
-    policy.init(0),
+    start or (lambda: policy.init(0)),
     TRAINING,
     early_stopping.Stopping(max_steps, 2, patience),
     batches,
@@ -71,6 +82,27 @@ def test_update_0_is_kept_where_nothing_is_better(policy, batches, tmp_path):
   outcome = train(policy, batches, tmp_path, [0.9, 0.5, 0.4, 0.3, 0.2])
   assert outcome.best.step == 0
   same(outcome.params, policy.init(0))
+
+
+def test_nobody_holds_what_training_started_from(policy, batches, tmp_path):
+  started = []
+
+  def start():
+    params = policy.init(0)
+    started.extend(weakref.ref(leaf) for leaf in jax.tree.leaves(params))
+    return params
+
+  class Held:
+    def append(self, step):
+      assert started and not any(ref() is not None for ref in started), step
+
+  values = [0.1, 0.5, 0.6, 0.7, 0.8]
+  train(policy, batches, tmp_path, values, 4, seen=Held(), start=start)
+
+  def never():
+    raise AssertionError('it goes on from a checkpoint')
+
+  assert train(policy, batches, tmp_path, values, 8, start=never).updates == 8
 
 
 def test_a_tie_keeps_the_earlier(policy, batches, tmp_path):

@@ -299,6 +299,46 @@ def test_dropout_depends_on_key_and_step_alone():
   assert abs(metrics['loss'] - without['loss']) > 1e-3
 
 
+def test_each_update_and_each_key_has_a_dropout_of_its_own():
+  policy = Policy(CONFIG, ONE)
+  update = step_lib.make_train_step(policy, ADAMW, BehavioralCloning())
+  batch = random_batch()
+  params = policy.init(0)
+
+  def loss(step, key):
+    state = state_lib.init_state(policy, ADAMW, params)
+    state = dataclasses.replace(state, step=state.step + step)
+    return float(
+      update.jitted(state, batch, jax.random.key(key), 0.0)[1]['loss']
+    )
+
+  found = [loss(0, 0), loss(1, 0), loss(0, 1)]
+  assert len(set(found)) == 3
+  assert loss(1, 0) == found[1]
+
+
+def test_each_microbatch_has_a_dropout_of_its_own():
+  policy = Policy(CONFIG, ONE)
+  params, key = policy.init(0), jax.random.key(0)
+  one, twice = (
+    jax.tree.map(jnp.asarray, batch_of([[7, 9, 4, 1]] * rows, [1.0] * rows))
+    for rows in (1, 2)
+  )
+
+  def gradient(batch, parts, key):
+    update = step_lib.make_train_step(
+      policy, ADAMW, BehavioralCloning(), num_microbatches=parts
+    )
+    return jax.tree.leaves(update.gradient(params, batch, key)[0])
+
+  def differ(key):
+    pairs = zip(gradient(twice, 2, key), gradient(one, 1, key), strict=True)
+    return max(float(jnp.abs(both - 2 * each).max()) for both, each in pairs)
+
+  assert differ(None) < 1e-5
+  assert differ(key) > 1e-3
+
+
 def test_packed_pairs_have_the_loss_of_single_ones():
   policy = Policy(CONFIG, ONE)
   params = policy.init(0)
