@@ -203,6 +203,14 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
     stage.verify()
     table = store.read_part(stage.folder / 'samples.parquet')
     sources = len(np.unique(table['source_id'].to_numpy()))
+    each = table.num_rows // sources
+    if each != run.evaluate.num_samples:
+      raise ConfigurationError(
+        f'{stage.folder} has {each} samples a source, and'
+        f' evaluate.Evaluate.num_samples = {run.evaluate.num_samples}: delete'
+        f' the folders evaluation/{split} of all policies and run'
+        f' --run_mode=evaluate --split={split}, or set it to {each}.'
+      )
     columns = {
       name: table[name].to_numpy().reshape(sources, -1)
       for name in table.column_names

@@ -596,6 +596,9 @@ def test_a_filter_that_no_row_passes(program, base, run):
   refused(ended, 3, 'DataError', 'R > 0.9', 'THRESHOLDS')
   kept = committed(run)
   assert kept.items() <= before.items()
+  # Nothing is left that another threshold would have to be deleted for.
+  ended = program(run, base.data, '--gin.THRESHOLDS=(0.05,)')
+  assert (ended.code, ended.errors) == (0, []), ended.stderr
 
 
 def test_thresholds_that_do_not_rise_above_the_mean(program, base, run):

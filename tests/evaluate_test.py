@@ -47,3 +47,50 @@ def test_the_temperature_is_chosen_on_the_other_half(monkeypatch, tmp_path):
 def test_settings_that_cannot_be(changed):
   with pytest.raises(errors.ConfigurationError, match=next(iter(changed))):
     evaluate.Evaluate('en', **changed)
+
+
+def test_the_reward_that_chooses_is_the_mean_over_all_samples(
+  monkeypatch, tmp_path
+):
+  rewards = np.float32([[0.1, 0.3], [0.5, 0.7], [0.2, 0.2], [0.0, 0.4]])
+  lengths = np.array([[1, 2], [3, 4], [1, 1], [2, 2]])
+  asked = []
+
+  class Rewarded:
+    def __init__(self, context, batching, reward, split):
+      asked.append(split)
+
+    def of_share(self, params, sampling, num_samples):
+      asked.append((sampling, num_samples))
+      return rewards, [], types.SimpleNamespace(lengths=lengths)
+
+  def split(context, name, most):
+    return types.SimpleNamespace(name=name, most=most, sources=['x'] * 4)
+
+  fake = types.SimpleNamespace(Split=split, Rewarded=Rewarded)
+  monkeypatch.setattr(evaluate, 'rewarded_lib', fake)
+  context = small_run.make(tmp_path)
+  settings = small_run.evaluation()
+  mean = evaluate.SelectReward(context, settings, small_run.Bytes())
+  params = context.params('supervised')
+  assert mean(params) == pytest.approx(2.4 / 8)
+  assert (mean.num_samples, mean.decoded_tokens) == (8, 16)
+  mean(params)
+  assert mean.decoded_tokens == 32
+  assert (asked[0].name, asked[0].most) == ('select', 4)
+  assert asked[1:] == [(settings.sampling, 2)] * 2
+
+
+def test_the_interval_is_of_sources_not_of_samples():
+  # Samples differ, and sources do not.
+  sampled = np.float32([[0, 1], [0, 1], [1, 0]])
+  greedy = np.float32([[0.5], [0.25], [0.3]])
+  found = evaluate._figures(sampled, greedy)
+  assert found == {
+    'reward_mean': 50,
+    'reward_low': 50,
+    'reward_high': 50,
+    'reward_greedy': pytest.approx(35),
+  }
+  apart = evaluate._figures(np.float32([[0, 0], [0.5, 0.5], [1, 1]]), greedy)
+  assert apart['reward_low'] < 50 < apart['reward_high']

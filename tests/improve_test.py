@@ -9,7 +9,7 @@ import small_run
 from small_run import PACKING, Bytes, begun, evaluation
 
 from rest_jax import improve, losses, training_stage
-from rest_jax.schedule import Thresholds
+from rest_jax.schedule import PerSource, Thresholds
 from rest_jax.training import early_stopping, optimizer
 
 SETTINGS = improve.Improve(
@@ -133,3 +133,52 @@ def test_the_loss_that_is_set_is_the_one_trained_with(handed):
   training = dataclasses.replace(SETTINGS.training, loss=loss)
   settings = dataclasses.replace(SETTINGS, training=training)
   assert handed(settings, 1)[0].loss == loss
+
+
+def test_the_random_control_has_as_many_rows_and_others(context, handed):
+  settings = dataclasses.replace(
+    SETTINGS, schedule=PerSource('top_k', (1,)), original_data='none'
+  )
+  twin = begun(context, 'twin_of_random_rows')
+  twin.commit({'updates': 5}, 0.0)
+  own, drawn = (
+    handed(settings, 1, **step)[2].rows
+    for step in ({}, {'control': 'random', 'twin': twin.name})
+  )
+  assert len(own) == len(drawn) == small_run.SOURCES
+  assert texts(own) != texts(drawn)
+  # Each source has one row in both: they have the same sources in that order.
+  np.testing.assert_array_equal(own.source_tokens, drawn.source_tokens)
+
+
+def test_the_permuted_control_has_the_same_rows_with_weights_exchanged(
+  context, handed
+):
+  loss = losses.RewardWeighted(weighting='linear')
+  settings = dataclasses.replace(
+    SETTINGS,
+    training=dataclasses.replace(SETTINGS.training, loss=loss),
+    original_data='none',
+  )
+  twin = begun(context, 'twin_of_permuted_rows')
+  twin.commit({'updates': 5}, 0.0)
+  own, permuted = (
+    handed(settings, 0, **step)[2].rows
+    for step in ({}, {'control': 'permuted', 'twin': twin.name})
+  )
+  assert texts(own) == texts(permuted)
+  assert (own.weights != permuted.weights).any()
+  sources = texts(own, 'source')
+  for source in set(sources):
+    of = [i for i, each in enumerate(sources) if each == source]
+    np.testing.assert_array_equal(
+      np.sort(own.weights[of]), np.sort(permuted.weights[of])
+    )
+
+
+def texts(rows, side='target'):
+  """The tokens of each row of a side."""
+  tokens, offsets = (
+    getattr(rows, f'{side}_{name}') for name in ('tokens', 'offsets')
+  )
+  return [tuple(each.tolist()) for each in np.split(tokens, offsets[1:-1])]

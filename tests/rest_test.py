@@ -95,6 +95,17 @@ def test_every_policy_starts_from_the_one_before_it(run):
   assert reported[-2:] == ['BC+', 'G2 I2 random']
 
 
+def test_held_out_metrics_know_which_way_is_better(run):
+  ter = lexical.SentenceTer('en')
+  judged = annotate.Annotate(numerals.NumeralValue(), further_metrics=(ter,))
+  assert dataclasses.replace(run, annotate=judged).held_out == {
+    'bleu': True,
+    'chrf': True,
+    'ter_mean': False,
+    'ter_greedy': False,
+  }
+
+
 def test_policies_that_restart_have_controls_that_do(run):
   restarting = dataclasses.replace(
     run, improve=dataclasses.replace(run.improve, restart_from_base=True)

@@ -179,7 +179,7 @@ def test_bfloat16_learns_too(context, scored):
   assert counts['accuracy'] == pytest.approx(0.75, abs=0.02)  # As above.
 
 
-def test_rows_that_cannot_be_learned_leave_nothing(context, tmp_path):
+def test_rows_that_cannot_be_learned_are_an_error(context, tmp_path):
   path = tmp_path / 'rows.tsv'
   path.write_text('source\tcandidate\tscore\nx\ta\t0\nx\tb\t1\n')
   chosen = settings(reward_rows.ScoredFile(str(path)))
@@ -187,6 +187,7 @@ def test_rows_that_cannot_be_learned_leave_nothing(context, tmp_path):
     errors.DataError, match='1 different sources or documents'
   ):
     trained(context, chosen)
+  assert not context.directory.stage('reward').committed
 
 
 def test_settings_that_do_not_fit(context, scored):

@@ -14,7 +14,7 @@ def kept(rows, threshold=0.7):
 def test_a_row_is_left_out_where_source_or_target_nearly_repeats():
   rows = [
     ('dev', 'A black and white dog swimming in clear water.', 'Ein Hund.'),
-    # Seven words of eleven are shared: 0.78 of all.
+    # Nine words of ten are shared.
     ('train', 'a black and white dog is swimming in clear water', 'Hunde!'),
     ('train', 'A cat.', 'ein HUND'),
     ('train', 'A brown cat swimming in dark water.', 'Eine Katze.'),

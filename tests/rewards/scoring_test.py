@@ -42,7 +42,7 @@ def test_missing_references():
 def test_bad_scores_name_the_metric_and_the_value(value):
   model = Length()
   model.score = lambda *_: np.array([1.0, value], np.float32)
-  with pytest.raises(RewardError, match='length'):
+  with pytest.raises(RewardError, match=rf"'length' gave {value}"):
     scoring.raw_scores(model, ['a', 'b'], ['x', 'y'], None)
 
 

@@ -1,0 +1,59 @@
+"""How BC is trained, and the figure that tells it when to stop."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from small_run import PACKING, begun
+
+from rest_jax import losses, supervised
+from rest_jax.data import loader
+from rest_jax.training import early_stopping, optimizer, step
+
+TRAINING = early_stopping.Training(
+  optimizer.Optimizer(),
+  PACKING,
+  losses.BehavioralCloning(label_smoothing=0.1, z_loss=0.01),
+)
+
+
+@pytest.fixture(scope='module')
+def context(tmp_path_factory):
+  return small_run.make(tmp_path_factory.mktemp('run'))
+
+
+def test_the_figure_is_the_plain_negative_nll(context, tmp_path):
+  rows = loader.write_rows(
+    tmp_path / 'rows', supervised.original_rows(context, 'select')
+  )
+  batches = loader.TrainingBatches(rows, PACKING, 0)
+  figure = supervised.dev_loss(context, TRAINING, batches)
+  # All logits are equal where parameters are 0, whatever is smoothed.
+  zeros = jax.tree.map(np.zeros_like, context.params('supervised'))
+  assert figure(zeros) == pytest.approx(-math.log(384), rel=1e-5)
+
+
+def test_bc_keeps_the_update_of_the_least_dev_loss(context, monkeypatch):
+  seen, values = [], iter([3.0, 2.0, 4.0])
+
+  def evaluate_loss(eval_step, params, batches):
+    seen.append([batch.encoder_input_tokens for batch in batches])
+    return {'nll': next(values)}
+
+  monkeypatch.setattr(step, 'evaluate_loss', evaluate_loss)
+  stage = begun(context, 'supervised_again')
+  settings = supervised.Supervised(
+    training=dataclasses.replace(TRAINING),
+    stopping=early_stopping.Stopping(max_steps=2, eval_every=1, patience=9),
+  )
+  supervised.run(context, stage, settings)
+  assert stage.manifest['counts']['best_update'] == 1
+  assert stage.manifest['counts']['updates'] == 2
+  # The sources of D_select, s0 … s5, and of nothing else.
+  first = small_run.encode('s')[0]
+  tokens = np.concatenate(seen[0])
+  starts = tokens[(tokens > 0) & (np.roll(tokens, 1, axis=1) <= 1)]
+  assert set(starts.tolist()) == {first}
