@@ -95,7 +95,12 @@ class Improve:
       raise ConfigurationError(
         f'Improve.training.loss = {type(loss).__name__} is no loss of a policy'
         ' on stored samples; give one of rest_jax.losses, offline_losses or'
-        ' constrained_losses.'
+        ' constrained_losses, or a subclass of losses.PolicyLoss.'
+      )
+    if type(loss).__hash__ is None:
+      raise ConfigurationError(
+        f'Improve.training.loss = {type(loss).__name__} cannot be a part of a'
+        ' compiled program: write @dataclasses.dataclass(frozen=True) over it.'
       )
     if 'values' in loss.needs and self.value is None:
       raise ConfigurationError(

@@ -1,9 +1,13 @@
 """Every gin file that comes with rest_jax parses, builds and means its name."""
 
+import dataclasses
 import math
+import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import running
 from absl import flags
@@ -13,6 +17,8 @@ import gin
 from rest_jax import (
   bindings,
   errors,
+  improve,
+  losses,
   main,
   policy,
   policy_plan,
@@ -20,11 +26,15 @@ from rest_jax import (
   schedule,
   selection,
   stages,
+  types,
 )
+from rest_jax.data import packing
 from rest_jax.decoding import sampling
 from rest_jax.models import config as t5
+from rest_jax.training import early_stopping, optimizer
 
 _GIN = main.gin_folder()
+_GUIDES = pathlib.Path(__file__).parents[1] / 'docs/guide'
 _ALL = sorted(str(path.relative_to(_GIN)) for path in _GIN.rglob('*.gin'))
 _RUNS = [name for name in _ALL if '/' not in name]
 _PRESETS = [name for name in _ALL if name.startswith('presets/')]
@@ -382,3 +392,46 @@ def test_a_binding_that_others_hide_is_an_error(tmp_path, binding):
   said = ' '.join(ended.stderr.split())
   assert f'binding {name} changes nothing' in said
   assert f'bc/{name}, improving/{name}' in said
+
+
+def test_the_loss_of_the_guide_is_one(parse, tmp_path, monkeypatch):
+  guide = (_GUIDES / 'algorithm.md').read_text()
+  fence = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+  blocks = fence.findall(guide)
+  (code,) = [text for kind, text in blocks if kind == 'python']
+  (binding,) = [text for _, text in blocks if 'import my_loss' in text]
+  (tmp_path / 'my_loss.py').write_text(code)
+  (tmp_path / 'my_loss.gin').write_text(binding)
+  monkeypatch.syspath_prepend(tmp_path)
+  parse(str(tmp_path / 'my_loss.gin'))
+  run = main._build()
+  loss = run.improve.training.loss
+  assert (loss.name, loss.gamma) == ('focal', 1.0)
+  assert run.supervised.training.loss == losses.BehavioralCloning()
+  assert loss.fits_references
+  scores = types.TokenScores(
+    log_probs=jnp.log(jnp.array([[0.25, 0.5]])),
+    log_normalizers=jnp.zeros((1, 2)),
+    mean_log_probs=jnp.zeros((1, 2)),
+  )
+  found = loss(scores, None)
+  wanted = [[-0.75 * math.log(0.25), -0.5 * math.log(0.5)]]
+  np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_a_loss_that_cannot_be_compiled_says_what_to_write():
+  @dataclasses.dataclass
+  class Mine(losses.PolicyLoss):
+    normalization: str = 'tokens'
+
+    def __call__(self, scores, batch):
+      return -scores.log_probs
+
+  with pytest.raises(errors.ConfigurationError, match=r'Mine .*frozen=True'):
+    improve.Improve(
+      training=early_stopping.Training(
+        optimizer.Optimizer(), packing.Packing(8, 8, 2), Mine()
+      ),
+      stopping=early_stopping.Stopping(1, 1, 1),
+      schedule=schedule.Thresholds((0.5,)),
+    )
