@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rest_jax import errors
+from rest_jax import errors, types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +144,7 @@ class Optimizer:
   @functools.cached_property
   def direction(self) -> optax.GradientTransformation:
     """The step to take, before the learning rate and the minus sign."""
-    # The norm is that of what is trained; decay comes after, hence twice.
-    still = [_zeros_for(self.frozen)] if self.frozen else []
-    chain = [*still]
+    chain = []
     if self.clip_norm:
       chain.append(optax.clip_by_global_norm(self.clip_norm))
     if self.name == 'adamw':
@@ -166,7 +164,16 @@ class Optimizer:
       chain.append(
         optax.add_decayed_weights(self.weight_decay, mask=_is_matrix)
       )
-    return optax.chain(*chain, *still)
+    chain = optax.chain(*chain)
+    if not self.frozen:
+      return chain
+    # The norm is that of what is trained, and only that has a state.
+    return optax.chain(
+      optax.masked(chain, functools.partial(_marked, self.frozen, False)),
+      optax.masked(
+        optax.set_to_zero(), functools.partial(_marked, self.frozen, True)
+      ),
+    )
 
 
 def check_frozen(patterns: Sequence[str], names: Sequence[str]) -> None:
@@ -180,26 +187,20 @@ def check_frozen(patterns: Sequence[str], names: Sequence[str]) -> None:
       )
 
 
-def _zeros_for(patterns: tuple[str, ...]) -> optax.GradientTransformation:
-  """Sets the updates of parameters with these names to 0."""
-
-  def update(updates, state, params=None):
-    del params
-    leaves, tree = jax.tree_util.tree_flatten_with_path(updates)
-    names = [
-      jax.tree_util.keystr(path, simple=True, separator='/')
-      for path, _ in leaves
-    ]
-    check_frozen(patterns, names)
-    kept = [
-      jnp.zeros_like(leaf)
-      if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-      else leaf
-      for name, (_, leaf) in zip(names, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, kept), state
-
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+def _marked(patterns: tuple[str, ...], frozen: bool, tree: types.Params):
+  """A tree of whether each parameter is frozen, or is not."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves
+  ]
+  check_frozen(patterns, names)
+  return jax.tree.unflatten(
+    structure,
+    [
+      frozen == any(fnmatch.fnmatchcase(name, each) for each in patterns)
+      for name in names
+    ],
+  )
 
 
 def _is_matrix(params):

@@ -37,6 +37,8 @@ def state_shardings(
   shardings = policy.param_shardings()
 
   def of_param(leaf, param, sharding):
+    if isinstance(leaf, optax.MaskedNode):  # A frozen parameter has no state.
+      return leaf
     return sharding if leaf.shape == param.shape else replicated
 
   opt_state = optax.tree_map_params(
@@ -46,6 +48,7 @@ def state_shardings(
     params,
     shardings,
     transform_non_params=lambda _: replicated,
+    is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
   )
   return types.TrainState(
     step=replicated, params=shardings, opt_state=opt_state

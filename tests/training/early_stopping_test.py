@@ -10,6 +10,7 @@ from rest_jax.errors import ConfigurationError, NonFiniteError
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
+from rest_jax.training import state as state_lib
 from rest_jax.training.optimizer import Optimizer
 
 TRAINING = early_stopping.Training(
@@ -36,6 +37,7 @@ def train(
   patience=2,
   seen=None,
   start=None,
+  training=TRAINING,
 ):
   """Trains with evaluations that read their values from a list, by step."""
   asked = []
@@ -53,7 +55,7 @@ def train(
   return early_stopping.train(
     policy,
     start or (lambda: policy.init(0)),
-    TRAINING,
+    training,
     early_stopping.Stopping(max_steps, 2, patience),
     batches,
     evaluate,
@@ -103,6 +105,28 @@ def test_nobody_holds_what_training_started_from(policy, batches, tmp_path):
     raise AssertionError('it goes on from a checkpoint')
 
   assert train(policy, batches, tmp_path, values, 8, start=never).updates == 8
+
+
+def test_what_is_frozen_has_no_state_and_training_resumes(
+  policy, batches, tmp_path
+):
+  adamw = Optimizer('adamw', 0.05, frozen=('token_embedder/*',))
+  training = early_stopping.Training(adamw, tiny_policy.PACKING)
+  state = state_lib.abstract_state(policy, adamw)
+  whole = state_lib.abstract_state(policy, Optimizer('adamw', 0.05))
+
+  def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+  embedder = size(state.params['token_embedder'])
+  assert size(whole.opt_state) - size(state.opt_state) == 2 * embedder > 0
+  values = [0.1, 0.5, 0.6, 0.7, 0.8]
+  whole = train(policy, batches, tmp_path / 'a', values, 8, training=training)
+  train(policy, batches, tmp_path / 'b', values, 4, training=training)
+  resumed = train(policy, batches, tmp_path / 'b', values, 8, training=training)
+  assert whole.updates == resumed.updates == 8
+  same(whole.params, resumed.params)
+  same(whole.params['token_embedder'], policy.init(0)['token_embedder'])
 
 
 def test_a_tie_keeps_the_earlier(policy, batches, tmp_path):
