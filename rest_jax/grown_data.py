@@ -85,6 +85,7 @@ class GrownData:
     """
     self._context, self._settings = context, settings
     self._permuted = permuted
+    self._permuted_by = {'text_ids'} if permuted == 'texts' else set()
     self._deduplicates = len(stores) > 1 and any(
       isinstance(each, selection.Deduplicate)
       for each in (*settings.before, *settings.after)
@@ -106,22 +107,12 @@ class GrownData:
     columns: Sequence[str],
     given: '_Given | None',
   ) -> Iterator[pa.Table]:
-    samples, reward = store
+    further: list[str] = []
     if given:
-      columns = list(dict.fromkeys((*columns, *_Given.columns)))
-    imported = samples.name.startswith(f'{IMPORTED}/')
-    folders = {'reward': reward.folder}
-    penalised = 'log_prob' in columns
-    held_against = behaviour.stage_name(samples.name.partition('/')[0])
-    if penalised and held_against:
-      folders[behaviour.LOG_PROB] = self._context.read(held_against).folder
-    for table in scored.iter_scored(samples.folder, folders, columns):
-      if penalised and not held_against:  # BC drew them, or no policy did.
-        table = table.append_column(behaviour.LOG_PROB, table['log_prob'])
-      if imported:
-        table = table.filter(pc.not_equal(table['origin'], 'reference'))
-      if not table.num_rows:
-        continue
+      further += _Given.columns
+    if self._permuted:
+      further += scored.columns_for(self._permuted_by)
+    for table in self._joined(store, [*columns, *further]):
       if self._permuted:
         table = self._with_permuted_rewards(table)
       if given:
@@ -130,11 +121,30 @@ class GrownData:
     if given:
       given.end_store()
 
+  def _joined(
+    self, store: tuple[Stage, Stage], columns: Sequence[str]
+  ) -> Iterator[pa.Table]:
+    """Streams samples beside their rewards, both as they are stored."""
+    samples, reward = store
+    imported = samples.name.startswith(f'{IMPORTED}/')
+    folders = {'reward': reward.folder}
+    penalised = 'log_prob' in columns
+    held_against = behaviour.stage_name(samples.name.partition('/')[0])
+    if penalised and held_against:
+      folders[behaviour.LOG_PROB] = self._context.read(held_against).folder
+    columns = list(dict.fromkeys(columns))
+    for table in scored.iter_scored(samples.folder, folders, columns):
+      if penalised and not held_against:  # BC drew them, or no policy did.
+        table = table.append_column(behaviour.LOG_PROB, table['log_prob'])
+      if imported:
+        table = table.filter(pc.not_equal(table['origin'], 'reference'))
+      if table.num_rows:
+        yield table
+
   def _with_permuted_rewards(self, table: pa.Table) -> pa.Table:
-    by_text = self._permuted == 'texts'
-    rows = scored.rows_from_table(table, {'text_ids'} if by_text else set())
+    rows = scored.rows_from_table(table, self._permuted_by)
     rewards = rows_lib.permuted_rewards(
-      rows, self._context.seed, by_text=by_text
+      rows, self._context.seed, by_text=bool(self._permuted_by)
     )
     place = table.schema.get_field_index('reward')
     return table.set_column(place, 'reward', pa.array(rewards))
@@ -152,9 +162,14 @@ class GrownData:
     return ~rows.is_reference
 
   def rewards(self) -> Iterator[np.ndarray]:
-    """Streams the rewards that the schedule is held against."""
-    for rows in self._rows():
-      yield rows.reward[self._counts(rows)]
+    """Streams the rewards that the schedule is held against.
+
+    As they are: a control has the thresholds of its twin.
+    """
+    for store in self._stores:
+      for table in self._joined(store, scored.columns_for(frozenset())):
+        rows = scored.rows_from_table(table)
+        yield rows.reward[self._counts(rows)]
 
   def mean_reward(self) -> float:
     """V = E_{D_g}[R]."""
@@ -242,7 +257,6 @@ class GrownData:
     columns = [*scored.columns_for(needs), 'source', 'target_tokens']
     columns += [_STORED[name] for name in figures if name in _STORED]
     source_tokens = _SourceTokens(self._context)
-    columns = list(dict.fromkeys(columns))
     for table in self._tables_of(store, columns, given):
       rows = scored.rows_from_table(table, needs)
       kept = self._with_original(rows, selections)

@@ -529,6 +529,59 @@ def test_a_text_of_two_grow_steps_is_deduplicated(context, tmp_path):
   assert kept(base, 'grow_1', 'grow_2') == 2 * kept(base, 'grow_1')
 
 
+def test_a_text_that_was_given_is_compared_and_not_chosen_again(context):
+  small_run.grow(context, 'grow_of_old')
+  rule = dataclasses.replace(
+    settings(losses.BehavioralCloning(), accumulate=True),
+    after=(improve.selection.Deduplicate(),),
+  )
+  stores = ('grow_1', 'grow_of_old')
+
+  def of(chosen, *stores):
+    grown = grown_data.GrownData(context, chosen, stores)
+    (shown,) = grown.previews([grown.selections(1)[1]])
+    return grown.mean_reward(), shown.kept_samples
+
+  mean, kept = of(rule, 'grow_1')
+  # Of leftovers alone the second best two would be taken of each source too.
+  both, again = of(rule, *stores)
+  assert both == pytest.approx(mean)
+  assert again == kept > 0
+
+
+@pytest.mark.parametrize(
+  'rule', [PerSource('top_k', (2.0,)), Thresholds((0.1,))]
+)
+def test_permuted_rewards_keep_as_many_rows(context, rule, tmp_path):
+  chosen = dataclasses.replace(
+    settings(losses.BehavioralCloning()), schedule=rule
+  )
+  among = grown_data.permutation(chosen)
+  assert among == ('texts' if isinstance(rule, PerSource) else 'samples')
+  deduplicated = dataclasses.replace(
+    chosen, after=(improve.selection.Deduplicate(),)
+  )
+  assert grown_data.permutation(deduplicated) == 'texts'
+  counts, weights, taken = [], [], []
+  for permuted in (None, among):
+    grown = grown_data.GrownData(
+      context, chosen, ('grow_1',), permuted=permuted
+    )
+    selected = grown.selections(1)[1]
+    (shown,) = grown.previews([selected])
+    rows = loader.write_rows(
+      tmp_path / str(permuted), grown.training_rows(selected)
+    )
+    assert len(rows) == shown.kept_samples
+    counts.append((shown.kept_samples, shown.kept_sources))
+    # V and quantiles are those of the true rewards.
+    weights.append(np.concatenate(list(grown.rewards())))
+    taken.append(rows.target_tokens.tolist())
+  assert counts[0] == counts[1]
+  np.testing.assert_array_equal(*weights)
+  assert taken[0] != taken[1]
+
+
 def test_samples_of_all_grow_steps_need_samples_alone():
   with pytest.raises(errors.ConfigurationError, match=r'Improve\.accumulate'):
     dataclasses.replace(
