@@ -59,6 +59,10 @@ follow_run() {
   done
   WHAT_GOES_ON=''
   if any_state none; then
+    if printf '%s\n' "${STATES[@]}" | grep -qvx none; then
+      say "the run was not started on every worker of $NAME: run.sh starts it"
+      exit "$UNREACHABLE"
+    fi
     say "no run was started on $NAME: run.sh starts one"
     exit 1
   fi

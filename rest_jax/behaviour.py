@@ -106,4 +106,5 @@ def log_probs(
     found = np.array(step.target_log_probs(policy, params, batch))
     found *= np.asarray(batch.decoder_loss_weights)
     out[indices] = found.sum(axis=1)[: len(indices)]
+    preemption.check()
   return out

@@ -40,8 +40,8 @@ def join(
       come.
 
   Raises:
-    ConfigurationError: arguments are missing or wrong, or the others are not
-      there.
+    ConfigurationError: arguments are missing or wrong.
+    HostsError: the others are not there in time.
   """
   _check_flags(coordinator_address, num_processes, process_id)
   found = num_processes is None
@@ -68,6 +68,12 @@ def join(
       # A machine with a TPU, and no other.
       jax.config.update('jax_cpu_collectives_implementation', alone)
       return
+    if 'DEADLINE_EXCEEDED' in reason:  # One may only have come too late.
+      raise errors.HostsError(
+        f'the processes of the job were not all there in time ({_START_SECONDS}'
+        f' seconds; {reason}): start the same command on all hosts again.',
+        errors.PreemptionError.exit_code,
+      ) from error
     raise errors.ConfigurationError(
       f'the processes of the job did not find each other ({reason}): start the'
       ' same command on all hosts, and give --coordinator_address,'

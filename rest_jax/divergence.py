@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from rest_jax import generation, hosts
+from rest_jax import generation, hosts, preemption
 from rest_jax import policy as policy_lib
 from rest_jax.context import BC, Context
 from rest_jax.decoding.sampling import Sampling, drawable
@@ -99,6 +99,7 @@ def figures(
     sampling=Sampling(temperature=1.0),  # π itself, whatever Grow truncates.
     batching=batching,
     num_tokens=context.tokenizer.size,
+    advance=lambda tokens: preemption.check(),
   )
   behaviour = params
   if policy_name != BC:
@@ -156,6 +157,7 @@ def measure(
     batch = generation.teacher_forced(source_tokens, targets, counts)
     batch = jax.tree.map(policy.place, batch)
     sums = _sums(policy, params, behaviour, batch, num_tokens)
+    preemption.check()
     for out, values in zip((kl, entropy), sums, strict=True):
       out[indices] = np.asarray(values)[: len(indices)]
   return Divergence(kl.reshape(k, n), entropy.reshape(k, n))

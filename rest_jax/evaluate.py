@@ -326,6 +326,7 @@ def _further(
     texts,
     references,
     cache=context.scores,
+    advance=rewarded_lib.check,
   )
   return hosts.gather_rows(scores.reshape(-1, each), size)
 

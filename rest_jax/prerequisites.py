@@ -70,7 +70,8 @@ def _trained(
   if any(name.endswith('/value') for name in pending):
     network = ValueModel(run.model, run.layout)
     yield network, run.improve.value.training, 'BATCH_ROWS'
-  if any('/improve_' in name for name in pending):
+  trained = (name for name in pending if '/evaluation/' not in name)
+  if any('/improve_' in name for name in trained):
     yield policy, run.improve.training, 'BATCH_ROWS'
 
 

@@ -87,13 +87,14 @@ class Rewarded:
       texts,
       references,
       cache=self._context.scores,
+      advance=check,
     ).reshape(-1, num_samples)
     return rewards, texts, generated
 
 
-def check(decoded: int) -> None:
-  """Ends a batch of so many tokens, and with it the run if it is due."""
-  del decoded
+def check(done: int) -> None:
+  """Ends a batch, of tokens or rows, and with it the run if it is due."""
+  del done
   preemption.check()
 
 

@@ -26,6 +26,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,8 @@ write_json_atomic = storage.write_json_atomic
 
 _STAGE = 'stage.json'
 _BEGUN = 'begun.json'
+# What Finder and NFS put into folders.
+_FOREIGN = re.compile(r'\.DS_Store|\._.*|\.nfs.*')
 _PARTS = '.parts'
 _WORK = '.work'
 _DEPTHS = range(1, 6)  # Of a stage's folder below the run directory's.
@@ -421,6 +424,7 @@ class Stage:
       if name not in own
       and not name.startswith(apart)
       and not storage.is_temporary(name.rpartition('/')[2])
+      and not _FOREIGN.fullmatch(name.rpartition('/')[2])
     ]
 
   def _measure(self, name: str) -> list[Any]:

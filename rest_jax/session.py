@@ -33,7 +33,7 @@ from rest_jax import (
 )
 from rest_jax.context import Context
 from rest_jax.data import tasks
-from rest_jax.errors import ConfigurationError, DataError
+from rest_jax.errors import ConfigurationError, DataError, StorageError
 from rest_jax.profiling import Profile
 from rest_jax.progress import Progress
 from rest_jax.rewards import cache, learned
@@ -91,7 +91,7 @@ def open_run(
       stream, tensorboard = stack.enter_context(open(os.devnull, 'w')), None
     tracer = profile and Profile(profile, f'{directory.path}/profile')
     progress = Progress(stream, tensorboard, tracer)
-    stack.callback(progress.close)
+    stack.enter_context(_closed_at_the_end(progress))
     scores = None
     if not read_only:
       stack.enter_context(compiled.kept(run.compilation_cache, directory.path))
@@ -100,6 +100,20 @@ def open_run(
       scores = cache.ScoreCache(folder)
       stack.callback(scores.close)
     yield Session(run, texts, directory, progress, scores)
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(progress: Progress) -> Iterator[None]:
+  """Closes it; an error of that hides none that ended the run."""
+  try:
+    yield
+  except BaseException:
+    try:
+      progress.close()
+    except StorageError as error:
+      progress.note(str(error))
+    raise
+  progress.close()
 
 
 def _score_cache() -> str:

@@ -220,7 +220,7 @@ def run(context: Context, stage: Stage, settings: TrainReward) -> None:
   )
   infos = []
   for member in range(settings.num_members):
-    info = hosts.on_first(functools.partial(stage.part, _info(member)))
+    info = hosts.on_first(functools.partial(_made, stage, member))
     if info is None:
       info = _train_member(
         context, stage, training, settings.stopping, regressor,
@@ -253,6 +253,12 @@ def run(context: Context, stage: Stage, settings: TrainReward) -> None:
     )
 
   hosts.on_first(finish)
+
+
+def _made(stage: Stage, member: int) -> dict[str, Any] | None:
+  """How a member was trained; None where it was not, or its networks left."""
+  there = native.is_checkpoint(stage.folder / params_folder(member))
+  return stage.part(_info(member)) if there else None
 
 
 def _info(member: int) -> str:

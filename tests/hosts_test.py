@@ -29,6 +29,7 @@ from rest_jax.errors import (
   DataError,
   HostsError,
   PreemptionError,
+  RestJaxError,
   RewardError,
   StorageError,
 )
@@ -446,6 +447,12 @@ def test_gke_tells_of_several_workers_where_libtpu_asks_for_none(monkeypatch):
     (ValueError('coordinator_address should be defined.'), '1', None),
     (ValueError('coordinator_address should be defined.'), '4', 'did not find'),
     (ConnectionError('metadata.google.internal\nis away'), '1', 'internal is'),
+    # Who comes too late is waited for by starting again.
+    (
+      RuntimeError('DEADLINE_EXCEEDED: barrier'),
+      '4',
+      'were not all there in time',
+    ),
   ],
 )
 def test_where_jax_finds_no_others(error, launched, message, monkeypatch):
@@ -461,8 +468,9 @@ def test_where_jax_finds_no_others(error, launched, message, monkeypatch):
       cluster.join()
       assert jax.config.jax_cpu_collectives_implementation == before
     else:
-      with pytest.raises(ConfigurationError, match=message):
+      with pytest.raises(RestJaxError, match=message) as caught:
         cluster.join()
+      assert caught.value.exit_code == (75 if 'in time' in message else 2)
   finally:
     jax.config.update('jax_cpu_collectives_implementation', before)
   assert hosts.count() == 1

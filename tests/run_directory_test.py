@@ -565,3 +565,16 @@ def test_state_is_read_without_importing_jax():
     assert 'jax' not in sys.modules and 'tensorflow' not in sys.modules
   """)
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_what_systems_put_into_folders_is_not_a_stages(run):
+  stage = run.stage('grow_1/samples')
+  for name in ('.DS_Store', '._part-00000', '.nfs000123'):
+    (stage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (stage.folder / name).write_bytes(b'x')
+  stage.begin(CONFIG, {})
+  stage.write_part('part-00000.parquet', b'rows', {'rows': 1})
+  stage.commit({'rows': 1}, 0.0)
+  assert list(stage.manifest['files']) == ['part-00000.parquet']
+  (stage.folder / '.DS_Store').write_bytes(b'changed')
+  fresh(run).stage('grow_1/samples').verify()

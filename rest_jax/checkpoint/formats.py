@@ -175,7 +175,12 @@ def check_model(found: Found, config: T5Config) -> None:
     told = _T5X_CONFIG
   else:
     return
-  own = read_config(found)
+  try:
+    own = read_config(found)
+  except errors.ConfigurationError:
+    if found.format == 't5x':  # Another program's file.
+      return
+    raise
   for field in _UNSEEN:
     ours, theirs = getattr(config, field), getattr(own, field)
     if ours != theirs:

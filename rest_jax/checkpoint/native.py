@@ -271,6 +271,8 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
     _require_space(folder, tree)
 
   def commit() -> None:
+    # Of a file that a power cut empties the index must not say what it held.
+    native_index.sync(folder / native_index.STATE)
     index = {
       'format': native_index.FORMAT,
       'arrays': native_index.describe(tree),

@@ -91,6 +91,17 @@ def checksums(folder: epath.Path) -> dict[str, list]:
   }
 
 
+def sync(folder: epath.Path) -> None:
+  """Forces all files of a folder, and the folders that name them, to disk."""
+  names = storage.files_below(folder)
+  parents = {str(epath.Path(name).parent) for name in names}
+  parents |= {
+    str(above) for name in parents for above in epath.Path(name).parents
+  }
+  for name in [*names, *sorted(parents, reverse=True)]:
+    storage.sync(folder / name)
+
+
 def check_files(folder: epath.Path, files: dict[str, list]):
   """Holds the files of a checkpoint against its index's `files`.
 

@@ -168,6 +168,11 @@ class _Reporting:
   def __exit__(self, kind, error, traceback):
     if not isinstance(error, sqlite3.Error | struct.error):
       return
+    if re.search('locked|busy', str(error)):
+      raise errors.StorageError(
+        f'another program has {self._path} open ({error}): close it there, and'
+        ' run again'
+      ) from error
     if re.search('full|readonly|unable to open|I/O', str(error)):
       raise errors.StorageError(
         f'cannot write {self._path}: {error}: free some space, or check its'

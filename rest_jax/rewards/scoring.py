@@ -45,7 +45,7 @@ def raw_scores(
     parts = [
       rewards(
         part, sources, candidates, references,
-        batch_size=batch_size, cache=cache,
+        batch_size=batch_size, cache=cache, advance=advance,
       )
       for part in model.parts
     ]  # fmt: skip
@@ -120,9 +120,11 @@ def rewards(
   *,
   batch_size: int = 1024,
   cache: cache_lib.ScoreCache | None = None,
+  advance: Callable[[int], None] = lambda rows: None,
 ) -> Float32[np.ndarray, ' n']:
   """R(x, y) in [0, 1], higher is better, of n rows; else as `raw_scores`."""
   scores = raw_scores(
-    model, sources, candidates, references, batch_size=batch_size, cache=cache
-  )
+    model, sources, candidates, references,
+    batch_size=batch_size, cache=cache, advance=advance,
+  )  # fmt: skip
   return base.to_unit_interval(scores, model.info)

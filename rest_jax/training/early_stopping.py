@@ -18,6 +18,7 @@ from rest_jax.checkpoint import native
 from rest_jax.data import loader
 from rest_jax.errors import (
   ConfigurationError,
+  CorruptStateError,
   NonFiniteError,
   PreemptionError,
 )
@@ -304,13 +305,26 @@ def _resume(
   if step is None:
     return state_lib.init_state(policy, optimizer, start()), [], 0, 0, 0.0
   history = [Evaluation(**record) for record in extra['history']]
+  folder = checkpoints.path(step).parent
+  anew = f'delete {folder} to train from the beginning'
+  if history:
+    best = best_of(history).step
+    if not hosts.on_first(lambda: best in checkpoints.steps()):
+      raise CorruptStateError(
+        f'{folder} lacks the best policy so far, that of update {best}: {anew}.'
+      )
   abstract = state_lib.abstract_state(policy, optimizer)
   # Versions that lacked these saved only after evaluations, or decoded there.
   tokens, decoded = (
     extra[name] if name in extra else getattr(history[-1], name)
     for name in ('train_tokens', 'decoded_tokens')
   )
-  state = checkpoints.restore(step, abstract)
+  try:
+    state = checkpoints.restore(step, abstract)
+  except ConfigurationError as error:
+    raise ConfigurationError(
+      f'{error} Where another version of rest_jax began this training, {anew}.'
+    ) from error
   return state, history, tokens, decoded, extra.get('seconds', 0.0)
 
 

@@ -160,3 +160,12 @@ def test_a_checkpoint_that_tells_no_model_is_passed_over(tmp_path, params):
 def shapes(config):
   tree = Policy(config, Layout(data=1)).abstract_params()
   return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+
+def test_the_config_of_another_program_beside_t5x_is_passed_over(
+  tmp_path, params
+):
+  t5x(tmp_path / 't5x', flat(params))
+  found = formats.find(tmp_path / 't5x')
+  (found.path / 'config.json').write_text('{"d_model": 8}')
+  formats.check_model(found, TINY)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import PartitionSpec
 
 from rest_jax import errors, sharding, storage, types
-from rest_jax.checkpoint import native
+from rest_jax.checkpoint import native, native_index
 from rest_jax.training.optimizer import Optimizer
 
 
@@ -298,3 +299,22 @@ def test_arrays_of_several_chunks_come_back_whole_and_in_parts(tmp_path):
   np.testing.assert_array_equal(source.read('b/kernel', part), kernel[part])
   rows = (slice(0, 5),)
   np.testing.assert_array_equal(source.read('b/kernel', rows), kernel[rows])
+
+
+def test_everything_is_on_disk_before_the_index_says_so(tmp_path, monkeypatch):
+  done = []
+  sync, write = storage.sync, storage.write_json_atomic
+  monkeypatch.setattr(
+    storage, 'sync', lambda path: (done.append(str(path)), sync(path))
+  )
+  monkeypatch.setattr(
+    storage,
+    'write_json_atomic',
+    lambda path, value: (done.append('index'), write(path, value)),
+  )
+  folder = tmp_path / 'params'
+  native.save_params(folder, {'a': jnp.arange(4.0)})
+  files = native_index.read(epath.Path(folder))['files']
+  before = done[: done.index('index')]
+  assert {str(folder / 'state' / name) for name in files} <= set(before)
+  assert str(folder / 'state') in before

@@ -1,5 +1,6 @@
 """Scores that are paid for once, whatever happens to the process."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -163,3 +164,17 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'folder.sqlite').mkdir()
   with pytest.raises(StorageError, match='unable to open'):
     cache.Table(tmp_path / 'folder.sqlite')
+
+
+def test_a_cache_that_another_program_has_open_is_not_damaged(tmp_path):
+  model = Length()
+  with contextlib.closing(cache.ScoreCache(tmp_path)) as scores:
+    scoring.raw_scores(model, ['a'], ['x'], None, cache=scores)
+  (path,) = (p for p in tmp_path.rglob('*') if p.suffix == '.sqlite')
+  with contextlib.closing(sqlite3.connect(path)) as other:
+    other.execute('BEGIN EXCLUSIVE')
+    with (
+      contextlib.closing(cache.ScoreCache(tmp_path)) as scores,
+      pytest.raises(StorageError, match=r'another program has .* open'),
+    ):
+      scoring.raw_scores(model, ['b'], ['y'], None, cache=scores)

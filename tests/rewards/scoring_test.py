@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from rest_jax.errors import RewardError
-from rest_jax.rewards import base, scoring
+from rest_jax.rewards import base, combined, scoring
 
 
 class Length:
   """Characters of the candidate, and a log of what was asked."""
 
-  def __init__(self, needs_reference=False):
+  def __init__(self, needs_reference=False, name='length'):
     self.info = base.RewardInfo(
-      'length', '1', 0.0, 10.0, needs_reference=needs_reference
+      name, '1', 0.0, 10.0, needs_reference=needs_reference
     )
     self.asked = []
 
@@ -62,3 +62,13 @@ def test_a_model_that_raises_is_named_with_what_it_raised():
   model.score = fail
   with pytest.raises(RewardError, match=r"'length' raised KeyError.*weights"):
     scoring.raw_scores(model, ['a'], ['x'], None)
+
+
+def test_every_batch_of_every_part_is_told():
+  told = []
+  parts = (Length(), Length(name='other'))
+  twice = combined.WeightedSum(parts, weights=(0.5, 0.5))
+  scoring.rewards(
+    twice, ['a'] * 5, list('vwxyz'), None, batch_size=2, advance=told.append
+  )
+  assert told == [2, 2, 1] * 2

@@ -1,3 +1,4 @@
+import dataclasses
 import weakref
 
 import jax
@@ -6,7 +7,11 @@ import pytest
 import tiny_policy
 
 from rest_jax.checkpoint import native
-from rest_jax.errors import ConfigurationError, NonFiniteError
+from rest_jax.errors import (
+  ConfigurationError,
+  CorruptStateError,
+  NonFiniteError,
+)
 from rest_jax.policy import Policy
 from rest_jax.sharding import Layout
 from rest_jax.training import early_stopping
@@ -171,3 +176,23 @@ def test_what_has_ended_is_not_trained_on(policy, batches, tmp_path):
 def test_stopping_names_the_field(settings):
   with pytest.raises(ConfigurationError, match=r'Stopping\.'):
     early_stopping.Stopping(*settings)
+
+
+def test_a_lost_best_policy_is_told_at_the_start(policy, batches, tmp_path):
+  train(policy, batches, tmp_path, [0.1, 0.5, 0.4, 0.3], 4)
+  best = native.Checkpoints(tmp_path).path(2)
+  assert best.exists()
+  best.rmtree()
+  with pytest.raises(CorruptStateError, match=r'update 2: delete .*beginning'):
+    train(policy, batches, tmp_path, [0.1, 0.5, 0.4, 0.3], 8)
+
+
+def test_a_state_of_another_version_says_how_to_go_on(
+  policy, batches, tmp_path
+):
+  train(policy, batches, tmp_path, [0.1, 0.5, 0.4, 0.3], 2)
+  other = dataclasses.replace(
+    TRAINING, optimizer=Optimizer('adamw', learning_rate=0.05)
+  )
+  with pytest.raises(ConfigurationError, match=r'another version .* delete'):
+    train(policy, batches, tmp_path, [0.1, 0.5], 8, training=other)
