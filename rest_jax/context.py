@@ -77,6 +77,11 @@ class Context:
       for problem in ('over_long', 'empty', 'in_dev', 'near_duplicates'):
         if split.get(problem):
           self.progress.note(f'{name}: {split[problem]:,} rows {problem}')
+      if split.get('rewritten'):
+        self.progress.note(
+          f'{name}: {split["rewritten"]:,} rows rewritten: the tokenizer gives'
+          ' their targets back otherwise'
+        )
     stage.commit(counts, time.monotonic() - began, extra=report)
 
   def stage(self, name: str) -> Stage:

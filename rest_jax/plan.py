@@ -135,12 +135,14 @@ def work_of(run: rest.ReST) -> estimate.Work:
   evaluations = len(trained) * _evaluations(stopping)
   return estimate.Work(
     supervised_updates=(
-      0 if run.supervised_from else run.supervised.stopping.max_steps
+      0
+      if run.supervised_from or run.grow_from
+      else run.supervised.stopping.max_steps
     ),
     improve_updates=len(trained) * stopping.max_steps,
     sources=rows_of(run.data.grow or run.data.train),
     num_samples=run.grow.num_samples,
-    num_grow=run.num_grow,
+    num_grow=run.num_grow - bool(run.grow_from),
     evaluated_samples=(
       evaluations * evaluate.select_sources * evaluate.select_samples
     ),

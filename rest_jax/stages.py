@@ -33,9 +33,7 @@ def plan(run: ReST) -> list[StagePlan]:
   """All stages of a run, each after those that it reads."""
   plans = {policy.stage: policy for policy in policies(run)}
   out = [
-    StagePlan(
-      'data', 'data', (), config.flatten(run.data, 'Data'), _prepare(run)
-    ),
+    StagePlan('data', 'data', (), _data_config(run), _prepare(run)),
     *_import_stages(run),
     StagePlan(
       'supervised',
@@ -66,6 +64,14 @@ def plan(run: ReST) -> list[StagePlan]:
     if policy.reported:
       out.append(evaluation_stage(run, policy, 'report'))
   return out
+
+
+def _data_config(run: ReST) -> dict[str, Any]:
+  bindings = config.flatten(run.data, 'Data')
+  # What is as it always was is left out, so that data from before stay valid.
+  if bindings.get('Data.tokenizer.normalization') == 'nmt_nfkc':
+    del bindings['Data.tokenizer.normalization']
+  return bindings
 
 
 def _is_main(policy: PolicyPlan) -> bool:

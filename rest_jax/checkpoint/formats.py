@@ -171,14 +171,14 @@ def check_model(found: Found, config: T5Config) -> None:
   """
   if found.format == 'huggingface':
     told = huggingface.CONFIG
-  elif found.format == 't5x' and (found.path / _T5X_CONFIG).exists():
+  elif (found.path / _T5X_CONFIG).exists():
     told = _T5X_CONFIG
   else:
     return
   try:
     own = read_config(found)
   except errors.ConfigurationError:
-    if found.format == 't5x':  # Another program's file.
+    if found.format != 'huggingface':  # Another program's file.
       return
     raise
   for field in _UNSEEN:

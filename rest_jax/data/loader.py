@@ -193,7 +193,10 @@ class TrainingBatches:
 
   @functools.cached_property
   def grown_share(self) -> float:
-    """The share of training rows that are grown ones, as realised."""
+    """The share of training rows that are grown ones.
+
+    Of a mixture λ, which grain's whole-numbered weights meet within 0.003.
+    """
     if len(self._plans) > 1:
       return float(self.mixture)
     pairs = self._plans[0].pairs

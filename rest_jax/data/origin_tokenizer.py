@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from rest_jax import errors
+from rest_jax import errors, storage
 from rest_jax.data import tokenizer as tokenizer_lib
 
 # Names that such a folder has for the SentencePiece model.
@@ -62,7 +62,8 @@ def find(
 ) -> tokenizer_lib.SentencePieceTokenizer | tokenizer_lib.ByteTokenizer | None:
   """The tokenizer of a folder, whatever a user has added to it.
 
-  A ByT5 has none but bytes. A SentencePiece model is taken as it is. There are
+  An export of ours for T5X, or of its own form, says what it has. A ByT5 has
+  none but bytes. A SentencePiece model is taken as it is. There are
   as many sentinels as `tokenizer_config.json` lists, else as its `extra_ids`
   says; where it is silent, as many as transformers has, if the model has
   embeddings for them; and none where the pieces have their own, as mT5's have.
@@ -79,6 +80,8 @@ def find(
     ConfigurationError: its special ids are not a T5's.
   """
   folder = epath.Path(folder)
+  if _is_ours(folder):
+    return tokenizer_lib.load_tokenizer(folder, source_prefix or None)
   settings = _settings(folder)
   listed = len({token for token, _ in _added(folder) if _is_sentinel(token)})
   if settings.get('tokenizer_class') == 'ByT5Tokenizer':
@@ -94,6 +97,21 @@ def find(
     return plain
   extra_ids = _extra_ids(settings, listed, plain.size, _T5_EXTRA_IDS)
   return tokenizer_lib.SentencePieceTokenizer(model, extra_ids, source_prefix)
+
+
+def _is_ours(folder: epath.Path) -> bool:
+  """Whether a folder is an export of ours that no other library reads."""
+  if any((folder / name).exists() for name in (*MODEL_FILES[:2], CONFIG)):
+    return False
+  settings = folder / tokenizer_lib.SETTINGS_FILE
+  if settings.exists():  # So is a fast tokenizer of transformers named.
+    return 'tokenizer' in storage.read_json(settings)
+  config = folder / _MODEL_CONFIG
+  return (
+    (folder / tokenizer_lib.MODEL_FILE).exists()
+    and config.exists()
+    and 'model_type' not in storage.read_json(config)
+  )
 
 
 def _model_file(folder: epath.Path) -> epath.Path | None:

@@ -17,8 +17,10 @@ from rest_jax.data import origin_tokenizer, splits, tasks
 from rest_jax.data import tokenizer as tokenizer_lib
 
 OVER_LONG_POLICIES = ('skip', 'truncate')
-# What is counted of every split. `in_dev`: rows whose source is D_eval's too;
-# `near_duplicates`: rows left out for they nearly repeat one of another part.
+# What is counted of every split. `rewritten`: rows whose target the tokenizer
+# gives back otherwise, but for spaces; `in_dev`: rows whose source is D_eval's
+# too; `near_duplicates`: rows left out for they nearly repeat one of another
+# part.
 COUNTS = (
   'rows',
   'with_target',
@@ -27,6 +29,7 @@ COUNTS = (
   'unknown_tokens',
   'over_long',
   'empty',
+  'rewritten',
   'in_dev',
   'near_duplicates',
 )
@@ -49,12 +52,24 @@ class TrainedTokenizer:
     character_coverage: share of all characters that get a piece; 0.9995 for
       Chinese or Japanese, whose characters are many.
     max_sentences: texts trained on, at most.
+    normalization: SentencePiece's rule for texts before they are cut into
+      pieces, 'nmt_nfkc' as for T5, or 'identity'. With the former no policy
+      can write what NFKC replaces: '½', '…', and '，', '！' or '（' of Chinese
+      and Japanese.
   """
 
   vocab_size: int = 32000
   byte_fallback: bool = False
   character_coverage: float = 1.0
   max_sentences: int = 2_000_000
+  normalization: str = 'nmt_nfkc'
+
+  def __post_init__(self):
+    if self.normalization not in tokenizer_lib.NORMALIZATIONS:
+      raise errors.ConfigurationError(
+        f'TrainedTokenizer.normalization = {self.normalization!r}: use one of'
+        f' {", ".join(tokenizer_lib.NORMALIZATIONS)}.'
+      )
 
   def make(
     self, folder: epath.Path, texts: Iterable[str]
@@ -67,6 +82,7 @@ class TrainedTokenizer:
       byte_fallback=self.byte_fallback,
       character_coverage=self.character_coverage,
       max_sentences=self.max_sentences,
+      normalization=self.normalization,
     )
 
 
@@ -380,8 +396,11 @@ class _Run:
   ) -> dict[str, Any] | None:
     """The row, truncated where it must be, or None where it is skipped."""
     row = dict(row, language_pair=self._data.language_pair)
-    # A source of nothing but spaces has no tokens but EOS.
-    if row['source'] is None or len(row['source_tokens']) < 2:
+    # A text of nothing but spaces has no tokens but EOS.
+    if row['source'] is None or any(
+      row[key] is not None and len(row[key]) < 2
+      for key in ('source_tokens', 'target_tokens')
+    ):
       counts['empty'] += 1
       return None
     limits = {
@@ -429,12 +448,19 @@ class _Run:
     if row['target'] is not None:
       counts['with_target'] += 1
       counts['target_tokens'] += len(row['target_tokens'])
+      counts['rewritten'] += self._is_rewritten(row)
     if self._tokenizer.unk_id != tokenizer_lib.PAD_ID:
       return row
     return dict(row) | {
       key: row[key] and tokenizer_lib.without_padding(row[key])
       for key in ('source_tokens', 'target_tokens')
     }
+
+  def _is_rewritten(self, row: Mapping[str, Any]) -> bool:
+    if len(row['target_tokens']) == self._data.max_target_length:
+      return False  # It may have been cut.
+    given_back = self._tokenizer.decode(row['target_tokens'])
+    return given_back.split() != row['target'].split()
 
   def _require_rows(self, purpose: str, expression: str) -> None:
     counts = self.report[purpose]

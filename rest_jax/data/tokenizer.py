@@ -25,6 +25,8 @@ PAD_ID = 0
 EOS_ID = 1
 UNK_ID = 2
 BYTES_END = 259
+# SentencePiece's rules; T5's is the first.
+NORMALIZATIONS = ('nmt_nfkc', 'nfkc', 'nmt_nfkc_cf', 'nfkc_cf', 'identity')
 MODEL_FILE = 'tokenizer.model'
 SETTINGS_FILE = 'tokenizer.json'
 
@@ -216,8 +218,14 @@ class ByteTokenizer:
     _save_settings(folder, 'bytes', self.extra_ids, self.source_prefix)
 
 
-def load_tokenizer(folder: epath.PathLike) -> Tokenizer:
+def load_tokenizer(
+  folder: epath.PathLike, source_prefix: str | None = None
+) -> Tokenizer:
   """The tokenizer that `save` wrote into a folder.
+
+  Args:
+    folder: of the data stage, or of an export.
+    source_prefix: in place of the one that was saved.
 
   Raises:
     DataError: there is none.
@@ -226,7 +234,9 @@ def load_tokenizer(folder: epath.PathLike) -> Tokenizer:
   settings: dict[str, Any] = {}
   if (folder / SETTINGS_FILE).exists():
     settings = storage.read_json(folder / SETTINGS_FILE)
-  added = (settings.get('extra_ids', 0), settings.get('source_prefix', ''))
+  if source_prefix is None:
+    source_prefix = settings.get('source_prefix', '')
+  added = (settings.get('extra_ids', 0), source_prefix)
   if (folder / MODEL_FILE).exists():
     return SentencePieceTokenizer(folder / MODEL_FILE, *added)
   if settings.get('tokenizer') == 'bytes':
@@ -245,6 +255,7 @@ def train_sentencepiece(
   byte_fallback: bool = False,
   character_coverage: float = 1.0,
   max_sentences: int = 2_000_000,
+  normalization: str = 'nmt_nfkc',
 ) -> SentencePieceTokenizer:
   """Trains a unigram SentencePiece model and writes it.
 
@@ -259,6 +270,7 @@ def train_sentencepiece(
       256 ids).
     character_coverage: share of all characters that get a piece.
     max_sentences: how many texts are kept in memory and trained on.
+    normalization: one of `NORMALIZATIONS`.
 
   Returns:
     The tokenizer.
@@ -287,6 +299,7 @@ def train_sentencepiece(
       bos_id=-1,
       byte_fallback=byte_fallback,
       character_coverage=character_coverage,
+      normalization_rule_name=normalization,
       max_sentence_length=16384,
       num_threads=1,
       minloglevel=2,

@@ -169,3 +169,11 @@ def test_the_config_of_another_program_beside_t5x_is_passed_over(
   found = formats.find(tmp_path / 't5x')
   (found.path / 'config.json').write_text('{"d_model": 8}')
   formats.check_model(found, TINY)
+
+
+def test_an_export_of_our_own_form_tells_its_model(tmp_path, params):
+  native.save_params(tmp_path / 'own', params)
+  fields = dataclasses.asdict(TINY) | {'mlp_activations': ['silu', 'linear']}
+  (tmp_path / 'own' / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(errors.ConfigurationError, match='mlp_activations'):
+    formats.check_model(formats.find(tmp_path / 'own'), TINY)

@@ -237,3 +237,21 @@ def test_a_damaged_file_is_named(t5, content):
   (t5() / 'tokenizer_config.json').write_text(content)
   with pytest.raises(errors.DataError, match='tokenizer_config'):
     origin_tokenizer.read(t5('other.json'))
+
+
+def test_an_export_of_our_own_form_says_what_it_has(tmp_path):
+  model = GOLDENS / 'tokenizer_t5/spiece.model'
+  plain = tokenizer.SentencePieceTokenizer(model)
+  plain.save(tmp_path)
+  # There is room for sentinels, and there are none.
+  (tmp_path / 'config.json').write_text('{"vocab_size": 32128}')
+  assert origin_tokenizer.read(tmp_path).size == plain.size
+  made = tokenizer.SentencePieceTokenizer(
+    model, extra_ids=3, source_prefix='<2de> '
+  )
+  made.save(tmp_path)
+  found = origin_tokenizer.read(tmp_path)
+  assert (found.extra_ids, found.source_prefix) == (3, '<2de> ')
+  assert found.size == made.size
+  other = origin_tokenizer.read(tmp_path, '<2fr> ')
+  assert (other.extra_ids, other.source_prefix) == (3, '<2fr> ')

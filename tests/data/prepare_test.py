@@ -489,3 +489,28 @@ def test_a_fifth_split_is_numbered_after_imported_sources():
   stride = prepare.SPLIT_STRIDE
   assert ids == [0, stride, 2 * stride, 3 * stride, 5 * stride]
   assert 4 * stride == prepare.FIRST_IMPORTED_ID
+
+
+def test_targets_that_no_policy_could_write_are_counted(tmp_path):
+  write_bitext(
+    tmp_path,
+    train_de=['ein Haus', 'zwei Häuser', 'leer', 'ein Baum', 'ein Hund'],
+    train_en=['a  house', 'two houses…', '\u200b', 'a tree', 'a dog ½'],
+    dev_de=[f'Baum {i}' for i in range(4)],
+    dev_en=[f'tree {i}' for i in range(4)],
+    mono_de=['ein Baum'],
+  )
+  for rule, rewritten in (('nmt_nfkc', 2), ('identity', 0)):
+    data = prepare.Data(
+      task=bitext(tmp_path, monolingual=('mono',)),
+      tokenizer=prepare.TrainedTokenizer(30, normalization=rule),
+      grow='mono',
+    )
+    written, report = run(data, tmp_path / rule)
+    counts = report['splits']['train']
+    assert counts['rewritten'] == rewritten
+    if rule == 'nmt_nfkc':  # A target of no width has no token but EOS.
+      assert [row['source_id'] for row in written['train']] == [0, 1, 3, 4]
+      assert counts['empty'] == 1
+  with pytest.raises(errors.ConfigurationError, match=r'normalization.*nfd'):
+    prepare.TrainedTokenizer(normalization='nfd')

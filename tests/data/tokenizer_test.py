@@ -142,3 +142,18 @@ def test_encoding_needs_neither_tensorflow_nor_jax():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == '[]'
+
+
+def test_what_t5_normalises_survives_where_nothing_does(tmp_path):
+  texts = ['他来了，好吗？（是）！'] * 30 + ['5½ km² …', 'abc'] * 30
+  settings = {'vocab_size': 25, 'character_coverage': 1.0}
+  found = {}
+  for rule in ('nmt_nfkc', 'identity'):
+    made = tokenizer.train_sentencepiece(
+      texts, tmp_path / rule, **settings, normalization=rule
+    )
+    found[rule] = [made.decode(made.encode(text)) for text in texts[:1]]
+  assert found == {
+    'nmt_nfkc': ['他来了,好吗?(是)!'],
+    'identity': ['他来了，好吗？（是）！'],
+  }
