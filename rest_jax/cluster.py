@@ -40,8 +40,10 @@ def join(
       come.
 
   Raises:
-    ConfigurationError: arguments are missing or wrong.
-    HostsError: the others are not there in time.
+    ConfigurationError: arguments are missing or wrong, or the others are not
+      there.
+    HostsError: the others, which a TPU or Slurm has told of, are not there in
+      time; to start again is a mend.
   """
   _check_flags(coordinator_address, num_processes, process_id)
   found = num_processes is None
@@ -68,18 +70,17 @@ def join(
       # A machine with a TPU, and no other.
       jax.config.update('jax_cpu_collectives_implementation', alone)
       return
-    if 'DEADLINE_EXCEEDED' in reason:  # One may only have come too late.
-      raise errors.HostsError(
-        f'the processes of the job were not all there in time ({_START_SECONDS}'
-        f' seconds; {reason}): start the same command on all hosts again.',
-        errors.PreemptionError.exit_code,
-      ) from error
-    raise errors.ConfigurationError(
+    text = (
       f'the processes of the job did not find each other ({reason}): start the'
       ' same command on all hosts, and give --coordinator_address,'
       ' --num_processes and --process_id; for a TPU of one host set'
       ' TPU_SKIP_MDS_QUERY=1.'
-    ) from error
+    )
+    if found and 'DEADLINE_EXCEEDED' in reason:
+      # Whoever started them knows of all, and one has only come too late.
+      again = errors.PreemptionError.exit_code
+      raise errors.HostsError(text, again) from error
+    raise errors.ConfigurationError(text) from error
   _meet(heartbeat_seconds, barrier_seconds)
 
 

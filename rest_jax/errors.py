@@ -57,7 +57,8 @@ class HostsError(RestJaxError):
   """Another process of the job failed, is missing, or is not like this one.
 
   Attributes:
-    exit_code: that of the other process, where it failed and told it.
+    exit_code: that of the other process, where it failed and told it; 75 where
+      to start again is a mend.
   """
 
   exit_code = 9

@@ -48,12 +48,14 @@ class Choice(Protocol):
 Permutation = Literal['samples', 'texts']
 
 
-def permutation(choice: Choice) -> Permutation:
+def permutation(choice: Choice, loss: losses.PolicyLoss = _BC) -> Permutation:
   """What the rewards of a control are permuted among.
 
-  So that a filter keeps as many rows of each source as with the true ones: it
-  is distinct texts where the filter, or what stands around it, compares these.
+  So that as many rows of each source are kept as with the true ones: distinct
+  texts, where the filter, what stands around it, or pairs compare these.
   """
+  if loss.paired:
+    return 'texts'
   around = selection.needs_of((*choice.before, *choice.after))
   compares = getattr(choice.schedule, 'compares_texts', False)
   return 'texts' if compares or 'text_ids' in around else 'samples'

@@ -346,7 +346,7 @@ def _write_rows(
     return {'references': len(rows)}, 'union', {}
   permuted = None
   if step.control == 'permuted':
-    permuted = grown_data.permutation(settings)
+    permuted = grown_data.permutation(settings, loss)
   grown = grown_data.GrownData(
     context, settings, step.stores, permuted=permuted
   )

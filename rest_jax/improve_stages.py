@@ -46,7 +46,7 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     return
   permuted = None
   if policy.stage.startswith('permuted/'):
-    permuted = grown_data.permutation(run.improve)
+    permuted = grown_data.permutation(run.improve, loss_of(run, policy))
   # Whatever a policy trains on: references are no samples of the behaviour.
   samples = dataclasses.replace(
     run.improve, original_data='none', before=(), after=()
@@ -63,7 +63,10 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     'improve',
     ('data', BC, *_store_inputs(run, g)),
     config.flatten(run.improve.value, 'Improve.value')
-    | {'SEED': run.seed, 'permuted': permuted is not None},
+    | {
+      'SEED': run.seed,
+      'permuted': (permuted == 'texts' and 'texts') or bool(permuted),
+    },
     execute,
     lone='a value model',
   )

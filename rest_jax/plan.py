@@ -142,7 +142,7 @@ def work_of(run: rest.ReST) -> estimate.Work:
     improve_updates=len(trained) * stopping.max_steps,
     sources=rows_of(run.data.grow or run.data.train),
     num_samples=run.grow.num_samples,
-    num_grow=run.num_grow - bool(run.grow_from),
+    num_grow=max(0, run.num_grow - bool(run.grow_from)),
     evaluated_samples=(
       evaluations * evaluate.select_sources * evaluate.select_samples
     ),

@@ -29,7 +29,7 @@ def check_layouts(run: ReST) -> None:
 
 
 def check_updates(run: ReST, pending: Collection[str]) -> None:
-  """Makes sure that all updates of a run can be made here.
+  """Makes sure that updates of BC, rewards, values and Improve can be made.
 
   The first update of an Improve step would find it out after BC and Grow.
 
@@ -70,8 +70,8 @@ def _trained(
   if any(name.endswith('/value') for name in pending):
     network = ValueModel(run.model, run.layout)
     yield network, run.improve.value.training, 'BATCH_ROWS'
-  trained = (name for name in pending if '/evaluation/' not in name)
-  if any('/improve_' in name for name in trained):
+  policies = (name for name in pending if '/evaluation/' not in name)
+  if any('/improve_' in name for name in policies):
     yield policy, run.improve.training, 'BATCH_ROWS'
 
 

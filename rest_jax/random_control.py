@@ -28,15 +28,19 @@ class RandomLike:
   Attributes:
     selections: what to keep as many rows as.
     seed: of the random choice, as in `selection.Cap`.
+    distinct: whether copies of a text were dropped before: they count in how
+      likely it is all the same.
   """
 
   selections: tuple[selection.Selection, ...]
   seed: int = 0
+  distinct: bool = False
 
   @property
   def needs(self) -> frozenset[str]:
     """See `selection.Selection.needs`."""
-    return selection.needs_of(self.selections)
+    needs = selection.needs_of(self.selections)
+    return needs | {'text_ids'} if self.distinct else needs
 
   def keep(
     self, rows: rows_lib.Rows, alive: Bool[np.ndarray, 'm']
@@ -51,7 +55,8 @@ class RandomLike:
     order = rows_lib.random_order(rows, self.seed + _OWN_ORDER)
     # Whatever compares texts keeps the first of those that are equal.
     if 'text_ids' in self.needs:
-      order = rows_lib.least_of_text(rows, pool, order)
+      copies = rows.finished if self.distinct else pool
+      order = rows_lib.least_of_text(rows, copies, order)
       pool = rows_lib.first_occurrences(rows, pool)
     samples = ~rows.is_reference
     drawn = rows_lib.first_of_each(
@@ -87,4 +92,7 @@ def like(
     seed: of the draw.
   """
   filter_at = len(chosen) - 1 - num_after
-  return (*chosen[:filter_at], RandomLike(tuple(chosen[filter_at:]), seed=seed))
+  before = chosen[:filter_at]
+  distinct = any(isinstance(each, selection.Deduplicate) for each in before)
+  drawn = RandomLike(tuple(chosen[filter_at:]), seed, distinct)
+  return (*before, drawn)

@@ -193,7 +193,8 @@ def show_best_of_n(run: rest.ReST, context: Context, split: str) -> None:
   BC equals it.
 
   Raises:
-    ConfigurationError: no evaluation has two samples a source or more.
+    ConfigurationError: no evaluation has two samples a source or more, or one
+      has another number than `evaluate.Evaluate.num_samples`.
   """
   rows, of_bc = [], None
   for policy in policy_plan.policies(run):

@@ -265,6 +265,8 @@ class Cap:
     random = self.by == 'random'
     order = rows_lib.random_order(rows, self.seed) if random else -rows.reward
     samples = alive & ~rows.is_reference
+    if rows.given is not None:  # They would fill it, and are not chosen.
+      samples &= ~rows.given
     return rows.is_reference | rows_lib.first_of_each(
       rows, samples, order, self.k
     )

@@ -98,6 +98,7 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
       stage, start(), {'updates': 0, 'train_tokens': 0}, began
     )
     return
+  _check_checkpoint(context, settings)
   rows = _written(context, stage, 'rows', 'train')
   dev = _written(context, stage, 'dev_rows', 'select')
   if not len(dev):
@@ -143,6 +144,17 @@ def _written(
 
   hosts.on_first(write)
   return loader.TrainingRows.open(scratch.share(path))
+
+
+def _check_checkpoint(context: Context, settings: Supervised) -> None:
+  """Finds a checkpoint of another model before all of D is written as rows."""
+  path = settings.initial_checkpoint_path
+  if path is not None:
+    formats.check_names(
+      formats.find(path),
+      context.policy.abstract_params(),
+      tokenizer_size=context.tokenizer.size,
+    )
 
 
 def _initial_params(context: Context, settings: Supervised) -> Params:

@@ -562,6 +562,8 @@ def test_permuted_rewards_keep_as_many_rows(context, rule, tmp_path):
     chosen, after=(improve.selection.Deduplicate(),)
   )
   assert grown_data.permutation(deduplicated) == 'texts'
+  # The worse sample of a pair is one of another text.
+  assert grown_data.permutation(chosen, offline_losses.Preference()) == 'texts'
   counts, weights, taken = [], [], []
   for permuted in (None, among):
     grown = grown_data.GrownData(

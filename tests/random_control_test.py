@@ -116,7 +116,15 @@ def test_the_draw_repeats_no_text_where_the_twin_repeats_none(chosen):
   assert len(set(texts.tolist())) == len(texts)
 
 
-def test_a_text_is_drawn_as_often_as_the_policy_drew_it():
+@pytest.mark.parametrize(
+  ('chosen', 'num_after'),
+  [
+    ((selection.TopK(1),), 0),
+    ((selection.Cap(1, by='reward'), DEDUPLICATE), 1),
+    ((DEDUPLICATE, selection.Cap(1, by='reward')), 0),
+  ],
+)
+def test_a_text_is_drawn_as_often_as_the_policy_drew_it(chosen, num_after):
   # A right text twenty times, and twelve wrong ones once each.
   rows = many_sources(3000, 32, 0.5, seed=0)
   rows = dataclasses.replace(
@@ -124,9 +132,7 @@ def test_a_text_is_drawn_as_often_as_the_policy_drew_it():
     text_ids=np.maximum(rows.sample_index - 19, 0),
     reward=(rows.sample_index < 20).astype(np.float32),
   )
-  kept = selection.select(
-    random_control.like((selection.TopK(1),), 0, seed=0), rows
-  )
+  kept = selection.select(random_control.like(chosen, num_after, seed=0), rows)
   assert (rows.count(kept) == 1).all()
   # Blind, 20 of 32; by texts it would be 1 of 13.
   assert rows.reward[kept].mean() == pytest.approx(20 / 32, abs=0.03)
@@ -141,6 +147,14 @@ def test_what_an_earlier_store_gave_is_neither_kept_nor_drawn():
   kept = selection.select(random_control.like(chosen, 1, seed=0), rows)
   assert not kept[rows.given].any()
   np.testing.assert_array_equal(rows.count(kept), rows.count(twin))
+
+
+@pytest.mark.parametrize('by', ['random', 'reward'])
+def test_what_was_given_does_not_fill_a_cap(by):
+  rows = many_sources(100, 8, 1.0, seed=0)
+  rows = dataclasses.replace(rows, given=rows.sample_index < 4)
+  kept = selection.select((DEDUPLICATE, selection.Cap(3, by=by)), rows)
+  assert (rows.count(kept) == 3).all()
 
 
 def test_what_is_not_valid_is_not_drawn():

@@ -4,7 +4,13 @@ import pytest
 import small_run
 
 from rest_jax import fingerprints, hosts, session
-from rest_jax.errors import ConfigurationError, DataError, RewardError
+from rest_jax.errors import (
+  ConfigurationError,
+  DataError,
+  RewardError,
+  StorageError,
+)
+from rest_jax.progress import Progress
 from rest_jax.stage_plan import StagePlan
 
 PART = 'part-00000.parquet'
@@ -67,3 +73,39 @@ def test_what_an_earlier_start_left_is_kept(ran, error):
 def test_what_passes_by_itself_keeps_what_was_made(ran):
   stage = ran(RewardError('x'), begun=False)
   assert stage.part(PART) == {'rows': 2}
+
+
+@pytest.mark.parametrize(
+  ('ended', 'closing', 'seen'),
+  [
+    (None, None, None),
+    (None, StorageError('disk'), StorageError),
+    (RewardError('x'), None, RewardError),
+    # What ended the run is told, and not what failed on the way out.
+    (RewardError('x'), StorageError('disk'), RewardError),
+  ],
+)
+def test_an_error_of_closing_hides_no_other(ended, closing, seen):
+  notes, closed = [], []
+
+  def close():
+    closed.append(True)
+    if closing:
+      raise closing
+
+  class Closing(Progress):
+    def __init__(self):
+      self.close, self.note = close, notes.append
+
+  def run():
+    with session._closed_at_the_end(Closing()):
+      if ended:
+        raise ended
+
+  if seen is None:
+    run()
+  else:
+    with pytest.raises(seen):
+      run()
+  assert closed == [True]
+  assert notes == (['disk'] if ended and closing else [])

@@ -10,7 +10,10 @@ import small_run
 from small_run import PACKING, begun
 
 from rest_jax import losses, supervised
+from rest_jax.checkpoint import native
 from rest_jax.data import loader
+from rest_jax.errors import ConfigurationError
+from rest_jax.policy import Policy
 from rest_jax.training import early_stopping, optimizer, step
 
 TRAINING = early_stopping.Training(
@@ -57,3 +60,19 @@ def test_bc_keeps_the_update_of_the_least_dev_loss(context, monkeypatch):
   tokens = np.concatenate(seen[0])
   starts = tokens[(tokens > 0) & (np.roll(tokens, 1, axis=1) <= 1)]
   assert set(starts.tolist()) == {first}
+
+
+def test_a_checkpoint_of_another_model_is_found_before_rows_are_written(
+  context, tmp_path
+):
+  other = dataclasses.replace(context.model, emb_dim=16)
+  native.save_params(tmp_path / 'other', Policy(other, context.layout).init(0))
+  stage = begun(context, 'supervised_from_another')
+  settings = supervised.Supervised(
+    training=TRAINING,
+    stopping=early_stopping.Stopping(max_steps=2, eval_every=1, patience=9),
+    initial_checkpoint_path=str(tmp_path / 'other'),
+  )
+  with pytest.raises(ConfigurationError, match=r'has shape .*16'):
+    supervised.run(context, stage, settings)
+  assert not stage.work.exists()

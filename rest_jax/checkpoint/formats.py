@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from etils import epath
+from flax import traverse_util
 
 from rest_jax import errors, storage
-from rest_jax.checkpoint import huggingface, native, t5x
+from rest_jax.checkpoint import huggingface, native, restoring, t5x
 from rest_jax.models.config import T5Config
 from rest_jax.types import Params
 
@@ -76,6 +77,24 @@ def find(
     ' checkpoint_N), nor of Hugging Face (config.json with safetensors): give'
     ' the folder of one.'
   )
+
+
+def check_names(
+  found: Found, abstract: Params, *, tokenizer_size: int | None = None
+) -> None:
+  """Holds names and shapes against the model's; reads no array.
+
+  Raises:
+    ConfigurationError: they are not those of `abstract`; all of it is listed.
+    CorruptStateError, DataError: its index or headers are missing or damaged.
+  """
+  if found.format == 'native':
+    native.check_initial(found.path, abstract)
+    return
+  reader = huggingface if found.format == 'huggingface' else t5x
+  wanted = traverse_util.flatten_dict(abstract, sep='/')
+  shapes = {name: leaf.shape for name, leaf in wanted.items()}
+  restoring.check(reader.Source(found.path), shapes, tokenizer_size)
 
 
 def restore(
@@ -183,12 +202,19 @@ def check_model(found: Found, config: T5Config) -> None:
     raise
   for field in _UNSEEN:
     ours, theirs = getattr(config, field), getattr(own, field)
-    if ours != theirs:
+    if _canonical(ours) != _canonical(theirs):
       raise errors.ConfigurationError(
         f'T5Config.{field} = {ours!r}, and {found.path / told} says'
         f" {theirs!r}: take the checkpoint's, or all of its model by"
         " 'models/from_checkpoint.gin'."
       )
+
+
+def _canonical(value: Any) -> Any:
+  """With one name for the function that has two."""
+  if isinstance(value, tuple):
+    return tuple('silu' if name == 'swish' else name for name in value)
+  return value
 
 
 def fingerprint(found: Found, *, hidden: bool = False) -> str:

@@ -255,11 +255,29 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
     CorruptStateError: there is no checkpoint, or a file of it was altered.
   """
   folder = epath.Path(path)
-  if any(
-    name.startswith('params/') for name in native_index.read(folder)['arrays']
-  ):
+  if _has_state(folder):
     return _read_params(folder, abstract)
   return _read(folder, abstract)
+
+
+def check_initial(path: PathLike, abstract: Tree) -> None:
+  """Raises what `restore_initial` would for names or shapes; reads no array."""
+  folder = epath.Path(path)
+  prefix = 'params/' if _has_state(folder) else ''
+  wanted = native_index.describe({'params': abstract} if prefix else abstract)
+  native_index.check_names(folder, wanted, _stored(folder, prefix))
+
+
+def _has_state(folder: epath.Path) -> bool:
+  """Whether a checkpoint is of training, with more than parameters."""
+  names = native_index.read(folder)['arrays']
+  return any(name.startswith('params/') for name in names)
+
+
+def _stored(folder: epath.Path, prefix: str) -> dict[str, Any]:
+  """What the index says of the arrays whose names begin so."""
+  arrays = native_index.read(folder)['arrays']
+  return {k: v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
@@ -319,12 +337,7 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
 
   index = native_index.read(folder)
   wanted = native_index.describe(abstract)
-  stored = {
-    name: value
-    for name, value in index['arrays'].items()
-    if name.startswith(prefix)
-  }
-  native_index.check_names(folder, wanted, stored)
+  native_index.check_names(folder, wanted, _stored(folder, prefix))
   check = functools.partial(native_index.check_files, folder, index['files'])
   # One that finds damage ends all.
   if native_arrays.of_several(abstract):

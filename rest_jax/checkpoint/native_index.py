@@ -93,6 +93,8 @@ def checksums(folder: epath.Path) -> dict[str, list]:
 
 def sync(folder: epath.Path) -> None:
   """Forces all files of a folder, and the folders that name them, to disk."""
+  if not storage.is_local(folder):  # Objects in a store already are.
+    return
   names = storage.files_below(folder)
   parents = {str(epath.Path(name).parent) for name in names}
   parents |= {

@@ -63,7 +63,7 @@ def write_huggingface(
     StorageError: the folder cannot be written.
   """
   folder = epath.Path(folder)
-  if _is_ours(folder / tokenizer_lib.SETTINGS_FILE):
+  if origin_tokenizer.has_our_settings(folder):
     # Copied from where ours lay, it would be taken for a fast tokenizer.
     (folder / tokenizer_lib.SETTINGS_FILE).unlink()
   if isinstance(tokenizer, tokenizer_lib.SentencePieceTokenizer):
@@ -107,14 +107,7 @@ def load(folder: storage.PathLike) -> tokenizer_lib.Tokenizer | None:
     ConfigurationError: its special ids are not T5's.
   """
   folder = epath.Path(folder)
-  if any((folder / name).exists() for name in (SPIECE, CONFIG)):
-    return origin_tokenizer.find(folder)
-  model = folder / tokenizer_lib.MODEL_FILE
-  if model.exists() or _is_ours(folder / tokenizer_lib.SETTINGS_FILE):
+  foreign = any((folder / name).exists() for name in (SPIECE, CONFIG))
+  if (folder / tokenizer_lib.MODEL_FILE).exists() and not foreign:
     return tokenizer_lib.load_tokenizer(folder)
   return origin_tokenizer.find(folder)
-
-
-def _is_ours(path: epath.Path) -> bool:
-  """Whether a tokenizer.json is our settings, not a fast tokenizer."""
-  return path.exists() and 'tokenizer' in storage.read_json(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from rest_jax import errors, storage
+from rest_jax import errors
 from rest_jax.data import tokenizer as tokenizer_lib
 
 # Names that such a folder has for the SentencePiece model.
@@ -99,19 +99,24 @@ def find(
   return tokenizer_lib.SentencePieceTokenizer(model, extra_ids, source_prefix)
 
 
+def has_our_settings(folder: epath.Path) -> bool:
+  """Whether a tokenizer.json is ours, not a fast tokenizer of transformers.
+
+  Raises:
+    DataError: it is damaged.
+  """
+  return 'tokenizer' in _json(folder / tokenizer_lib.SETTINGS_FILE)
+
+
 def _is_ours(folder: epath.Path) -> bool:
   """Whether a folder is an export of ours that no other library reads."""
   if any((folder / name).exists() for name in (*MODEL_FILES[:2], CONFIG)):
     return False
-  settings = folder / tokenizer_lib.SETTINGS_FILE
-  if settings.exists():  # So is a fast tokenizer of transformers named.
-    return 'tokenizer' in storage.read_json(settings)
-  config = folder / _MODEL_CONFIG
-  return (
-    (folder / tokenizer_lib.MODEL_FILE).exists()
-    and config.exists()
-    and 'model_type' not in storage.read_json(config)
-  )
+  if has_our_settings(folder):
+    return True
+  config = _json(folder / _MODEL_CONFIG)
+  model = folder / tokenizer_lib.MODEL_FILE
+  return model.exists() and bool(config) and 'model_type' not in config
 
 
 def _model_file(folder: epath.Path) -> epath.Path | None:

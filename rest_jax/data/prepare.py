@@ -320,9 +320,7 @@ class _Run:
   ) -> None:
     """Streams the rows of one purpose into its folder."""
     counts = self.report.setdefault(purpose, collections.Counter())
-    # What is trained on has to be what a reward judges. To judge others by, a
-    # reference stays whole.
-    rows = self._rows(expression, counts, cut_texts=purpose == 'train')
+    rows = self._rows(expression, counts)
 
     def checked() -> Iterator[Mapping[str, Any]]:
       for row in rows:
@@ -335,7 +333,8 @@ class _Run:
           continue
         if row['source'] in held_out:
           counts['in_dev'] += 1
-        yield self._counted(row, counts)
+        row = self._counted(row, counts)
+        yield self._with_text_as_cut(row) if purpose == 'train' else row
 
     self._writer(self._folder / purpose, checked())
     self._require_rows(purpose, expression)
@@ -363,12 +362,25 @@ class _Run:
       )
     return frozenset(row['source'] for row in rows)
 
+  def _with_text_as_cut(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of D whose text is that of its tokens, where these may be cut.
+
+    What is trained on has to be what a reward judges. To judge others by, a
+    reference stays whole.
+    """
+    if not self._may_be_cut(row):
+      return row
+    return dict(row) | {'target': self._tokenizer.decode(row['target_tokens'])}
+
+  def _may_be_cut(self, row: Mapping[str, Any]) -> bool:
+    return (
+      self._data.over_long == 'truncate'
+      and row['target'] is not None
+      and len(row['target_tokens']) == self._data.max_target_length
+    )
+
   def _rows(
-    self,
-    expression: str,
-    counts: collections.Counter,
-    *,
-    cut_texts: bool = False,
+    self, expression: str, counts: collections.Counter
   ) -> Iterator[dict[str, Any]]:
     """Rows of a split that fit the lengths, by the policy for longer ones."""
     model_file = self._folder / tokenizer_lib.MODEL_FILE
@@ -384,15 +396,12 @@ class _Run:
     for number, row in enumerate(rows, 1):
       if number % 1000 == 0:
         self._advance(1000)
-      fitted = self._fitted(row, counts, cut_texts)
+      fitted = self._fitted(row, counts)
       if fitted is not None:
         yield fitted | {'source_id': first_id + fitted['source_id']}
 
   def _fitted(
-    self,
-    row: Mapping[str, Any],
-    counts: collections.Counter,
-    cut_texts: bool,
+    self, row: Mapping[str, Any], counts: collections.Counter
   ) -> dict[str, Any] | None:
     """The row, truncated where it must be, or None where it is skipped."""
     row = dict(row, language_pair=self._data.language_pair)
@@ -417,8 +426,6 @@ class _Run:
       return None
     for key in over_long:
       row[key] = [*row[key][: limits[key] - 1], self._tokenizer.eos_id]
-      if cut_texts and key == 'target_tokens':
-        row['target'] = self._tokenizer.decode(row[key])
     return row
 
   def _repeats(
@@ -457,8 +464,8 @@ class _Run:
     }
 
   def _is_rewritten(self, row: Mapping[str, Any]) -> bool:
-    if len(row['target_tokens']) == self._data.max_target_length:
-      return False  # It may have been cut.
+    if self._may_be_cut(row):
+      return False
     given_back = self._tokenizer.decode(row['target_tokens'])
     return given_back.split() != row['target'].split()
 

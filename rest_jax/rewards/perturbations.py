@@ -212,8 +212,9 @@ _NUMBER = re.compile(
 )
 # Language → what to look for, in this order, and what to put there.
 _NEGATIONS = {
-  # But nejlepší ('best'), neděle ('Sunday'), nemoc ('illness'), nebo ('or').
-  'cs': ((r'\bne(?!j|děl|moc|bo\b)(?=\w{3})', ''),),
+  # But nejlepší ('best'), neděle ('Sunday'), nemoc ('illness'), nebo ('or');
+  # nejsem, nejde, nejel, nejí are negations.
+  'cs': ((r'\bne(?!j(?!s|d|e[lm]|í)|děl[eií]\b|moc|bo\b)(?=\w{2})', ''),),
   'de': (
     (r'\bnicht\b|\bnie(mals)?\b', ''),
     (r'\bkein(?=(e[mnrs]?)?\b)', 'ein'),

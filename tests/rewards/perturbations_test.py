@@ -32,6 +32,8 @@ def spoil(perturbation, candidate, target='en', source='das Haus', number=0):
     (p.DropNegation(), 'ja', '少ない危ない', None),
     (p.DropNegation(), 'ja', '知らない', '知ら'),
     (p.DropNegation(), 'cs', 'Nevím', 'vím'),
+    (p.DropNegation(), 'cs', 'nejsem', 'jsem'),
+    (p.DropNegation(), 'cs', 'v neděli nedělá', 'v neděli dělá'),
     (p.DropNegation(), 'cs', 'nejlepší neděle nebo nemoc', None),
     (p.DropNegation(), 'xx', 'not', None),
     (p.DropNegation(), 'en-GB', 'not me', 'me'),
