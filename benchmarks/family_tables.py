@@ -186,15 +186,27 @@ def by_step(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
     for name, curve in curves.items()
   )
   out = markdown_tables.table(['reward_mean', *steps], lines)
-  figure = figures.Figure((9, 3.6), layout='constrained')
-  for axes, column in zip(figure.subplots(1, 3), _SHOWN_COLUMNS, strict=True):
+  known = {
+    key
+    for curve in curves.values()
+    for rows in curve.values()
+    for row in rows
+    for key, value in row.items()
+    if value
+  }
+  shown = {name: _FIGURES[name] for name in _SHOWN_COLUMNS}
+  if 'muse_greedy' in known:
+    shown['muse_greedy'] = _FURTHER['muse_greedy']
+  figure = figures.Figure((3 * len(shown), 3.6), layout='constrained')
+  places = figure.subplots(1, len(shown))
+  for axes, column in zip(places, shown, strict=True):
     for place, (name, curve) in enumerate(curves.items()):
       means = [
         statistics.mean(float(row[column]) for row in curve[step])
         for step in steps
       ]
       axes.plot(steps, means, 'o-', ms=3, color=f'C{place}', label=name)
-    axes.set_title(_FIGURES[column], fontsize=9)
+    axes.set_title(shown[column], fontsize=9)
     axes.grid(alpha=0.3)
   figure.legend(*axes.get_legend_handles_labels(), loc='outside right')
   return out, figure
