@@ -104,14 +104,12 @@ def open_run(
 
 @contextlib.contextmanager
 def _closed_at_the_end(progress: Progress) -> Iterator[None]:
-  """Closes it; an error of that hides none that ended the run."""
+  """Closes it; that curves lack their end hides nothing that ended the run."""
   try:
     yield
   except BaseException:
-    try:
+    with contextlib.suppress(StorageError):
       progress.close()
-    except StorageError as error:
-      progress.note(str(error))
     raise
   progress.close()
 

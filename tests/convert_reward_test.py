@@ -85,9 +85,9 @@ def made(folder, rows, num_members, tokenizer):
   return folder, train_reward.open_ensemble(context, settings), stage
 
 
-def _untrained(network, params, *args, **settings):
+def _untrained(network, start, *args, **settings):
   evaluation = early_stopping.Evaluation(1, -0.5, 9)
-  return early_stopping.Outcome(params, evaluation, (evaluation,))
+  return early_stopping.Outcome(start(), evaluation, (evaluation,))
 
 
 @pytest.fixture(scope='module')
