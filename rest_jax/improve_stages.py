@@ -65,7 +65,8 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
     config.flatten(run.improve.value, 'Improve.value')
     | {
       'SEED': run.seed,
-      'permuted': (permuted == 'texts' and 'texts') or bool(permuted),
+      # True is by samples, which was all there was.
+      'permuted': 'texts' if permuted == 'texts' else permuted is not None,
     },
     execute,
     lone='a value model',

@@ -89,6 +89,27 @@ def test_a_worker_without_a_status_is_started_again(cloud):
   assert 't1v-n-1-w-0 was stopped (lost)' in done.stderr
 
 
+@pytest.mark.parametrize(
+  ('status', 'ended', 'says'),
+  [
+    ('0', 75, 't1v-n-1-w-1 was stopped (none)'),
+    # What a worker did of itself comes first.
+    ('2', 2, 't1v-n-1-w-0 ended with status 2'),
+  ],
+)
+def test_a_run_that_was_not_started_on_every_worker(cloud, status, ended, says):
+  cloud.plan('0', '0')
+  cloud.made(workers=2)
+  run = cloud.path / 'worker-0/rest_jax_run'
+  run.mkdir()
+  (run / 'log').write_text('step 7\n')
+  (run / 'status').write_text(f'{status}\n')
+  done = cloud.script('watch')
+  assert done.returncode == ended, done.stderr
+  assert says in done.stderr
+  assert (cloud.here / 'my logs/rest-1/worker-0.log').exists()
+
+
 def test_run_is_detached_and_watch_goes_on_with_it(cloud):
   cloud.plan('wait 0')
   cloud.made()
