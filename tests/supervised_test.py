@@ -52,7 +52,9 @@ def test_bc_keeps_the_update_of_the_least_dev_loss(context, monkeypatch):
     training=dataclasses.replace(TRAINING),
     stopping=early_stopping.Stopping(max_steps=2, eval_every=1, patience=9),
   )
+  context.params('supervised')
   supervised.run(context, stage, settings)
+  assert context._params is None  # Devices have room for one set of them.
   assert stage.manifest['counts']['best_update'] == 1
   assert stage.manifest['counts']['updates'] == 2
   # The sources of D_select, s0 … s5, and of nothing else.

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rest_jax import errors, progress, train_reward
+from rest_jax.checkpoint import native
 from rest_jax.context import Context
 from rest_jax.data import packing, reward_rows
 from rest_jax.data.tokenizer import ByteTokenizer
@@ -188,6 +189,17 @@ def test_rows_that_cannot_be_learned_are_an_error(context, tmp_path):
   ):
     trained(context, chosen)
   assert not context.directory.stage('reward').committed
+
+
+def test_a_member_whose_network_was_deleted_is_not_made(tmp_path):
+  stage = RunDirectory(tmp_path).stage('reward')
+  stage.begin({}, {})
+  stage.write_part(train_reward._info(0), b'{}', {'seed': 1})
+  assert train_reward._made(stage, 0) is None
+  native.save_params(
+    stage.folder / train_reward.params_folder(0), {'a': np.zeros(2, np.float32)}
+  )
+  assert train_reward._made(stage, 0) == {'seed': 1}
 
 
 def test_settings_that_do_not_fit(context, scored):

@@ -255,7 +255,7 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
     CorruptStateError: there is no checkpoint, or a file of it was altered.
   """
   folder = epath.Path(path)
-  if _has_state(folder):
+  if _prefix_of(native_index.read(folder)['arrays']):
     return _read_params(folder, abstract)
   return _read(folder, abstract)
 
@@ -263,20 +263,19 @@ def restore_initial(path: PathLike, abstract: Tree) -> Tree:
 def check_initial(path: PathLike, abstract: Tree) -> None:
   """Raises what `restore_initial` would for names or shapes; reads no array."""
   folder = epath.Path(path)
-  prefix = 'params/' if _has_state(folder) else ''
-  wanted = native_index.describe({'params': abstract} if prefix else abstract)
-  native_index.check_names(folder, wanted, _stored(folder, prefix))
-
-
-def _has_state(folder: epath.Path) -> bool:
-  """Whether a checkpoint is of training, with more than parameters."""
-  names = native_index.read(folder)['arrays']
-  return any(name.startswith('params/') for name in names)
-
-
-def _stored(folder: epath.Path, prefix: str) -> dict[str, Any]:
-  """What the index says of the arrays whose names begin so."""
   arrays = native_index.read(folder)['arrays']
+  prefix = _prefix_of(arrays)
+  wanted = native_index.describe({'params': abstract} if prefix else abstract)
+  native_index.check_names(folder, wanted, _under(arrays, prefix))
+
+
+def _prefix_of(arrays: dict[str, Any]) -> str:
+  """What names of parameters begin with: of training they are not alone."""
+  return 'params/' * any(name.startswith('params/') for name in arrays)
+
+
+def _under(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+  """What an index says of the arrays whose names begin so."""
   return {k: v for k, v in arrays.items() if k.startswith(prefix)}
 
 
@@ -337,7 +336,7 @@ def _read(folder: epath.Path, abstract: Tree, prefix: str = '') -> Tree:
 
   index = native_index.read(folder)
   wanted = native_index.describe(abstract)
-  native_index.check_names(folder, wanted, _stored(folder, prefix))
+  native_index.check_names(folder, wanted, _under(index['arrays'], prefix))
   check = functools.partial(native_index.check_files, folder, index['files'])
   # One that finds damage ends all.
   if native_arrays.of_several(abstract):

@@ -96,10 +96,7 @@ def sync(folder: epath.Path) -> None:
   if not storage.is_local(folder):  # Objects in a store already are.
     return
   names = storage.files_below(folder)
-  parents = {str(epath.Path(name).parent) for name in names}
-  parents |= {
-    str(above) for name in parents for above in epath.Path(name).parents
-  }
+  parents = {str(above) for name in names for above in epath.Path(name).parents}
   for name in [*names, *sorted(parents, reverse=True)]:
     storage.sync(folder / name)
 
