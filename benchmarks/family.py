@@ -121,7 +121,8 @@ class Variant:
     one_step: whether it makes but one Improve step, a filtered one.
     mode: the run mode that shows its rows.
     repeats: what it would make just as `base` did, so that it is copied from
-      there: the 'evaluation' of BC, its 'policies', or nothing.
+      there: the 'evaluation' of BC, all 'steps' of the first Grow step beside
+      it, their 'policies' alone, or nothing.
   """
 
   files: tuple[str, ...] = ()
@@ -230,7 +231,8 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
           _NO_CONTROLS,
           'NUM_GROW=2',
           'improve.Improve.allow_tau_below_mean=True',
-        )
+        ),
+        repeats='steps',
       ),
       **_online(task),
     },
@@ -323,21 +325,23 @@ def copy_repeated(
   variant: Variant, base: pathlib.Path, run: pathlib.Path
 ) -> None:
   """Copies committed stages of `base` that a run would make just so again."""
+  evaluation = base / 'supervised' / 'evaluation' / 'report'
+  policies = sorted(base.glob('grow_1/improve_*'))
   made = {
     '': [],
-    'evaluation': [base / 'supervised' / 'evaluation' / 'report'],
-    'policies': sorted(base.glob('grow_1/improve_*')),
+    'evaluation': [evaluation],
+    'steps': [evaluation, *policies],
+    'policies': policies,
   }[variant.repeats]
+  # Evaluations for the best of N are of more samples.
+  left_out = ('evaluation',) if variant.repeats == 'policies' else ()
   for folder in made:
     wanted = run / folder.relative_to(base)
     if (folder / 'stage.json').exists() and not wanted.exists():
       wanted.parent.mkdir(parents=True, exist_ok=True)
       begun = wanted.with_name('copying')
       shutil.rmtree(begun, ignore_errors=True)
-      # A policy without its evaluations, which are of fewer samples.
-      shutil.copytree(
-        folder, begun, ignore=shutil.ignore_patterns('evaluation')
-      )
+      shutil.copytree(folder, begun, ignore=shutil.ignore_patterns(*left_out))
       begun.rename(wanted)
 
 

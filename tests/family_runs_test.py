@@ -206,6 +206,12 @@ def test_what_base_made_alike_is_copied_once_it_is_committed(tmp_path):
   copied = [path.name for path in (more / 'grow_1' / 'improve_0').iterdir()]
   assert copied == ['stage.json']
   assert not (more / 'supervised').exists()
+  # Two Grow steps begin with the whole of the first.
+  two = tmp_path / 'table_1' / 'two_grows'
+  family.copy_repeated(family.Variant(repeats='steps'), base, two)
+  copied = {path.name for path in (two / 'grow_1' / 'improve_0').iterdir()}
+  assert copied == {'evaluation', 'stage.json'}
+  assert (two / evaluation / 'stage.json').exists()
 
 
 def test_value_models_are_told_with_the_rows_of_their_run(tmp_path):
