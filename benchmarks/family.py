@@ -218,6 +218,14 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
   relatives = {
     'raft': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
     'raft_plus_plus': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
+    # On right samples alone, as its authors have it.
+    'raft_plus_plus_right': (
+      'NUM_GROW=4',
+      'NUM_SAMPLES=2',
+      'SCHEDULE=@schedule.Thresholds()',
+      task.right,
+      'improve.Improve.allow_tau_below_mean=True',
+    ),
     'rest_em': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
     'expert_iteration': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
     'iterative_dpo': ('NUM_GROW=2', 'NUM_SAMPLES=4'),
@@ -268,7 +276,9 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
     **_faulty(task),
     'relatives': {
       name: Variant(
-        (f'presets/{name}.gin',), (_NO_CONTROLS, *bindings), 'supervised'
+        (f'presets/{name.removesuffix("_right")}.gin',),
+        (_NO_CONTROLS, *bindings),
+        'supervised',
       )
       for name, bindings in relatives.items()
     },

@@ -32,7 +32,7 @@ def policy_loss(
   """ℓ_t = −ψ_t log π_θ(y_t | ·),  ψ_t = exp(A_t / η) / Σ_chosen exp(A / η).
 
   V-MPO (Song et al., V-MPO: On-Policy Maximum a Posteriori Policy Optimization
-  for Discrete and Continuous Control, 2019, arXiv:1909.12238, section 3).
+  for Discrete and Continuous Control, 2019, arXiv:1909.12238, equation 3).
 
   Args:
     log_probs: float32, log π_θ(y_t | y_<t, x) in nats.
@@ -57,7 +57,7 @@ def temperature_loss(
 ) -> Scalar:
   """L_η = η ε_η + η log( 1/|D̃| Σ_chosen exp(A_t / η) ), the dual of η.
 
-  V-MPO, section 3: at its minimum ψ is a KL of ε_η away from uniform.
+  V-MPO, equation 4: at its minimum ψ is a KL of ε_η away from uniform.
 
   Args:
     advantages: float32, A; not differentiated.
@@ -78,7 +78,7 @@ def constraint_loss(
 ) -> TokenFloats:
   """L_α = α (ε_α − sg[KL(π_old‖π_θ)]) + sg[α] KL(π_old‖π_θ) at each prefix.
 
-  V-MPO, section 3, by coordinate descent: α, the Lagrange multiplier, rises
+  V-MPO, equation 5, by coordinate descent: α, the Lagrange multiplier, rises
   where the divergence exceeds ε_α, and weighs it for the policy.
 
   Args:

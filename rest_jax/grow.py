@@ -1,7 +1,7 @@
 """Grow: a policy's samples of every source, written to the store.
 
 D_g = {(x_i, y_i) : x_i ~ D, y_i ~ π_θ(· | x_i)} ∪ D (Gulcehre et al. 2023,
-arXiv:2308.08998, section 3.1): the references of D are rows beside the samples.
+arXiv:2308.08998, section 3): the references of D are rows beside the samples.
 """
 
 import dataclasses

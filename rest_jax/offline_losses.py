@@ -61,7 +61,8 @@ class ClippedImportance(losses.PolicyLoss):
   Attributes:
     epsilon: ε of the clip.
     max_correction: c, at least 1; 1 leaves only what is below 1.
-    normalization: as `losses.BehavioralCloning`.
+    normalization: as `losses.BehavioralCloning`. 'tokens' is what the authors'
+      code does; their equation 6 takes the mean of each response first.
 
   Raises:
     ConfigurationError: when ε is out of its range.
@@ -106,8 +107,10 @@ def look_ahead(
 
   The estimate Q̂ of GOLD-p, truncated after k further tokens (Pang and He, Text
   Generation by Learning from Demonstrations, 2021, arXiv:2009.07839, section
-  3). As in the authors' code, what lies beyond the end of a sequence
-  counts as certain, log 1 = 0, so that short sequences do not lose.
+  3). What lies beyond the end of a sequence counts as certain, log 1 = 0, so
+  that short sequences do not lose. In the authors' code that holds for the
+  longest sequence of a batch; beyond the end of others stands what BC says of
+  padding, but for c.
 
   Args:
     log_probs: float32, log π_BC(y_t | y_<t, x) in nats.
@@ -155,11 +158,12 @@ def gold(
 class Gold(losses.PolicyLoss):
   """GOLD. π̃ is the policy that the Improve step starts from.
 
-  This is GOLD-p, whose b2 sums log-probabilities; the authors' code has its k =
-  5 and ends in certainty. Their script for IWSLT14 runs GOLD-s instead, which
-  sums probabilities, with u = 0.2. b = −10 lies so far below most of what BC
-  says that b2 hardly differs among tokens, and GOLD is nearly BC weighted by
-  b1; a b near the log-probabilities of poor tokens, such as −3, parts them.
+  This is GOLD-p, whose b2 sums log-probabilities, with the k = 5 and b = −10 of
+  the authors' code. Their GOLD-p has u = 0 and c = 1; u = 0.2 is that of their
+  script for IWSLT14, which runs GOLD-s and sums probabilities. b lies so far
+  below most of what BC says that b2 hardly differs among tokens, and GOLD is
+  nearly BC weighted by b1; a b near the log-probabilities of poor tokens, such
+  as −3, parts them.
 
   Attributes:
     low: u, the least importance.
@@ -213,7 +217,7 @@ def actor_critic(
 
   Offline actor-critic (OAC; Mathieu et al., AlphaStar Unplugged, 2023,
   arXiv:2308.03526) as the ReST paper uses it: with the behaviour's value
-  function, and without V-trace, since the samples are nearly on policy.
+  function, and without V-trace, which did not help there (appendix A.8.3).
 
   Args:
     log_probs: float32, log π_θ(y_t | y_<t, x) in nats.
@@ -286,6 +290,9 @@ def ipo(margins: Float[Array, '*shape'], beta: float) -> jax.Array:
 
   Azar et al., A General Theoretical Paradigm to Understand Learning from Human
   Preferences, 2023, arXiv:2310.12036, the sampled loss of IPO; its τ is β.
+  h sums over tokens, as there: β = 0.1 asks for 5 nats a pair. trl's IPO
+  divides each log-ratio by its tokens, which its comment says the authors did,
+  and asks for as much a token.
 
   Args:
     margins: float32, h in nats, as in `dpo`.

@@ -22,7 +22,7 @@ def leave_one_out(
   """A_i = R_i − 1/(n−1) Σ_{j≠i} R_j over the n samples of each source.
 
   REINFORCE with a leave-one-out baseline (Kool et al. 2019; for language models
-  Ahmadian et al., Back to Basics, 2024, arXiv:2402.14740, section 3).
+  Ahmadian et al., Back to Basics, 2024, arXiv:2402.14740).
 
   >>> leave_one_out(np.array([[1.0, 0.0, 0.5]]))
   array([[ 0.75, -0.75,  0.  ]])
@@ -74,7 +74,11 @@ def generalized_advantages(
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient(losses.PolicyLoss):
-  """ℓ_t = −A_t · log π_θ(y_t | ·), with the advantages that it is given."""
+  """ℓ_t = −A_t · log π_θ(y_t | ·), with the advantages that it is given.
+
+  Divided by the batch's tokens; the paper's mean is over sequences, which
+  within a batch differs by a factor alone.
+  """
 
   name: ClassVar[str] = 'rloo'
   needs: ClassVar[tuple[str, ...]] = ('advantages',)

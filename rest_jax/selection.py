@@ -119,7 +119,7 @@ class SamplesOnly:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-  """F(x, y; τ) = 1[R(x, y) > τ] of ReST (arXiv:2308.08998, eq. 2).
+  """F(x, y; τ) = 1[R(x, y) > τ] of ReST (arXiv:2308.08998, section 3).
 
   Attributes:
     tau: τ in [0, 1), on rewards scaled to [0, 1]; strict.

@@ -5,7 +5,8 @@ returns of the stored samples:
 
   L(φ) = E_{(x,y)~D_g} Σ_t (V_φ(x, y_<t) − R(x, y))²
 
-The reward comes at the end and is not discounted, so that it is the return of
+The reward comes at the end and is not discounted (the ReST paper, appendix
+A.8.4, discounts by a γ that it does not give), so that it is the return of
 every prefix, and A(x, y_≤t) = R(x, y) − V(x, y_<t) is the advantage of a token.
 """
 
