@@ -99,6 +99,7 @@ def run_scores(
       references that some source lacks.
   """
   began = time.monotonic()
+  context.forget_params()  # A learned metric has parameters of its own.
   samples.verify()
   # As committed: a listing of the folder may differ from host to host (NFS).
   names = [

@@ -1,4 +1,9 @@
-"""Compiled programs are kept, so that a run that goes on compiles none."""
+"""Compiled programs are kept, so that a run that goes on compiles none.
+
+Of several processes JAX has the first alone keep what it compiles. The others
+find it where they share its disk and run the same program, as in training; what
+each decodes on devices of its own they compile again after every start.
+"""
 
 import contextlib
 import os

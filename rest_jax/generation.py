@@ -186,10 +186,13 @@ def scored_at_once(policy: policy_lib.Policy, batching: Batching) -> int:
   """Rows of `teacher_forced` that are scored at once.
 
   No more than are decoded at once, and so few that their logits, of which
-  decoding holds those of one token, do not fill the memory.
+  decoding holds those of one token, do not fill the memory of a device.
   """
-  room = _LOGITS // (batching.max_decode_len * policy.config.vocab_size)
-  return policy.whole_batches(max(1, min(batching.rows, room)))
+  held = _LOGITS * policy.mesh.size  # By the devices of one process, if local.
+  room = held // (batching.max_decode_len * policy.config.vocab_size)
+  shards = policy.placement.num_shards('batch')
+  room = max(1, room // shards) * shards
+  return min(policy.whole_batches(batching.rows), room)
 
 
 def generate(

@@ -22,7 +22,6 @@ Files on disk of a stage: its own files; `stage.json`; until it is committed
 in `.work/` what only making it needs, such as checkpoints.
 """
 
-import concurrent.futures
 import contextlib
 import itertools
 import os
@@ -277,13 +276,13 @@ class Stage:
         'delete the folder and run again'
       )
     begun = storage.read_json(self.folder / _BEGUN)
+    names = sorted({*self._files(), *parts})
+    measured = storage.of_each(self._measure, names)
     manifest = {
       'schema': SCHEMA_VERSION,
       'config': begun['config'],
       'inputs': begun['inputs'],
-      'files': {
-        name: self._measure(name) for name in sorted({*self._files(), *parts})
-      },
+      'files': dict(zip(names, measured, strict=True)),
       'contents': dict(contents or {}),
       'counts': dict(counts),
       'seconds': float(seconds),
@@ -324,13 +323,7 @@ class Stage:
     if key in _verified or not hosts.is_first():
       return
     files = self.manifest['files']
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-      checks = [
-        pool.submit(self._check_file, name, size, sha256)
-        for name, (size, sha256) in files.items()
-      ]
-      for check in checks:
-        check.result()
+    storage.of_each(lambda name: self._check_file(name, *files[name]), files)
     _verified.add(key)
 
   def _tidy(self) -> None:

@@ -11,6 +11,7 @@ what the store did not do at once; see docs/guide/run.md. What it gives up has
 errors of its own, which `failures` knows.
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -20,17 +21,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 from etils import epath
 
 from rest_jax import errors
 
 PathLike = str | os.PathLike[str]
+_Found = TypeVar('_Found')
 
 _TEMPORARY = '.tmp-'
 _BLOCK = 1 << 20  # Bytes read at a time when hashing.
+_READERS = 16  # Files hashed at a time; object stores are slow to answer.
 _PAUSES = (0.1, 0.4, 1.6, 6.4)  # Seconds before a removal is tried again.
 _MENDS = {
   errno.ENOSPC: 'the disk is full: free some space and run again',
@@ -285,6 +288,18 @@ def fingerprint_of(value: Any) -> str:
   """SHA-256 of a JSON value that depends on neither key order nor spacing."""
   text = json.dumps(value, sort_keys=True, separators=(',', ':'))
   return sha256_of(text.encode('utf-8'))
+
+
+def of_each(
+  function: Callable[[str], _Found], names: Iterable[str]
+) -> list[_Found]:
+  """What a function that reads a file says of each, several at a time.
+
+  Raises:
+    Whatever the function raises, of the first name that it does for.
+  """
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    return list(pool.map(function, names))
 
 
 def checksum(path: PathLike) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import tiny_policy
@@ -113,6 +114,23 @@ def test_what_is_scored_at_once_has_few_logits(policy):
     policy, config=dataclasses.replace(policy.config, vocab_size=1 << 18)
   )
   assert generation.scored_at_once(large, few) == policy.whole_batches(8)
+
+
+def test_logits_scored_at_once_are_as_many_a_device_in_every_process(
+  policy, monkeypatch
+):
+  many = generation.Batching(rows=512, max_decode_len=16)
+  large = dataclasses.replace(policy.config, vocab_size=1 << 18)
+  split = Policy(large, Layout(model=2))
+  assert generation.scored_at_once(split, many) == 8 * len(jax.devices())
+  local = dataclasses.replace(split, local=True)
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  assert generation.scored_at_once(local, many) == 8 * len(jax.devices())
+  few = dataclasses.replace(many, rows=64)
+  assert generation.scored_at_once(local, few) == 64 // 4
+  # One row a shard of the batch at least.
+  huge = Policy(dataclasses.replace(large, vocab_size=1 << 26), Layout())
+  assert generation.scored_at_once(huge, many) == len(jax.devices())
 
 
 def test_many_samples_are_drawn_in_turn_the_same_samples(policy, params):

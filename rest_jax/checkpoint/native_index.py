@@ -85,10 +85,9 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 def checksums(folder: epath.Path) -> dict[str, list]:
   """Path relative to the folder → [size, SHA-256] of all files in it."""
-  return {
-    name: list(storage.checksum(folder / name))
-    for name in storage.files_below(folder)
-  }
+  names = storage.files_below(folder)
+  sums = storage.of_each(lambda name: storage.checksum(folder / name), names)
+  return {name: list(found) for name, found in zip(names, sums, strict=True)}
 
 
 def sync(folder: epath.Path) -> None:
@@ -107,10 +106,11 @@ def check_files(folder: epath.Path, files: dict[str, list]):
   Raises:
     CorruptStateError: one is missing or was altered; it is named.
   """
-  for name, expected in files.items():
+
+  def check(name: str) -> None:
     path = folder / STATE / name
     try:
-      intact = list(storage.checksum(path)) == expected
+      intact = list(storage.checksum(path)) == files[name]
     except OSError:
       intact = False
     if not intact:
@@ -118,6 +118,8 @@ def check_files(folder: epath.Path, files: dict[str, list]):
         f'{path} is missing or was altered since the checkpoint was saved: '
         f'delete {folder} and start again from the one before.'
       )
+
+  storage.of_each(check, files)
 
 
 def first_line(error: BaseException) -> str:
