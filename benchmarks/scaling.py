@@ -187,6 +187,7 @@ def _write_store(folder: pathlib.Path, count: int) -> None:
   """Samples, ten a source, with rewards."""
   import pyarrow as pa
 
+  from rest_jax import storage
   from rest_jax.data import store
 
   rng = np.random.default_rng(0)
@@ -218,9 +219,11 @@ def _write_store(folder: pathlib.Path, count: int) -> None:
       }
     )
     path = folder / 'samples' / store.part_name(number)
-    store.write_samples_part(path, table)
+    storage.write_atomic(path, store.samples_part(table))
     rewards = rng.random(len(row), np.float32)
-    store.write_scores_part(folder / 'reward' / path.name, path, rewards)
+    storage.write_atomic(
+      folder / 'reward' / path.name, store.scores_part(path, rewards)
+    )
 
 
 def read(folder: pathlib.Path) -> None:

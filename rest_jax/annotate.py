@@ -126,7 +126,6 @@ def run_scores(
     )
     info = {
       'rows': len(scores),
-      'sum': float(scores.sum(dtype=np.float64)),
       'seconds': time.monotonic() - since,
     }
     stage.write_part(name, store.scores_part(path, scores), info)
@@ -176,7 +175,6 @@ class _ReferenceColumn:
 
 
 def run_combined(
-  context: Context,
   stage: Stage,
   model: base.Combination,
   parts: Sequence[Stage],
@@ -184,7 +182,6 @@ def run_combined(
   """Computes a combination's scores from the stored ones of its parts.
 
   Args:
-    context: the run.
     stage: where to write; begun.
     model: the combination.
     parts: committed raw scores of each of `model.parts`.
@@ -214,13 +211,10 @@ def run_combined(
   )
 
 
-def run_reward(
-  context: Context, stage: Stage, model: base.RewardModel, scores: Stage
-) -> None:
+def run_reward(stage: Stage, model: base.RewardModel, scores: Stage) -> None:
   """Turns a metric's raw scores into rewards in [0, 1], part by part.
 
   Args:
-    context: the run.
     stage: where to write; begun.
     model: the metric.
     scores: its committed raw scores.

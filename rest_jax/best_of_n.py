@@ -89,15 +89,6 @@ def estimate(
   return (values * each).sum(axis=1)
 
 
-def curve(
-  rewards: Float[np.ndarray, 'k n'],
-  sizes: Sequence[int],
-  held_out: Float[np.ndarray, 'k n'] | None = None,
-) -> Float64[np.ndarray, ' m']:
-  """The mean of `estimate` over all sources, for each N of `sizes`."""
-  return np.array([estimate(rewards, size, held_out).mean() for size in sizes])
-
-
 def equal_size(
   rewards: Float[np.ndarray, 'k n'], aim: float, largest: int
 ) -> int | None:

@@ -177,4 +177,4 @@ class Context:
     self, split: str, columns: Sequence[str] | None = None
   ) -> Iterator[pa.Table]:
     """Streams the rows of a data split, a row group at a time."""
-    return store.read_sources(self.split_folder(split), columns)
+    return store.read_row_groups(self.split_folder(split), columns)

@@ -36,7 +36,6 @@ from rest_jax.rewards import exported
 from rest_jax.sharding import Layout
 
 FORMATS = ('huggingface', 't5x', 'native')
-VERIFY = ('logits', 'tensors')
 _READERS = {
   'huggingface': huggingface.Source,
   't5x': t5x.Source,
@@ -135,7 +134,7 @@ def run(
     )
     storage.write_atomic(temporary / 'README.md', card.encode())
     with storage.reporting(final):
-      _sync(temporary)
+      storage.sync_folder(temporary)
       temporary.rename(final)
       storage.sync(final.parent)
   finally:
@@ -364,13 +363,3 @@ def _prove(
     export=folder if output_format == 'huggingface' else None,
   )
   return dataclasses.replace(found, logits=lines)
-
-
-def _sync(folder: epath.Path) -> None:
-  """Forces all files of a folder, and the folder itself, to disk."""
-  for path in folder.iterdir():
-    if path.is_dir():
-      _sync(path)
-    else:
-      storage.sync(path)
-  storage.sync(folder)

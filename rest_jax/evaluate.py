@@ -21,7 +21,7 @@ from rest_jax import (
   hosts,
   language,
   preemption,
-  results,
+  significance,
 )
 from rest_jax import rewarded as rewarded_lib
 from rest_jax.context import Context
@@ -236,7 +236,7 @@ def _figures(
   sampled: Float[np.ndarray, 'k n'], greedy: Float[np.ndarray, 'k 1']
 ) -> dict[str, Any]:
   per_source = sampled.mean(axis=1, dtype=np.float64)
-  low, high = results.bootstrap_interval(per_source)
+  low, high = significance.bootstrap_interval(per_source)
   return {
     'reward_mean': 100 * float(per_source.mean()),
     'reward_low': 100 * low,

@@ -235,7 +235,7 @@ def _longest(folder: epath.Path) -> int:
   """The tokens of the longest source."""
   return max(
     pc.max(pc.list_value_length(table['source_tokens'])).as_py()
-    for table in store.read_sources(folder, ('source_tokens',))
+    for table in store.read_row_groups(folder, ('source_tokens',))
   )
 
 

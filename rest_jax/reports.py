@@ -96,7 +96,7 @@ def _row_of(
 
 
 def _loss_of(run: rest.ReST, policy: policy_plan.PolicyPlan) -> str:
-  """The loss of a stage that does not tell it, as those of older versions."""
+  """The loss of a stage that does not tell it: BC, and online baselines."""
   if policy in policy_plan.policies(run):
     return policy_plan.loss_of(run, policy).name
   return ''

@@ -6,9 +6,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -110,38 +107,6 @@ class Row:
 
 
 _COLUMNS = [f.name for f in dataclasses.fields(Row) if f.name != 'further']
-
-
-def bootstrap_interval(
-  per_source: Float[np.ndarray, ' n'],
-  *,
-  num_resamples: int = 1000,
-  coverage: float = 0.95,
-) -> tuple[float, float]:
-  """A percentile bootstrap interval of a mean, over sources.
-
-  Samples of one source are alike, so sources are drawn, not samples (Efron &
-  Tibshirani 1993, ch. 13). The draws are seeded: equal input, equal interval.
-
-  >>> bootstrap_interval(np.array([0.5, 0.5, 0.5]))
-  (0.5, 0.5)
-
-  Args:
-    per_source: float [n], the mean of each source.
-    num_resamples: bootstrap samples.
-    coverage: probability mass inside the interval.
-
-  Returns:
-    Lower and upper end.
-  """
-  rng = np.random.default_rng(12345)
-  n = len(per_source)
-  means = [
-    per_source[rng.integers(0, n, n)].mean() for _ in range(num_resamples)
-  ]
-  tail = (1 - coverage) / 2
-  low, high = np.quantile(means, [tail, 1 - tail])
-  return float(low), float(high)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -35,9 +35,6 @@ from rest_jax import errors, hosts, run_lock, storage
 
 SCHEMA_VERSION = 1  # Of stage.json and of the folders' layout.
 
-write_atomic = storage.write_atomic
-write_json_atomic = storage.write_json_atomic
-
 _STAGE = 'stage.json'
 _BEGUN = 'begun.json'
 # What Finder and NFS put into folders.

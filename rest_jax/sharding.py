@@ -43,7 +43,6 @@ class AxisRules:
     mlp: features inside a feed-forward layer.
     vocab: the vocabulary, of embeddings and of logits.
     relpos_buckets: buckets of relative positions.
-    layers: stacked layers.
   """
 
   batch: MeshAxes = 'data'
@@ -56,7 +55,6 @@ class AxisRules:
   mlp: MeshAxes = 'model'
   vocab: MeshAxes = 'model'
   relpos_buckets: MeshAxes = None
-  layers: MeshAxes = None
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

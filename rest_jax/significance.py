@@ -8,7 +8,6 @@ import numpy as np
 import sacrebleu
 from jaxtyping import Float
 from sacrebleu.metrics.base import Metric
-from scipy import special
 
 from rest_jax import language
 
@@ -33,12 +32,47 @@ def t_interval(
   Returns:
     Lower and upper end; None for fewer than two values.
   """
+  from scipy import special  # Slow to import.
+
   if len(values) < 2:
     return None
   n, mean = len(values), float(np.mean(values))
   error = float(np.std(values, ddof=1)) / math.sqrt(n)
   half = float(special.stdtrit(n - 1, (1 + coverage) / 2)) * error
   return mean - half, mean + half
+
+
+def bootstrap_interval(
+  per_source: Float[np.ndarray, ' n'],
+) -> tuple[float, float]:
+  """A 95 % percentile interval of a mean, of 1,000 bootstrap samples.
+
+  Samples of one source are alike, so sources are drawn, not samples (Efron &
+  Tibshirani 1993, chapter 13). Seeded: equal input, equal interval.
+
+  >>> bootstrap_interval(np.array([0.5, 0.5, 0.5]))
+  (0.5, 0.5)
+
+  Args:
+    per_source: float [n], the mean of each source.
+
+  Returns:
+    Lower and upper end.
+  """
+  return _percentiles(_resampled_means(per_source, 1000))
+
+
+def _resampled_means(values: np.ndarray, num_resamples: int) -> np.ndarray:
+  rng = np.random.default_rng(_SEED)
+  n = len(values)
+  return np.array(
+    [values[rng.integers(0, n, n)].mean() for _ in range(num_resamples)]
+  )
+
+
+def _percentiles(means: np.ndarray) -> tuple[float, float]:
+  low, high = np.quantile(means, [0.025, 0.975])
+  return float(low), float(high)
 
 
 def paired_bootstrap(
@@ -59,14 +93,9 @@ def paired_bootstrap(
   Returns:
     Lower end, upper end, p.
   """
-  rng = np.random.default_rng(_SEED)
-  k = len(differences)
-  means = np.array(
-    [differences[rng.integers(0, k, k)].mean() for _ in range(num_resamples)]
-  )
-  mean = differences.mean()
-  low, high = np.quantile(means, [0.025, 0.975])
-  return float(low), float(high), _bootstrap_p(means, mean, k)
+  means = _resampled_means(differences, num_resamples)
+  p = _bootstrap_p(means, differences.mean(), len(differences))
+  return *_percentiles(means), p
 
 
 def approximate_randomisation(

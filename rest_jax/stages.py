@@ -214,7 +214,7 @@ def _annotate_stages(run: ReST, store: str) -> Iterator[StagePlan]:
     (scores,),
     reward_config(reward),
     lambda context, stage: annotate.run_reward(
-      context, stage, reward, context.stage(scores)
+      stage, reward, context.stage(scores)
     ),
   )
 
@@ -258,9 +258,7 @@ def _score(run, model, samples, context: Context, stage: Stage) -> None:
 
 
 def _combine(model, parts, context: Context, stage: Stage) -> None:
-  annotate.run_combined(
-    context, stage, model, [context.stage(part) for part in parts]
-  )
+  annotate.run_combined(stage, model, [context.stage(part) for part in parts])
 
 
 def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:

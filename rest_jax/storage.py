@@ -188,6 +188,20 @@ def sync(path: PathLike) -> None:
       os.close(descriptor)
 
 
+def sync_folder(path: PathLike) -> None:
+  """Forces all files of a folder, and the folders that name them, to disk.
+
+  Raises:
+    StorageError: as `sync`.
+  """
+  if not is_local(path):  # Objects in a store already are.
+    return
+  for folder, _, names in os.walk(path, topdown=False):
+    for name in names:
+      sync(os.path.join(folder, name))
+    sync(folder)
+
+
 def write_json_atomic(path: PathLike, value: Any) -> None:
   """Writes a value as indented JSON with sorted keys, atomically.
 

@@ -107,7 +107,7 @@ def test_each_row_is_scored_by_the_reference_of_its_source(
       store.write_sources(tmp_path / 'fresh' / split, rows)
   if same:
     store.write_sources(tmp_path / 'fresh' / 'grow', rows)
-  context.sources = lambda split, columns: store.read_sources(
+  context.sources = lambda split, columns: store.read_row_groups(
     tmp_path / 'fresh' / split, columns
   )
   samples = begun(context, 'asked/samples')

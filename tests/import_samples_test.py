@@ -110,7 +110,7 @@ def score(context, name, model):
   scores = begun(context, f'{name}/scores/{model.info.name}')
   annotate.run_scores(context, scores, model, samples, 16)
   reward = begun(context, f'{name}/reward')
-  annotate.run_reward(context, reward, model, scores)
+  annotate.run_reward(reward, model, scores)
 
 
 def grow(context):

@@ -3,8 +3,6 @@ import dataclasses
 import io
 import re
 
-import numpy as np
-import pytest
 import rich.console
 
 from rest_jax import best_of_n, results, tables
@@ -52,25 +50,6 @@ def test_further_figures_have_a_column_each():
   assert list(first)[-2:] == ['chrf_mean', 'ter_mean']
   assert (first['chrf_mean'], first['ter_mean']) == ('0.5000', '')
   assert (second['chrf_mean'], second['ter_mean']) == ('', '')
-
-
-def test_bootstrap_of_equal_sources_has_no_width():
-  assert results.bootstrap_interval(np.full(7, 0.25)) == (0.25, 0.25)
-
-
-def test_bootstrap_width_is_that_of_the_mean():
-  values = np.random.default_rng(0).normal(0.0, 1.0, 400)
-  low, high = results.bootstrap_interval(values)
-  assert low < values.mean() < high
-  # ±1.96 standard errors, 1/20 each, within the noise of 1,000 resamples.
-  assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-
-
-def test_bootstrap_is_repeatable():
-  values = np.random.default_rng(0).random(50)
-  assert results.bootstrap_interval(values) == results.bootstrap_interval(
-    values
-  )
 
 
 def test_table_shows_every_row():

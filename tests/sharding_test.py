@@ -26,7 +26,6 @@ def test_the_default_rules_split_batches_and_layers():
     'mlp',
     'vocab',
     'relpos_buckets',
-    'layers',
   )
 
 

@@ -39,6 +39,25 @@ def test_t_interval_by_hand():
   assert significance.t_interval([]) is None
 
 
+def test_the_interval_of_equal_sources_has_no_width():
+  assert significance.bootstrap_interval(np.full(7, 0.25)) == (0.25, 0.25)
+
+
+def test_the_width_of_an_interval_is_that_of_the_mean():
+  values = np.random.default_rng(0).normal(0.0, 1.0, 400)
+  low, high = significance.bootstrap_interval(values)
+  assert low < values.mean() < high
+  # ±1.96 standard errors, 1/20 each, within the noise of 1,000 resamples.
+  assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_an_interval_is_repeatable():
+  values = np.random.default_rng(0).random(50)
+  assert significance.bootstrap_interval(
+    values
+  ) == significance.bootstrap_interval(values)
+
+
 def test_bootstrap_of_a_constant_difference_has_no_width():
   low, high, p = significance.paired_bootstrap(np.full(9, 0.5), 99)
   assert (low, high) == (0.5, 0.5)

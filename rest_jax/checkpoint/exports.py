@@ -44,20 +44,6 @@ def parts(shape: Sequence[int]) -> Iterator[Index]:
     yield tuple(slice(i, i + n) for i, n in zip(at, steps, strict=True))
 
 
-class InMemory:
-  """Parameters that are in memory already, as a `restoring.Source`."""
-
-  def __init__(self, where: str, arrays: dict[str, np.ndarray]):
-    """Args: where: for errors. arrays: name → array."""
-    self.where = where
-    self.shapes = {name: array.shape for name, array in arrays.items()}
-    self._arrays = arrays
-
-  def read(self, name: str, index: Index = ()) -> np.ndarray:
-    """Part of a parameter."""
-    return np.asarray(self._arrays[name])[index]
-
-
 class ScoreAsLogit:
   """A reward model as a T5, one of whose logits is the reward's raw value.
 

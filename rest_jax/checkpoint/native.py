@@ -223,15 +223,6 @@ def restore_params(folder: PathLike, abstract: Tree) -> Tree:
   return _read(epath.Path(folder), abstract)
 
 
-def read_extra(folder: PathLike) -> dict[str, Any]:
-  """What was remembered by `save_params`.
-
-  Raises:
-    CorruptStateError: when there is no checkpoint, or its index is damaged.
-  """
-  return native_index.read(epath.Path(folder))['extra']
-
-
 def index_path(folder: PathLike) -> epath.Path:
   """The file that commits a checkpoint, and has the checksums of the others."""
   return epath.Path(folder) / native_index.FILE
@@ -291,7 +282,7 @@ def _write(folder: epath.Path, tree: Tree, extra: dict[str, Any] | None):
 
   def commit() -> None:
     # Of a file that a power cut empties the index must not say what it held.
-    native_index.sync(folder / native_index.STATE)
+    storage.sync_folder(folder / native_index.STATE)
     index = {
       'format': native_index.FORMAT,
       'arrays': native_index.describe(tree),

@@ -90,16 +90,6 @@ def checksums(folder: epath.Path) -> dict[str, list]:
   return {name: list(found) for name, found in zip(names, sums, strict=True)}
 
 
-def sync(folder: epath.Path) -> None:
-  """Forces all files of a folder, and the folders that name them, to disk."""
-  if not storage.is_local(folder):  # Objects in a store already are.
-    return
-  names = storage.files_below(folder)
-  parents = {str(above) for name in names for above in epath.Path(name).parents}
-  for name in [*names, *sorted(parents, reverse=True)]:
-    storage.sync(folder / name)
-
-
 def check_files(folder: epath.Path, files: dict[str, list]):
   """Holds the files of a checkpoint against its index's `files`.
 

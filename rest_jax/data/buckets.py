@@ -75,7 +75,7 @@ def members(
   lengths = np.array([len(sequence) for sequence in sequences], np.int64)
   check_fits(int(max(lengths, default=0)), buckets, mend)
   bucket_of = np.searchsorted(buckets, lengths)
-  # Like lengths together: a batch decodes until its longest sample ends.
+  # Like lengths together: beams run until the longest output of a batch ends.
   order = np.argsort(lengths, kind='stable')
   return [order[bucket_of[order] == b] for b in range(len(buckets))]
 

@@ -10,7 +10,6 @@ download and checked from then on; keep that file with your results.
 """
 
 import contextlib
-import hashlib
 import html
 import itertools
 import re
@@ -120,7 +119,7 @@ def download(
       folder.mkdir(parents=True, exist_ok=True)
     _retrieve(url, partial)
   found = partial if not path.exists() else path
-  actual = _sha256(found)
+  actual = storage.checksum(found)[1]
   if expected and actual != expected:
     raise errors.DataError(
       f'{found}: SHA-256 {actual}, but {expected} is expected: delete it and'
@@ -163,14 +162,6 @@ def _retrieve(url: str, path: epath.Path) -> None:
       f'{url}: cannot be downloaded ({error}): fetch on a connected machine'
       f' and copy the folder here, or put the file at {path.parent}'
     ) from error
-
-
-def _sha256(path: epath.Path) -> str:
-  digest = hashlib.sha256()
-  with path.open('rb') as file:
-    while block := file.read(_BLOCK):
-      digest.update(block)
-  return digest.hexdigest()
 
 
 # --- IWSLT14 ----------------------------------------------------------------

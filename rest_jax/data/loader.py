@@ -63,7 +63,7 @@ class TrainingBatches:
         f'Packing.rows_per_batch = {self.packing.rows_per_batch} does not '
         f'divide over {self.process_count} processes: choose a multiple.'
       )
-    assert self._plans  # Made now, so that its errors come now.
+    _ = self._plans  # Made now, so that its errors come now.
 
   @functools.cached_property
   def _plans(self) -> tuple[packing_lib.Plan, ...]:
@@ -201,22 +201,6 @@ class TrainingBatches:
       return float(self.mixture)
     pairs = self._plans[0].pairs
     return 1.0 - float(np.asarray(self.rows.is_original)[pairs].mean())
-
-
-def batches(
-  rows: training_rows.TrainingRows,
-  packing: packing_lib.Packing,
-  seed: int,
-  start_step: int = 0,
-  *,
-  mixture: Mixture = 'union',
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Iterator[types.Batch]:
-  """Yields batches from a step on, without end; see `TrainingBatches`."""
-  return TrainingBatches(
-    rows, packing, seed, mixture, process_index, process_count
-  ).starting_at(start_step)
 
 
 class _ShuffledRows:

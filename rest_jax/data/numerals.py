@@ -39,7 +39,6 @@ MONTHS = (
 )
 # No 29 February: then every (day, month, year) drawn is a date.
 DAYS_IN_MONTH = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-MAX_CARDINAL = 999_999
 
 # How often a kind is drawn, in percent.
 KINDS = {

@@ -174,18 +174,6 @@ def samples_part(table: pa.Table, row_group_rows=ROW_GROUP_ROWS) -> bytes:
   return _parquet(table, SAMPLES_SCHEMA, _cuts(starts, row_group_rows))
 
 
-def write_samples_part(
-  path: storage.PathLike, table: pa.Table, row_group_rows=ROW_GROUP_ROWS
-) -> None:
-  """Writes `samples_part` to a file, atomically.
-
-  Raises:
-    StorageError: the file cannot be written.
-    ValueError: as `samples_part`.
-  """
-  storage.write_atomic(path, samples_part(table, row_group_rows))
-
-
 def scores_part(samples_path: storage.PathLike, scores: np.ndarray) -> bytes:
   """The bytes of a part of scores, aligned with a part of samples.
 
@@ -204,18 +192,6 @@ def scores_part(samples_path: storage.PathLike, scores: np.ndarray) -> bytes:
     raise ValueError(f'{len(scores)} scores for {cuts[-1]} rows')
   table = pa.concat_tables(groups).append_column('score', scores)
   return _parquet(table.cast(SCORES_SCHEMA), SCORES_SCHEMA, cuts)
-
-
-def write_scores_part(
-  path: storage.PathLike, samples_path: storage.PathLike, scores: np.ndarray
-) -> None:
-  """Writes `scores_part` to a file, atomically.
-
-  Raises:
-    StorageError: the file cannot be written.
-    CorruptStateError, ValueError: as `scores_part`.
-  """
-  storage.write_atomic(path, scores_part(samples_path, scores))
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -260,17 +236,6 @@ def write_sources(
       'skipped as empty or too long'
     )
   return total
-
-
-def read_sources(
-  folder: storage.PathLike, columns: Sequence[str] | None = None
-) -> Iterator[pa.Table]:
-  """Yields tokenised sources, a row group at a time, in the order written.
-
-  Raises:
-    CorruptStateError: as `read_row_groups`.
-  """
-  return read_row_groups(folder, columns)
 
 
 def read_rows(folder: storage.PathLike, first: int, end: int) -> pa.Table:

@@ -40,7 +40,6 @@ class TrainingRows:
     weights: float32 [n], the loss weight of each row, never 0.
     is_original: bool [n], whether a row comes from the original data D (else
       it was grown).
-    dropped: how many rows were not written because their weight was 0.
     group: rows that must share a packed row, one after another: 2 for pairs of
       a better and a worse sample, else 1.
     figures: name → float32 [all target tokens], what a loss needs besides.
@@ -52,7 +51,6 @@ class TrainingRows:
   target_offsets: np.ndarray
   weights: np.ndarray
   is_original: np.ndarray
-  dropped: int = 0
   group: int = 1
   figures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -75,7 +73,7 @@ class TrainingRows:
         if array.dtype != dtype or len(array) != index['lengths'][name]:
           raise ValueError(f'{name}.npy has another length or type')
         arrays[name] = array
-      rows = cls(**arrays, dropped=index['dropped'], group=index['group'])
+      rows = cls(**arrays, group=index['group'])
       for name in index['figures']:
         values = _open_array(_figure_path(folder, name))
         if len(values) != len(rows.target_tokens):
@@ -199,7 +197,6 @@ def write_rows(
       folder / _INDEX,
       {
         'lengths': lengths,
-        'dropped': dropped,
         'group': group,
         'figures': list(figures),
       },

@@ -43,13 +43,9 @@ class AxesOf(nn.meta.AxisMetadata):
     return self.replace(value=value)
 
   def add_axis(self, index, params):
-    del params
-    axes = (*self.axes[:index], 'layers', *self.axes[index:])
-    return self.replace(axes=axes)
+    raise NotImplementedError('no transformation of flax stacks layers here')
 
-  def remove_axis(self, index, params):
-    del params
-    return self.replace(axes=self.axes[:index] + self.axes[index + 1 :])
+  remove_axis = add_axis
 
 
 def with_axes(init: Initializer, *axes: str | None) -> Initializer:

@@ -156,6 +156,19 @@ def test_a_layer_that_transformers_lacks_is_refused(tmp_path):
     huggingface_export.model_config(config)
 
 
+class InMemory:
+  """Parameters as a `restoring.Source`."""
+
+  where = 'reward'
+
+  def __init__(self, arrays):
+    self.shapes = {name: array.shape for name, array in arrays.items()}
+    self._arrays = arrays
+
+  def read(self, name, index=()):
+    return np.asarray(self._arrays[name])[index]
+
+
 def reward_model():
   """A reward model of the size of hf_mt5, and its read-out."""
   given = huggingface.Source(GOLDENS / 'hf_mt5')
@@ -165,7 +178,7 @@ def reward_model():
   rng = np.random.default_rng(5)
   read_out = rng.normal(size=(given.config.emb_dim, 1)).astype(np.float32)
   arrays[names.SCORE] = read_out
-  return exports.InMemory('reward', arrays), given.config, read_out
+  return InMemory(arrays), given.config, read_out
 
 
 def test_a_reward_model_is_one_row_of_lm_head(tmp_path):

@@ -130,7 +130,7 @@ def test_params_are_saved_as_float32(tmp_path):
   restored = native.restore_params(tmp_path / 'p', tree)
   assert restored['x'].dtype == jnp.float32
   assert_same(restored, {'x': np.array([0.5, 1.5], np.float32)})
-  assert native.read_extra(tmp_path / 'p') == {'vocab': 3}
+  assert native.Source(tmp_path / 'p').extra == {'vocab': 3}
 
 
 def test_every_altered_or_missing_file_is_seen(tmp_path):

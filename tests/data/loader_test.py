@@ -101,8 +101,9 @@ def test_union_takes_every_row_once_an_epoch(rows, rows_per_batch):
 
 def test_a_batch_is_a_function_of_seed_and_step(rows):
   packing = Packing(24, 24, 4)
-  stream = list(itertools.islice(loader.batches(rows, packing, 7), 30))
-  resumed = loader.batches(rows, packing, 7, 17)
+  batches = TrainingBatches(rows, packing, 7)
+  stream = list(itertools.islice(batches.starting_at(0), 30))
+  resumed = batches.starting_at(17)
   for step in range(17, 30):
     assert_same(stream[step], next(resumed))
   other = TrainingBatches(rows, packing, 8)

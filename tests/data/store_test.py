@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rest_jax import errors
+from rest_jax import errors, storage
 from rest_jax.data import scored, store
 
 # A machine that is busy with other things makes examples slowly.
@@ -49,10 +49,10 @@ def folders(tmp_path):
   for number, counts in enumerate([[3, 0, 2], [4, 1]]):
     table = samples(counts, first_id=10 * number)
     path = tmp_path / 'samples' / store.part_name(number)
-    store.write_samples_part(path, table, row_group_rows=6)
+    storage.write_atomic(path, store.samples_part(table, row_group_rows=6))
     scores = (np.arange(table.num_rows) + row) / 100
-    store.write_scores_part(
-      tmp_path / 'reward' / store.part_name(number), path, scores
+    storage.write_atomic(
+      tmp_path / 'reward' / path.name, store.scores_part(path, scores)
     )
     row += table.num_rows
   return tmp_path / 'samples', tmp_path / 'reward'
@@ -189,11 +189,13 @@ def test_sources_stream_in_parts(tmp_path):
   assert written == 10
   names = [path.name for path in store.part_paths(tmp_path / 'train')]
   assert names == [store.part_name(number) for number in range(3)]
-  table = pa.concat_tables(store.read_sources(tmp_path / 'train'))
+  table = pa.concat_tables(store.read_row_groups(tmp_path / 'train'))
   assert table['source_id'].to_pylist() == list(range(10))
   assert table['target_tokens'].to_pylist()[:4] == [[6, 1], None, None, [6, 1]]
   assert table['domain'].null_count == 10
-  chosen = pa.concat_tables(store.read_sources(tmp_path / 'train', ['source']))
+  chosen = pa.concat_tables(
+    store.read_row_groups(tmp_path / 'train', ['source'])
+  )
   assert chosen.column_names == ['source']
 
 

@@ -38,9 +38,6 @@ def test_the_norm_by_hand():
   np.testing.assert_allclose(got, [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-5)
 
 
-def test_a_box_follows_the_axes_of_stacked_layers():
+def test_a_box_gives_back_what_it_holds():
   box = AxesOf(jnp.zeros((2, 3)), ('embed', 'mlp'))
-  stacked = box.add_axis(0, {})
-  assert stacked.axes == ('layers', 'embed', 'mlp')
-  assert stacked.remove_axis(0, {}).axes == box.axes
   assert box.replace_boxed(1.0).unbox() == 1.0

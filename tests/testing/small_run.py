@@ -95,7 +95,7 @@ def grow(context, name, references=False):
   scores = begun(context, f'{name}/scores/bytes')
   annotate.run_scores(context, scores, Bytes(), samples, 64)
   reward = begun(context, f'{name}/reward')
-  annotate.run_reward(context, reward, Bytes(), scores)
+  annotate.run_reward(reward, Bytes(), scores)
 
 
 def _samples(context):
