@@ -137,7 +137,7 @@ class Context:
 
   def decoding_params(self, policy_name: str) -> Params:
     """The parameters of a committed policy stage, as `decoder` reads them."""
-    return self._restored(policy_name, self.decoder.placed_decode_params())
+    return self._restored(policy_name, self.decoder.placed_inference_params())
 
   def _restored(self, policy_name: str, abstract: Params) -> Params:
     """Parameters from disk; the last are kept."""

@@ -103,7 +103,9 @@ def figures(
   )
   behaviour = params
   if policy_name != BC:
-    behaviour = context.read_params(BC, context.decoder.placed_decode_params())
+    behaviour = context.read_params(
+      BC, context.decoder.placed_inference_params()
+    )
   found = measure(
     context.decoder,
     params,

@@ -124,7 +124,7 @@ class SelectReward:
       PreemptionError: in all processes, SIGTERM came to one.
     """
     decoder, settings = self._context.decoder, self._settings
-    params = decoder.adopt(decoder.decode_params(params))
+    params = decoder.adopt(decoder.inference_params(params))
     stopped, rewards, generated = None, None, None
     try:
       rewards, _, generated = self._rewarded.of_share(

@@ -93,6 +93,35 @@ class Network:
       self.param_shardings(),
     )
 
+  def inference_params(self, params: Params) -> Params:
+    """Returns parameters in the dtypes that layers compute in. Traceable.
+
+    A device reads and holds half as much where activations are bfloat16. The
+    cast is the one that each layer would make: what comes out stays the same
+    to the bit. The output layer stays float32.
+    """
+    dtype = self.config.dtype
+
+    def cast(path, leaf):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      return leaf if self.is_output(name) else jnp.asarray(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+  def placed_inference_params(self) -> Params:
+    """Returns shapes with shardings of what `inference_params` returns."""
+    return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      jax.eval_shape(self.inference_params, self.abstract_params()),
+      self.param_shardings(),
+    )
+
+  def is_output(self, name: str) -> bool:
+    """Whether a parameter is the output layer's, which computes in float32."""
+    return name.startswith(('decoder/logits_dense/', 'decoder/score_dense/'))
+
   def init(self, seed: int) -> Params:
     """Returns new parameters, made where they are to live."""
     return self._jitted_init(jax.random.key(seed))

@@ -195,7 +195,7 @@ class Trainer:
   def _draw(self, params, number, chosen, tokens) -> generation.Generated:
     context, settings = self._context, self._settings
     decoder = context.decoder
-    policy = decoder.decode_params(policy_of(self._network, params))
+    policy = decoder.inference_params(policy_of(self._network, params))
     return generation.generate(
       decoder,
       decoder.adopt(policy),

@@ -79,32 +79,10 @@ class Policy(Network):
       ),
     )
 
-  def decode_params(self, params: Params) -> Params:
-    """Returns parameters in the dtypes that decoding computes in. Traceable.
-
-    Every step reads all of the decoder, so it reads half as much where
-    activations are bfloat16. The cast is the one that each layer would make:
-    what is decoded stays the same to the bit. The output layer stays float32.
-    """
-    dtype = self.config.dtype
-
-    def cast(path, leaf):
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      tied = self.config.logits_via_embedding and name.startswith('token_')
-      output = tied or name.startswith('decoder/logits_dense/')
-      return leaf if output else jnp.asarray(leaf, dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-  def placed_decode_params(self) -> Params:
-    """Returns shapes with shardings of what `decode_params` returns."""
-    return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      jax.eval_shape(self.decode_params, self.abstract_params()),
-      self.param_shardings(),
-    )
+  def is_output(self, name: str) -> bool:
+    """See `Network.is_output`; the embedding, where the two are tied."""
+    tied = self.config.logits_via_embedding and name.startswith('token_')
+    return tied or super().is_output(name)
 
   def empty_cache(
     self,
@@ -336,7 +314,7 @@ def _sample(
   max_decode_len,
   num_tokens,
 ):
-  params = policy.decode_params(params)
+  params = policy.inference_params(params)
   cache = policy.start_cache(
     params,
     tokens,
@@ -358,7 +336,7 @@ def _sample(
 def _beam_search(
   policy, params, tokens, num_beams, alpha, max_decode_len, num_tokens
 ):
-  params = policy.decode_params(params)
+  params = policy.inference_params(params)
   cache = policy.start_cache(
     params, tokens, num_samples=num_beams, max_decode_len=max_decode_len
   )

@@ -213,13 +213,13 @@ def _empty(policy, shape):
 
 
 def _fill(policy, params, slots, places, tokens, keys):
-  params = policy.decode_params(params)
+  params = policy.inference_params(params)
   sources = policy.project_memory(params, tokens)
   return loop.fill(slots, places, sources, keys)
 
 
 def _decode(policy, params, slots, num_free, temperature, sampling, num_tokens):
-  params = policy.decode_params(params)
+  params = policy.inference_params(params)
   slots, drawn = loop.decode(
     functools.partial(policy.decode_step, params),
     slots,

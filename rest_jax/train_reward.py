@@ -169,7 +169,7 @@ def _ensemble(
     layout=context.decoding_layout or context.layout,
     local=hosts.count() > 1,
   )
-  abstract = regressor.placed_params()
+  abstract = regressor.placed_inference_params()
   return learned.Ensemble(
     regressor,
     tuple(

@@ -126,7 +126,7 @@ def sample(
   others = [cache_bytes(other, policy) for other in evaluations]
   return SamplePlan(
     compile_whole(program.lower(config, layout)),
-    shard_bytes(policy.placed_decode_params()),
+    shard_bytes(policy.placed_inference_params()),
     cache,
     max([cache, *others]) - cache,
     _by_layers(program.lower_start, config, layout),

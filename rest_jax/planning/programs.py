@@ -166,7 +166,7 @@ class Sample:
     policy = Policy(config, layout)
     return slots.lower_decode(
       policy,
-      policy.placed_decode_params(),
+      policy.placed_inference_params(),
       self._shape,
       sampling=self.sampling,
       num_tokens=config.vocab_size,
@@ -181,13 +181,13 @@ class Sample:
       max_decode_len=self.max_decode_len,
     )
     return jax.jit(start).lower(
-      policy.placed_decode_params(), self._tokens(policy, self.source_length)
+      policy.placed_inference_params(), self._tokens(policy, self.source_length)
     )
 
   def lower_step(self, config: T5Config, layout: Layout) -> jax.stages.Lowered:
     """One turn of the loop: a token of every sample."""
     policy = Policy(config, layout)
-    params = policy.placed_decode_params()
+    params = policy.placed_inference_params()
     cache = self.placed_cache(policy)
 
     def step(params, tokens, uniform, cache):

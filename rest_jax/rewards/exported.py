@@ -164,7 +164,7 @@ class Exported:
     members = tuple(
       huggingface.restore_params(
         path,
-        regressor.placed_params(),
+        regressor.placed_inference_params(),
         score_id=one[huggingface.SCORE_ID],
         tokenizer_size=self._tokenizer.size + 1,  # The separator has one too.
       )

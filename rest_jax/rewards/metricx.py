@@ -229,7 +229,7 @@ class _MetricX:
   def _params(self):
     return huggingface.restore_params(
       self.path,
-      self._regressor.placed_params(),
+      self._regressor.placed_inference_params(),
       score_id=self.score_token_id,
       tokenizer_size=self._tokenizer.size,
     )

@@ -63,7 +63,7 @@ def decode_step(devices):
     sharding=policy.placement.sharding('batch', None),
   )
   step = jax.jit(policy.decode_step, donate_argnums=2)
-  params = policy.placed_decode_params()
+  params = policy.placed_inference_params()
   return step.lower(params, tokens, cache).compile(), cache
 
 

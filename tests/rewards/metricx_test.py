@@ -68,8 +68,10 @@ def test_a_score_depends_on_no_other_row_nor_on_padding(metricx_24):
 
 def test_bfloat16_is_near(metricx_24):
   exact = metricx_24.score(SOURCES, CANDIDATES)
-  near = metric(24, dtype='bfloat16').score(SOURCES, CANDIDATES)
+  half = metric(24, dtype='bfloat16')
+  near = half.score(SOURCES, CANDIDATES)
   assert 0 < np.abs(near - exact).max() < 1.5
+  assert half._params['token_embedder']['embedding'].dtype == 'bfloat16'
 
 
 def test_texts_too_long_are_counted_and_get_the_worst_score(caplog):

@@ -142,6 +142,22 @@ def test_bfloat16_is_near_float32(params, texts, expected):
   np.testing.assert_allclose(scores, expected, atol=0.1)
 
 
+def test_bfloat16_holds_parameters_in_it_for_the_same_scores(params, texts):
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  regressor = Regressor(config, Layout(data=1))
+  held = regressor.inference_params(params)
+  wide = {
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, leaf in jax.tree_util.tree_leaves_with_path(held)
+    if leaf.dtype == jnp.float32
+  }
+  assert wide == {'decoder/score_dense/kernel'}
+  np.testing.assert_array_equal(
+    regressor.scores(held, texts, BUCKETS),
+    regressor.scores(params, texts, BUCKETS),
+  )
+
+
 def test_dropout_acts_with_a_key_only(params, texts, expected):
   tokens = padded(texts, 8)
   first = PREDICT(params, tokens, jax.random.key(1))
