@@ -2,7 +2,7 @@
 
 Of several processes JAX has the first alone keep what it compiles. The others
 find it where they share its disk and run the same program, as in training; what
-each decodes on devices of its own they compile again after every start.
+each decodes on a TPU's devices of its own they compile again after every start.
 """
 
 import contextlib

@@ -188,10 +188,10 @@ def scored_at_once(policy: policy_lib.Policy, batching: Batching) -> int:
   No more than are decoded at once, and so few that their logits, of which
   decoding holds those of one token, do not fill the memory of a device.
   """
-  held = _LOGITS * policy.mesh.size  # By the devices of one process, if local.
-  room = held // (batching.max_decode_len * policy.config.vocab_size)
   shards = policy.placement.num_shards('batch')
-  room = max(1, room // shards) * shards
+  held = _LOGITS * policy.placement.num_shards('vocab')  # Of a shard's rows.
+  room = held // (batching.max_decode_len * policy.config.vocab_size)
+  room = max(1, room) * shards
   return min(policy.whole_batches(batching.rows), room)
 
 

@@ -22,7 +22,8 @@ from rest_jax.types import Params
 class Network:
   """A T5 network on a mesh. Holds no parameters; hashable, static in `jit`.
 
-  Parameters are nested dicts of float32 arrays, named as T5X names them. A
+  Parameters are nested dicts of float32 arrays, named as T5X names them
+  (`inference_params` are of other dtypes). A
   subclass says in `_model` which Linen module they belong to; it is made by
   calling that with two arrays of tokens.
 

@@ -196,10 +196,15 @@ def sync_folder(path: PathLike) -> None:
   """
   if not is_local(path):  # Objects in a store already are.
     return
-  for folder, _, names in os.walk(path, topdown=False):
-    for name in names:
-      sync(os.path.join(folder, name))
-    sync(folder)
+  with reporting(path):
+    for folder, _, names in os.walk(path, topdown=False, onerror=_raise):
+      for name in names:
+        sync(os.path.join(folder, name))
+      sync(folder)
+
+
+def _raise(error: OSError) -> None:
+  raise error
 
 
 def write_json_atomic(path: PathLike, value: Any) -> None:

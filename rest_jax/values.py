@@ -47,7 +47,7 @@ from rest_jax.types import Batch, Params
 
 # A tenth of what layers begin with: values of about 0.1 before any is learned.
 _FIRST_READ_OUT = 0.1
-_JUDGED = 4096  # Samples whose order is compared; pairs grow with the square.
+_JUDGED = 4096  # Samples whose order is compared.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +277,7 @@ def kendall_untied(
   1.0
 
   Returns:
-    In [−1, 1]; NaN where all of `wanted` are equal.
+    In [−1, 1]; NaN where all of `wanted` are equal, or a number is NaN.
   """
   if not (ordered := _untied_pairs(wanted)):
     return math.nan
@@ -285,7 +285,8 @@ def kendall_untied(
     return 0.0
   # τ_b is C − D, a whole number, by the geometric mean of the two.
   tau = agreement.kendall_tau(wanted, found)
-  return round(tau * math.sqrt(told * ordered)) / ordered
+  agreeing = tau * math.sqrt(told * ordered)
+  return (round(agreeing) if math.isfinite(tau) else math.nan) / ordered
 
 
 def _untied_pairs(values: Float[np.ndarray, ' n']) -> int:
@@ -308,7 +309,8 @@ def spearman(
 
   if not (_untied_pairs(wanted) and _untied_pairs(found)):
     return math.nan
-  return float(stats.spearmanr(wanted, found).statistic)
+  ranks = [stats.rankdata(values) for values in (wanted, found)]
+  return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _rows(

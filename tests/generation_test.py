@@ -9,7 +9,7 @@ from rest_jax import generation, slots
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError, DataError
 from rest_jax.policy import Policy
-from rest_jax.sharding import Layout
+from rest_jax.sharding import AxisRules, Layout
 
 SOURCES = [[5, 6, 1], [7, 1], [5, 6, 7, 8, 9, 1], [9, 1]]
 IDS = np.array([3, 1, 4, 15])
@@ -128,6 +128,11 @@ def test_logits_scored_at_once_are_as_many_a_device_in_every_process(
   assert generation.scored_at_once(local, many) == 8 * len(jax.devices())
   few = dataclasses.replace(many, rows=64)
   assert generation.scored_at_once(local, few) == 64 // 4
+  # Where each device has the whole vocabulary, half as many.
+  whole = dataclasses.replace(
+    split, layout=Layout(model=2, rules=AxisRules(vocab=None))
+  )
+  assert generation.scored_at_once(whole, many) == 4 * len(jax.devices())
   # One row a shard of the batch at least.
   huge = Policy(dataclasses.replace(large, vocab_size=1 << 26), Layout())
   assert generation.scored_at_once(huge, many) == len(jax.devices())

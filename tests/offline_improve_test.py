@@ -414,6 +414,7 @@ def test_spearman_shares_the_ranks_of_ties():
   expected = 4.5 / math.sqrt(4.5 * 5.0)
   assert values.spearman(wanted, found) == pytest.approx(expected)
   assert math.isnan(values.spearman(wanted, np.ones(4)))
+  assert values.spearman(np.array([1.0, 2.0]), np.array([3.0, 1.0])) == -1
 
 
 def test_where_rewards_tie_the_pairs_that_differ_are_ordered_wholly():
@@ -425,6 +426,9 @@ def test_where_rewards_tie_the_pairs_that_differ_are_ordered_wholly():
   found = np.array([0.3, 0.2, 0.3, 0.5, 0.4])
   assert values.kendall_untied(wanted, found) == pytest.approx(4 / 7)
   assert math.isnan(values.kendall_untied(np.ones(3), np.arange(3.0)))
+  assert values.kendall_untied(np.arange(3.0), np.ones(3)) == 0
+  broken = np.array([1.0, math.nan, 2.0])
+  assert math.isnan(values.kendall_untied(np.arange(3.0), broken))
 
 
 @pytest.mark.parametrize(

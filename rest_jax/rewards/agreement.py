@@ -95,7 +95,8 @@ def kendall_tau(
   """Kendall's τ_b over all pairs.
 
   Returns:
-    τ_b in [−1, 1]; NaN where either side is constant or n < 2.
+    τ_b in [−1, 1]; NaN where either side is constant, n < 2, or a number is
+    NaN.
   """
   from scipy import stats  # Slow to import.
 

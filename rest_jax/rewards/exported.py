@@ -46,7 +46,7 @@ class Exported:
     paths: folders that `--run_mode=convert --format=huggingface` made, one for
       each network of the reward.
     name: of the reward and of its folder of scores.
-    dtype: of activations, 'float32' or 'bfloat16'.
+    dtype: of activations and parameters, 'float32' or 'bfloat16'.
     layout: how the devices form a mesh and share the parameters.
   """
 

@@ -49,7 +49,7 @@ class _MetricX:
     truncation: what becomes of a longer input: 'worst' gives it the score 25,
       'cut' scores its beginning, as the official programs do.
     score_token_id: whose logit is the score.
-    dtype: of activations, 'float32' or 'bfloat16'.
+    dtype: of activations and parameters, 'float32' or 'bfloat16'.
     buckets: the shapes in which texts are scored; the longest must hold
       `max_input_length` − 1 tokens.
     layout: how the devices form a mesh and share the parameters.

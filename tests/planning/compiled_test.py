@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from rest_jax import losses
+from rest_jax import policy as policy_lib
 from rest_jax.data.packing import Packing
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.errors import ConfigurationError
@@ -132,6 +133,22 @@ SMALL = T5Config(
   dropout_rate=0.0,
   dtype='bfloat16',
 )
+
+
+def test_beams_change_places_where_their_heads_are(devices):
+  """Measured: see docs/decisions/0015."""
+  policy = Policy(SMALL, topology.OnSlice.of(Layout(model=4), devices))
+  tokens = jax.ShapeDtypeStruct(
+    (32, 128), jnp.int32, sharding=policy.placement.sharding('batch', None)
+  )
+  search = policy_lib._beam_search.lower(
+    policy, policy.placed_inference_params(), tokens, 4, 0.6, 128, 1024
+  )
+  found = costs.collectives_in(search.compile().as_text())
+  # A chip's share of the keys of a layer.
+  cache = 2 * (32 * 4) * 128 * SMALL.head_dim * SMALL.num_heads // 4
+  assert found
+  assert max(collective.bytes for collective in found) < cache
 
 
 def small_update(rows, count, **changed):

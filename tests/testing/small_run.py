@@ -94,6 +94,7 @@ def grow(context, name, references=False):
   samples.commit({'samples': len(table), 'tokens': 0}, 0.0)
   scores = begun(context, f'{name}/scores/bytes')
   annotate.run_scores(context, scores, Bytes(), samples, 64)
+  assert context._params is None
   reward = begun(context, f'{name}/reward')
   annotate.run_reward(reward, Bytes(), scores)
 
