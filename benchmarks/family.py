@@ -215,17 +215,18 @@ def _faulty(task: Task) -> dict[str, dict[str, Variant]]:
 def tables(task: Task) -> dict[str, dict[str, Variant]]:
   """The runs of each table, but for `base`, which all of them need."""
   # As many samples in all as base draws, in several Grow steps.
+  four = ('NUM_GROW=4', 'NUM_SAMPLES=2')
+  # On right samples alone, as RAFT++'s authors have it.
+  right = (
+    'SCHEDULE=@schedule.Thresholds()',
+    task.right,
+    'improve.Improve.allow_tau_below_mean=True',
+  )
   relatives = {
-    'raft': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
-    'raft_plus_plus': ('NUM_GROW=4', 'NUM_SAMPLES=2'),
-    # On right samples alone, as its authors have it.
-    'raft_plus_plus_right': (
-      'NUM_GROW=4',
-      'NUM_SAMPLES=2',
-      'SCHEDULE=@schedule.Thresholds()',
-      task.right,
-      'improve.Improve.allow_tau_below_mean=True',
-    ),
+    'raft': four,
+    'raft_right': (*four, *right),
+    'raft_plus_plus': four,
+    'raft_plus_plus_right': (*four, *right),
     'rest_em': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
     'expert_iteration': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
     'iterative_dpo': ('NUM_GROW=2', 'NUM_SAMPLES=4'),

@@ -124,9 +124,10 @@ def test_runs_are_what_they_are_called(task, runs):
   em = runs[task, 'relatives', 'rest_em'].improve
   assert em.restart_from_base
   assert f'THRESHOLDS={em.schedule.taus}' == family.TASKS[task].right
-  right = runs[task, 'relatives', 'raft_plus_plus_right'].improve
-  assert right.training.loss.name == 'raft++'
-  assert right.schedule == em.schedule
+  for name, loss_name in (('raft', 'bc'), ('raft_plus_plus', 'raft++')):
+    right = runs[task, 'relatives', f'{name}_right'].improve
+    assert right.training.loss.name == loss_name
+    assert right.schedule == em.schedule
 
 
 @pytest.mark.parametrize('task', family.TASKS)
