@@ -289,7 +289,7 @@ def test_presets_differ_in_what_they_are_named_for(parse):
   em = built('rest_em')
   assert em.improve.restart_from_base
   assert em.grow.sampling == sampling.Sampling(0.7, top_k=40)
-  assert em.improve.after == (selection.Deduplicate(), selection.Cap(10))
+  assert em.improve.after == (selection.Cap(10),)
   assert built('raft').grow.sampling == sampling.Sampling(0.8)
   assert built('rest').improve.schedule == schedule.Thresholds(
     (0.7, 0.8, 0.9, 0.95)
