@@ -212,9 +212,14 @@ def _faulty(task: Task) -> dict[str, dict[str, Variant]]:
   return {'alarm': {'right': Variant(raft, shares='supervised'), **faulty}}
 
 
-def tables(task: Task) -> dict[str, dict[str, Variant]]:
-  """The runs of each table, but for `base`, which all of them need."""
-  # As many samples in all as base draws, in several Grow steps.
+def _relatives(task: Task) -> dict[str, Variant]:
+  """As many samples in all as base draws, in several Grow steps."""
+
+  def relative(preset: str, *bindings: str) -> Variant:
+    files = (f'presets/{preset}.gin',)
+    return Variant(files, (_NO_CONTROLS, *bindings), 'supervised')
+
+  two = ('NUM_GROW=2', 'NUM_SAMPLES=4')
   four = ('NUM_GROW=4', 'NUM_SAMPLES=2')
   # On right samples alone, as RAFT++'s authors have it.
   right = (
@@ -222,16 +227,20 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
     task.right,
     'improve.Improve.allow_tau_below_mean=True',
   )
-  relatives = {
-    'raft': four,
-    'raft_right': (*four, *right),
-    'raft_plus_plus': four,
-    'raft_plus_plus_right': (*four, *right),
-    'rest_em': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
-    'expert_iteration': ('NUM_GROW=2', 'NUM_SAMPLES=4', task.right),
-    'iterative_dpo': ('NUM_GROW=2', 'NUM_SAMPLES=4'),
-    'mbr_finetuning': ('NUM_GROW=1', 'NUM_SAMPLES=8'),
+  return {
+    'raft': relative('raft', *four),
+    'raft_right': relative('raft', *four, *right),
+    'raft_plus_plus': relative('raft_plus_plus', *four),
+    'raft_plus_plus_right': relative('raft_plus_plus', *four, *right),
+    'rest_em': relative('rest_em', *two, task.right),
+    'expert_iteration': relative('expert_iteration', *two, task.right),
+    'iterative_dpo': relative('iterative_dpo', *two),
+    'mbr_finetuning': relative('mbr_finetuning', 'NUM_GROW=1', 'NUM_SAMPLES=8'),
   }
+
+
+def tables(task: Task) -> dict[str, dict[str, Variant]]:
+  """The runs of each table, but for `base`, which all of them need."""
   return {
     'table_1': {
       # The second Grow's mean may lie above the first τ.
@@ -275,14 +284,7 @@ def tables(task: Task) -> dict[str, dict[str, Variant]]:
       )
     },
     **_faulty(task),
-    'relatives': {
-      name: Variant(
-        (f'presets/{name.removesuffix("_right")}.gin',),
-        (_NO_CONTROLS, *bindings),
-        'supervised',
-      )
-      for name, bindings in relatives.items()
-    },
+    'relatives': _relatives(task),
     'best_of_n': {
       'best_of_n': Variant(
         task.best_of_n,

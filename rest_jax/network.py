@@ -86,13 +86,7 @@ class Network:
 
   def placed_params(self) -> Params:
     """Returns shapes with shardings, which parameters are restored into."""
-    return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      self.abstract_params(),
-      self.param_shardings(),
-    )
+    return self._placed(self.abstract_params())
 
   def inference_params(self, params: Params) -> Params:
     """Returns parameters in the dtypes that layers compute in. Traceable.
@@ -111,11 +105,15 @@ class Network:
 
   def placed_inference_params(self) -> Params:
     """Returns shapes with shardings of what `inference_params` returns."""
+    params = self.abstract_params()
+    return self._placed(jax.eval_shape(self.inference_params, params))
+
+  def _placed(self, abstract: Params) -> Params:
     return jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
       ),
-      jax.eval_shape(self.inference_params, self.abstract_params()),
+      abstract,
       self.param_shardings(),
     )
 

@@ -285,8 +285,9 @@ def kendall_untied(
     return 0.0
   # τ_b is C − D, a whole number, by the geometric mean of the two.
   tau = agreement.kendall_tau(wanted, found)
-  agreeing = tau * math.sqrt(told * ordered)
-  return (round(agreeing) if math.isfinite(tau) else math.nan) / ordered
+  if math.isnan(tau):
+    return tau
+  return round(tau * math.sqrt(told * ordered)) / ordered
 
 
 def _untied_pairs(values: Float[np.ndarray, ' n']) -> int:
