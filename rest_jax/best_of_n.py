@@ -195,8 +195,7 @@ def mbr_row(
     rewards: theirs.
     held_out: metric → theirs.
   """
-  utilities = mbr.expected_utilities(texts, mbr.chrf)
-  best = np.array([int(np.argmax(of_source)) for of_source in utilities])
+  best = np.array([mbr.best(of_source) for of_source in texts])
   each = np.arange(len(best))
   return Row(
     policy,

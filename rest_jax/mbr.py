@@ -10,51 +10,42 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 
-from rest_jax import errors
+from rest_jax import errors, pairwise_chrf
 from rest_jax import rows as rows_lib
-from rest_jax.rewards import lexical
 
-# (n candidates, n references) → n numbers, higher is better.
-Utility = Callable[[list[str], list[str]], np.ndarray]
+# n texts → [n, n]: u(y, y') of each y, a row, against each y', a column.
+Utility = Callable[[list[str]], Float[np.ndarray, 'n n']]
 
 
 def expected_utilities(
-  groups: Sequence[Sequence[str]], utility: Utility
-) -> list[Float64[np.ndarray, ' n']]:
-  """The mean utility of each text, held against all texts of its group.
+  group: Sequence[str], utility: Utility = pairwise_chrf.table
+) -> Float64[np.ndarray, ' n']:
+  """The mean utility of each text, held against all texts of its source.
 
   Equal texts are held against others once, and count as often as they are
   there. A text is held against itself too, as is usual: it has, after all, the
   probability that it was drawn with.
 
   Args:
-    groups: the samples of each source.
-    utility: u(y, y') of any number of pairs.
+    group: the n samples of a source.
+    utility: u(y, y') of each two texts, higher is better.
 
   Returns:
-    For each group float64 [n], in its order.
+    float64 [n].
   """
-  distinct = [list(dict.fromkeys(group)) for group in groups]
-  candidates = [y for ys in distinct for y in ys for _ in ys]
-  references = [other for ys in distinct for _ in ys for other in ys]
-  values = np.asarray(utility(candidates, references), np.float64)
-  out, start = [], 0
-  for group, ys in zip(groups, distinct, strict=True):
-    size = len(ys)
-    table = values[start : start + size * size].reshape(size, size)
-    start += size * size
-    place = {y: i for i, y in enumerate(ys)}
-    inverse = np.array([place[y] for y in group], np.int64)
-    counts = np.bincount(inverse, minlength=size)
-    out.append((table @ counts / max(len(group), 1))[inverse])
-  return out
+  distinct = list(dict.fromkeys(group))
+  place = {y: i for i, y in enumerate(distinct)}
+  inverse = np.array([place[y] for y in group], np.int64)
+  counts = np.bincount(inverse, minlength=len(distinct))
+  table = np.asarray(utility(distinct), np.float64)
+  return (table @ counts / max(len(group), 1))[inverse]
 
 
-def chrf(candidates: list[str], references: list[str]) -> np.ndarray:
-  """Sentence chrF for a utility, float32 [n], 0–100."""
-  return lexical.SentenceChrf().score(candidates, candidates, references)
+def best(group: Sequence[str]) -> int:
+  """The place of the sample that agrees best, by chrF; of equals the first."""
+  return int(np.argmax(expected_utilities(group)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,6 @@ from rest_jax.evaluate import Evaluate
 from rest_jax.types import Params
 
 _STDIN = '/dev/stdin'
-# Lines whose samples are held against each other at once.
-_LINES_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +141,7 @@ def _by_agreement(
   )
   texts = np.array(grow.decode(context, generated), object)
   groups = texts.reshape(len(sources), settings.mbr_samples).tolist()
-  best = []
-  for start in range(0, len(groups), _LINES_AT_ONCE):
-    some = groups[start : start + _LINES_AT_ONCE]
-    for group, utilities in zip(
-      some, mbr.expected_utilities(some, mbr.chrf), strict=True
-    ):
-      best.append(group[int(np.argmax(utilities))])
-  return best
+  return [group[mbr.best(group)] for group in groups]
 
 
 def _number(source: list[int]) -> int:

@@ -6,34 +6,36 @@ from rest_jax import errors, mbr, schedule, selection
 from rest_jax.data import scored, store
 
 
-def shared_letters(candidates, references):
+def shared_letters(texts):
   """Share of the reference's letters that the candidate has."""
   return np.array(
-    [
-      len(set(y) & set(r)) / len(set(r))
-      for y, r in zip(candidates, references, strict=True)
-    ]
+    [[len(set(y) & set(r)) / len(set(r)) for r in texts] for y in texts]
   )
 
 
 def test_expected_utilities_by_hand():
-  groups = [['ab', 'abcd', 'ab', 'x'], ['q']]
-  first, second = mbr.expected_utilities(groups, shared_letters)
+  group = ['ab', 'abcd', 'ab', 'x']
   # 'ab' twice by itself, half of 'abcd', nothing of 'x'; 'abcd' all but 'x'.
-  np.testing.assert_allclose(first, [2.5 / 4, 3 / 4, 2.5 / 4, 1 / 4])
-  np.testing.assert_allclose(second, [1.0])
+  np.testing.assert_allclose(
+    mbr.expected_utilities(group, shared_letters),
+    [2.5 / 4, 3 / 4, 2.5 / 4, 1 / 4],
+  )
+  np.testing.assert_allclose(mbr.expected_utilities(['q'], shared_letters), [1])
 
 
 def test_equal_texts_are_held_against_others_once():
   asked = []
 
-  def utility(candidates, references):
-    asked.extend(zip(candidates, references, strict=True))
-    return np.ones(len(candidates))
+  def utility(texts):
+    asked.append(texts)
+    return np.ones((len(texts), len(texts)))
 
-  mbr.expected_utilities([['a', 'b', 'a', 'a'], ['c']], utility)
-  expected = [('a', 'a'), ('a', 'b'), ('b', 'a'), ('b', 'b'), ('c', 'c')]
-  assert asked == expected
+  mbr.expected_utilities(['a', 'b', 'a', 'a'], utility)
+  assert asked == [['a', 'b']]
+
+
+def test_the_best_is_the_first_of_equals():
+  assert mbr.best(['dogs', 'the cat', 'a', 'the cat']) == 1
 
 
 @pytest.fixture(scope='module')

@@ -36,14 +36,11 @@ def test_mbr_gives_the_sample_that_agrees_best_with_all(monkeypatch, tmp_path):
   context = small_run.make(tmp_path)
   texts = ['a cat sat', 'the cat sat', 'the cat sits', 'x', 'one', 'one']
   monkeypatch.setattr(translate.grow, 'decode', lambda context, drawn: texts)
-  # Two lines at a time, or one: a line is chosen for by itself.
-  for at_once in (1, 2):
-    monkeypatch.setattr(translate, '_LINES_AT_ONCE', at_once)
-    found = translate._by_agreement(
-      context,
-      Translate(mbr_samples=3),
-      small_run.evaluation(),
-      context.decoding_params('supervised'),
-      [[5, 1], [6, 1]],
-    )
-    assert found == ['the cat sat', 'one']
+  found = translate._by_agreement(
+    context,
+    Translate(mbr_samples=3),
+    small_run.evaluation(),
+    context.decoding_params('supervised'),
+    [[5, 1], [6, 1]],
+  )
+  assert found == ['the cat sat', 'one']

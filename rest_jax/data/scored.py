@@ -230,7 +230,7 @@ def _utilities(table: pa.Table) -> np.ndarray:
   groups = [texts[a:b] for a, b in itertools.pairwise(starts.tolist())]
   result = np.zeros(table.num_rows, np.float32)
   if groups:
-    result[own] = np.concatenate(mbr.expected_utilities(groups, mbr.chrf))
+    result[own] = np.concatenate([mbr.expected_utilities(g) for g in groups])
   return result
 
 
