@@ -29,9 +29,11 @@ class Annotate:
 
   Attributes:
     reward: the reward model R(x, y).
-    further_metrics: other metrics whose scores are stored as well; they
-      influence nothing.
-    batch_size: rows a call of a metric.
+    further_metrics: other metrics, which influence nothing. Evaluations are
+      scored by them too, and samples are.
+    further_on_samples: whether samples are; otherwise evaluations alone, so
+      that metrics which need references ask none of Grow's sources.
+    batch_size: rows a call of a metric, at most, here and in evaluations.
     cache_scores: whether the run remembers the score of every pair, so that
       the same pair costs nothing in another Grow step or evaluation.
     allow_trained_on_overlap: whether the reward may have been trained on data
@@ -40,6 +42,7 @@ class Annotate:
 
   reward: base.RewardModel
   further_metrics: tuple[base.RewardModel, ...] = ()
+  further_on_samples: bool = True
   batch_size: int = 1024
   cache_scores: bool = True
   allow_trained_on_overlap: bool = False
@@ -50,6 +53,11 @@ class Annotate:
       raise ConfigurationError(
         f'Annotate.further_metrics: the names {names} must differ, since each'
         ' names a folder.'
+      )
+    if any(model.info.name == 'reward' for model in self.further_metrics):
+      raise ConfigurationError(
+        "Annotate.further_metrics: a metric named 'reward' would have the"
+        " reward's columns in the results; give it another name."
       )
     settings: dict[str, Any] = {}
     for model in base.with_parts(self.metrics):
@@ -72,9 +80,14 @@ class Annotate:
     return (self.reward, *self.further_metrics)
 
   @property
+  def of_samples(self) -> tuple[base.RewardModel, ...]:
+    """The metrics that samples are scored by."""
+    return self.metrics if self.further_on_samples else (self.reward,)
+
+  @property
   def scored(self) -> list[base.RewardModel]:
-    """What has scores of its own: the metrics, and before them their parts."""
-    by_name = {m.info.name: m for m in base.with_parts(self.metrics)}
+    """What scores samples: the metrics, and before them their parts."""
+    by_name = {m.info.name: m for m in base.with_parts(self.of_samples)}
     return list(by_name.values())
 
 
@@ -83,7 +96,6 @@ def run_scores(
   stage: Stage,
   model: base.RewardModel,
   samples: Stage,
-  batch_size: int,
 ) -> None:
   """Scores every row of a grown dataset with one metric.
 
@@ -92,7 +104,6 @@ def run_scores(
     stage: where to write; begun.
     model: the metric.
     samples: the grown dataset; committed.
-    batch_size: rows a call.
 
   Raises:
     RewardError: the metric failed, gave a NaN or left its range, or needs
@@ -120,7 +131,7 @@ def run_scores(
       table['source'].to_pylist(),
       table['target'].to_pylist(),
       references(table),
-      batch_size=batch_size,
+      batch_size=context.score_batch_size,
       cache=context.scores,
       advance=lambda rows: preemption.check(),
     )

@@ -198,6 +198,38 @@ def plain(error: BaseException) -> str:
   return ' '.join(text.split())
 
 
+def check_modules(imports: Iterable[Any]) -> None:
+  """Raises where two modules have one name: gin renames one of them unsaid.
+
+  Args:
+    imports: gin's import statements.
+
+  Raises:
+    ConfigurationError: names both, and the files.
+  """
+  known: dict[str, Any] = {}
+  # Those of ours first, so that the other one is told of.
+  for statement in sorted(imports, key=lambda s: not _is_own(s.module)):
+    if not (statement.is_from or statement.alias):
+      continue  # Called by the whole path.
+    name = statement.bound_name()
+    first = known.setdefault(name, statement)
+    if first.module != statement.module:
+      raise ConfigurationError(
+        f'{_place(statement)}: `{statement.format()}` gives {statement.module}'
+        f' a name that {first.module} has ({_place(first)}); write'
+        f' `{statement.format()} as my_{name}`, and my_{name} in its bindings.'
+      )
+
+
+def _is_own(module: str) -> bool:
+  return module.partition('.')[0] == __name__.partition('.')[0]
+
+
+def _place(statement: Any) -> str:
+  return f'{statement.location.filename}:{statement.location.line_num}'
+
+
 def meant(text: str, imports: Iterable[Any]) -> str:
   """Names the module that a class's name lacks in a binding, where it does.
 

@@ -97,6 +97,7 @@ def run(
     settings.perturbations,
     languages=(task.source_language, task.target_language),
     num_examples=settings.num_examples,
+    batch_size=context.score_batch_size,
     scores=context.scores,
   )
   invariance = checking.differences(reward, texts)

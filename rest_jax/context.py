@@ -39,6 +39,7 @@ class Context:
     seed: of the run.
     progress: where to say what happens.
     scores: what rewards have scored before; None remembers nothing.
+    score_batch_size: rows that a metric scores at a time, at most.
     decoding_layout: how the policy lies on the devices while it is sampled
       from; None: as `layout`.
   """
@@ -50,6 +51,7 @@ class Context:
   seed: int
   progress: Progress
   scores: cache.ScoreCache | None = None
+  score_batch_size: int = 1024
   decoding_layout: Layout | None = None
   _params: tuple[str, Params, Params] | None = None
 

@@ -325,6 +325,7 @@ def _further(
     rewarded_lib.repeat(data.sources[share], each),
     texts,
     references,
+    batch_size=context.score_batch_size,
     cache=context.scores,
     advance=rewarded_lib.check,
   )

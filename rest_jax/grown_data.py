@@ -57,7 +57,7 @@ def permutation(choice: Choice, loss: losses.PolicyLoss = _BC) -> Permutation:
   if loss.paired:
     return 'texts'
   around = selection.needs_of((*choice.before, *choice.after))
-  compares = getattr(choice.schedule, 'compares_texts', False)
+  compares = schedule.compares_texts(choice.schedule)
   return 'texts' if compares or 'text_ids' in around else 'samples'
 
 

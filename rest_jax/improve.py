@@ -90,6 +90,7 @@ class Improve:
         f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
         ' (0, 1]: learning rates fall from step to step.'
       )
+    selection.needs_of((*self.before, *self.after))
     loss = self.training.loss
     if not grown_data.is_offline(loss):
       raise ConfigurationError(
@@ -138,7 +139,7 @@ class Improve:
   def asks_bc(self) -> bool:
     """Whether some selection asks how likely samples are to BC."""
     needs = selection.needs_of((*self.before, *self.after))
-    penalty = getattr(self.schedule, 'kl_penalty', 0)
+    penalty = schedule.kl_penalty(self.schedule)
     return bool(penalty) or penalised.LOG_RATIOS in needs
 
 

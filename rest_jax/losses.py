@@ -131,6 +131,7 @@ class PolicyLoss:
 
   Attributes:
     figure: every loss of a policy is reported beside the plain −log π.
+    normalization: see `loss_normalizer`.
     name: in the results.
     needs: figures of each target token that must stand in
       `Batch.decoder_figures`; see `STORED`, `RETURNS` and `SCORED`.
@@ -143,6 +144,7 @@ class PolicyLoss:
   """
 
   figure: ClassVar[str] = 'nll'
+  normalization: ClassVar[Normalization] = 'tokens'
   name: ClassVar[str] = 'bc'
   needs: ClassVar[tuple[str, ...]] = ()
   paired: ClassVar[bool] = False

@@ -140,6 +140,7 @@ def _parse_gin(
       )
   try:
     gin.parse_config_files_and_bindings(list(files), [], finalize_config=False)
+    bindings_lib.check_modules(gin.config._IMPORTS)
     # Bindings may name whatever some file has imported, though it uses it not.
     gin.parse_config([*_gin_imports(), *bindings])
     gin.finalize()

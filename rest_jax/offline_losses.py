@@ -258,7 +258,6 @@ class ValueRegression(losses.PolicyLoss):
   name: ClassVar[str] = 'value'
   needs: ClassVar[tuple[str, ...]] = (losses.RETURNS,)
   uses_rewards: ClassVar[bool] = True
-  normalization: ClassVar[losses.Normalization] = 'tokens'
 
   def __call__(self, scores: TokenFloats, batch: types.Batch) -> jax.Array:
     """Returns the loss of each prefix, float32 [b, t]."""

@@ -82,7 +82,6 @@ class PolicyGradient(losses.PolicyLoss):
 
   name: ClassVar[str] = 'rloo'
   needs: ClassVar[tuple[str, ...]] = ('advantages',)
-  normalization: ClassVar[losses.Normalization] = 'tokens'
 
   def __call__(
     self, scores: types.TokenScores, batch: types.Batch
@@ -149,7 +148,6 @@ class ProximalPolicy(losses.PolicyLoss):
     'grown_log_probs',
     losses.RETURNS,
   )
-  normalization: ClassVar[losses.Normalization] = 'tokens'
 
   epsilon: float = 0.2
   value_coefficient: float = 0.5

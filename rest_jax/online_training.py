@@ -233,6 +233,7 @@ class Trainer:
       [self._sources.sources[i] for i in chosen for _ in range(n)],
       grow.decode(self._context, generated),
       references and [references[i] for i in chosen for _ in range(n)],
+      batch_size=self._context.score_batch_size,
       cache=self._context.scores,
     ).reshape(len(chosen), n)
 

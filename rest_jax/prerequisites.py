@@ -7,8 +7,8 @@ import jax
 from rest_jax import grow, hosts, train_reward
 from rest_jax.checkpoint import formats
 from rest_jax.context import Context
-from rest_jax.data import store
-from rest_jax.errors import RewardError
+from rest_jax.data import prepare, store
+from rest_jax.errors import ConfigurationError, RewardError
 from rest_jax.network import Network
 from rest_jax.policy import Policy
 from rest_jax.rest import ReST
@@ -76,17 +76,28 @@ def _trained(
 
 
 def check_checkpoint(run: ReST, pending: Collection[str]) -> None:
-  """Holds the model's shape against what the initial checkpoint tells of it.
+  """Holds model and tokenizer against what the initial checkpoint tells.
 
   What is in no array's shape would otherwise give another function of the same
-  parameters, without a word.
+  parameters, and other texts of the same ids, without a word.
 
   Raises:
     ConfigurationError: they differ.
   """
   path = run.supervised.initial_checkpoint_path
   if path is not None and 'supervised' in pending:
-    formats.check_model(formats.find(path), run.model)
+    found = formats.find(path)
+    formats.check_model(found, run.model)
+    if found.format != 'native' and isinstance(
+      run.data.tokenizer, prepare.TrainedTokenizer
+    ):
+      raise ConfigurationError(
+        f'INITIAL_CHECKPOINT_PATH = {path!r} has a tokenizer of its own, and'
+        ' TOKENIZER = @prepare.TrainedTokenizer() makes another, whose'
+        ' ids stand for other texts: take @prepare.CheckpointTokenizer() with'
+        ' prepare.CheckpointTokenizer.folder (Hugging Face), or'
+        ' @prepare.GivenTokenizer() with prepare.GivenTokenizer.path.'
+      )
 
 
 def check_size(run: ReST, context: Context) -> None:
@@ -118,7 +129,7 @@ def check_references(run: ReST, context: Context) -> None:
   if run.online:
     wanted.append((run.annotate.reward, sampled))
   if run.num_grow:
-    wanted += [(model, sampled) for model in run.annotate.metrics]
+    wanted += [(model, sampled) for model in run.annotate.of_samples]
   for model, split in wanted:
     rows = splits[split]['rows']
     lacking = rows - splits[split]['with_target']
@@ -126,8 +137,15 @@ def check_references(run: ReST, context: Context) -> None:
       binding = {sampled: 'GROW_SPLIT', 'reward': 'REWARD_SPLIT'}.get(
         split, 'DEV_SPLIT'
       )
+      further = split == sampled and model != run.annotate.reward
+      way = (
+        'bind annotate.Annotate.further_on_samples = False, which has it judge'
+        ' evaluations alone'
+        if further
+        else 'use a reference-free reward'
+      )
       raise RewardError(
-        f'reward {model.info.name!r} needs references, and {lacking:,} of'
-        f' {rows:,} sources of the {split} data have none: use a'
-        f' reference-free reward, or a {binding} with references.'
+        f'{"further metric" if further else "reward"} {model.info.name!r} needs'
+        f' references, and {lacking:,} of {rows:,} sources of the {split} data'
+        f' have none: {way}, or a {binding} with references.'
       )

@@ -86,6 +86,7 @@ class Rewarded:
       repeat(split.sources[share], num_samples),
       texts,
       references,
+      batch_size=self._context.score_batch_size,
       cache=self._context.scores,
       advance=check,
     ).reshape(-1, num_samples)

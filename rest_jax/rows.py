@@ -85,6 +85,12 @@ class Rows:
     return np.bincount(rows, minlength=self.num_sources)
 
 
+# Fields of `Rows` that are computed for who needs them.
+OPTIONAL = frozenset(
+  field.name for field in dataclasses.fields(Rows) if field.default is None
+) - {'given'}
+
+
 def first_occurrences(
   rows: Rows, alive: Bool[np.ndarray, 'm']
 ) -> Bool[np.ndarray, 'm']:

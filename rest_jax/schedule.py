@@ -16,7 +16,10 @@ RewardStream = Callable[[], Iterable[Float32[np.ndarray, '_']]]
 
 @runtime_checkable
 class Schedule(Protocol):
-  """The filters of Improve steps 1 … I, rising."""
+  """The filters of Improve steps 1 … I, rising.
+
+  What a schedule may have besides: see `kl_penalty` and `compares_texts`.
+  """
 
   @property
   def num_steps(self) -> int:
@@ -35,6 +38,24 @@ class Schedule(Protocol):
       rewards: gives the rewards of D_g, anew each time it is called: float32
         arrays, in [0, 1].
     """
+
+
+def kl_penalty(schedule: Schedule) -> float:
+  """β of filters that take β log(π/π_BC) off the reward; 0: none does.
+
+  A schedule with such filters (`penalised.Penalised`) has this attribute: BC's
+  log-probabilities of all samples are then stored before its first step.
+  """
+  return getattr(schedule, 'kl_penalty', 0.0)
+
+
+def compares_texts(schedule: Schedule) -> bool:
+  """Whether its filters take each distinct text of a source once.
+
+  A schedule whose filters do has this attribute: the control with permuted
+  rewards then keeps as many rows as the true ones do.
+  """
+  return getattr(schedule, 'compares_texts', False)
 
 
 @dataclasses.dataclass(frozen=True)

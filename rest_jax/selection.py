@@ -77,7 +77,18 @@ def select(
 
 
 def needs_of(selections: Sequence[Selection]) -> frozenset[str]:
-  """Optional fields of `Rows` that some selections read."""
+  """Optional fields of `Rows` that some selections read.
+
+  Raises:
+    ConfigurationError: a selection names a field that there is not.
+  """
+  for selection in selections:
+    if unknown := selection.needs - rows_lib.OPTIONAL:
+      raise errors.ConfigurationError(
+        f'{type(selection).__name__}.needs names {sorted(unknown)}; of rows'
+        f' there are {sorted(rows_lib.OPTIONAL)} to ask for, and what'
+        ' rest_jax.rows.Rows always has.'
+      )
   return _NOTHING.union(*(selection.needs for selection in selections))
 
 

@@ -147,6 +147,7 @@ class Session:
       seed=run.seed,
       progress=progress,
       scores=scores,
+      score_batch_size=run.annotate.batch_size,
     )
     read = functools.cache(
       lambda: train_reward.open_ensemble(self._context, run.train_reward)

@@ -252,9 +252,7 @@ def _learned_config(run: ReST, model: base.RewardModel) -> dict[str, Any]:
 
 
 def _score(run, model, samples, context: Context, stage: Stage) -> None:
-  annotate.run_scores(
-    context, stage, model, context.stage(samples), run.annotate.batch_size
-  )
+  annotate.run_scores(context, stage, model, context.stage(samples))
 
 
 def _combine(model, parts, context: Context, stage: Stage) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rest_jax import hosts, losses, scratch, training_stage
-from rest_jax.checkpoint import formats
+from rest_jax.checkpoint import formats, trained_in
 from rest_jax.context import Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
@@ -92,13 +92,13 @@ def run(context: Context, stage: Stage, settings: Supervised) -> None:
     NonFiniteError: training diverged.
   """
   began = time.monotonic()
+  _check_checkpoint(context, settings)
   start = functools.partial(_initial_params, context, settings)
   if not settings.stopping.max_steps:
     training_stage.commit(
       stage, start(), {'updates': 0, 'train_tokens': 0}, began
     )
     return
-  _check_checkpoint(context, settings)
   rows = _written(context, stage, 'rows', 'train')
   dev = _written(context, stage, 'dev_rows', 'select')
   if not len(dev):
@@ -149,12 +149,17 @@ def _written(
 def _check_checkpoint(context: Context, settings: Supervised) -> None:
   """Finds a checkpoint of another model before all of D is written as rows."""
   path = settings.initial_checkpoint_path
-  if path is not None:
-    formats.check_names(
-      formats.find(path),
-      context.policy.abstract_params(),
-      tokenizer_size=context.tokenizer.size,
-    )
+  if path is None:
+    return
+  found = formats.find(path)
+  formats.check_names(
+    found,
+    context.policy.abstract_params(),
+    tokenizer_size=context.tokenizer.size,
+  )
+  origin = trained_in.TrainedIn.find(found.path)
+  if found.format == 'native' and origin is not None:
+    origin.check_tokenizer(context.tokenizer.fingerprint)
 
 
 def _initial_params(context: Context, settings: Supervised) -> Params:

@@ -172,6 +172,23 @@ def test_presets_leave_evaluation_as_it_is(parse):
   assert all(each == evaluations[0] for each in evaluations)
 
 
+def test_a_module_with_the_name_of_another_is_refused(parse, tmp_path):
+  file = tmp_path / 'own.gin'
+  lines = 'from __gin__ import dynamic_registration\n{}\n'
+  # Modules of the standard library serve as a user's.
+  file.write_text(lines.format('from concurrent.futures import process'))
+  parse('quickstart.gin', str(file))
+  gin.clear_config(clear_constants=True)
+  file.write_text(lines.format('from asyncio import tasks'))
+  with pytest.raises(errors.ConfigurationError) as error:
+    parse('quickstart.gin', str(file))
+  assert f'{file}:2' in str(error.value)
+  assert 'from asyncio import tasks as my_tasks' in str(error.value)
+  gin.clear_config(clear_constants=True)
+  file.write_text(lines.format('from asyncio import tasks as my_tasks'))
+  parse('quickstart.gin', str(file))
+
+
 def test_users_may_layer_files_of_folders_named_as_ours(parse, tmp_path):
   (tmp_path / 'losses').mkdir()
   files = [tmp_path / 'losses' / f'{name}.gin' for name in 'ab']
@@ -422,8 +439,6 @@ def test_the_loss_of_the_guide_is_one(parse, tmp_path, monkeypatch):
 def test_a_loss_that_cannot_be_compiled_says_what_to_write():
   @dataclasses.dataclass
   class Mine(losses.PolicyLoss):
-    normalization: str = 'tokens'
-
     def __call__(self, scores, batch):
       return -scores.log_probs
 

@@ -129,6 +129,6 @@ def test_each_row_is_scored_by_the_reference_of_its_source(
   samples.write_part(store.part_name(0), store.samples_part(table))
   samples.commit({'samples': len(table)}, 0.0)
   stage = begun(context, 'asked/scores/reference')
-  annotate.run_scores(context, stage, LengthOfReference(), samples, 64)
+  annotate.run_scores(context, stage, LengthOfReference(), samples)
   (path,) = store.part_paths(stage.folder)
   assert store.read_part(path)['score'].to_pylist() == wanted

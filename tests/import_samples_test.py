@@ -108,7 +108,7 @@ def score(context, name, model):
   """Runs Annotate on a store of samples."""
   samples = context.stage(f'{name}/samples')
   scores = begun(context, f'{name}/scores/{model.info.name}')
-  annotate.run_scores(context, scores, model, samples, 16)
+  annotate.run_scores(context, scores, model, samples)
   reward = begun(context, f'{name}/reward')
   annotate.run_reward(reward, model, scores)
 

@@ -29,6 +29,7 @@ _LAYERS = (
   (1, 'allocator'),
   (1, 'machine'),
   (1, 'language'),
+  (1, 'pairwise_chrf'),
   (2, 'losses'),
   (2, 'offline_losses'),
   (3, 'constrained_losses'),

@@ -426,27 +426,33 @@ def test_a_filter_that_reads_no_rewards_has_no_permuted_control(run):
   build(after=(selection.TopK(1),))
 
 
+@pytest.fixture
+def data_context(run, tmp_path):
+  """Makes a run whose data are made: split → its rows of 9 with a target."""
+
+  def make(with_target):
+    counts = {'select': 9, 'report': 9, **with_target}
+    splits = {k: {'rows': 9, 'with_target': n} for k, n in counts.items()}
+    directory = run_directory.RunDirectory(tmp_path)
+    data = directory.stage('data')
+    data.begin({}, {})
+    data.commit({}, 0.0, {'splits': splits})
+    return Context(
+      directory=directory,
+      elsewhere={},
+      model=run.model,
+      layout=run.layout,
+      seed=0,
+      progress=progress.Progress(io.StringIO()),
+    )
+
+  return make
+
+
 def test_references_that_an_online_baseline_needs_are_missed_before_bc(
-  run, tmp_path
+  run, data_context
 ):
-  counts = {'rows': 9, 'with_target': 9}
-  splits = {
-    'select': counts,
-    'report': counts,
-    'grow': {**counts, 'with_target': 0},
-  }
-  directory = run_directory.RunDirectory(tmp_path)
-  data = directory.stage('data')
-  data.begin({}, {})
-  data.commit({}, 0.0, {'splits': splits})
-  context = Context(
-    directory=directory,
-    elsewhere={},
-    model=run.model,
-    layout=run.layout,
-    seed=0,
-    progress=progress.Progress(io.StringIO()),
-  )
+  context = data_context({'grow': 0})
   improving = dataclasses.replace(run.improve, original_data='none')
   online_alone = dataclasses.replace(
     run, improve=improving, num_grow=0, controls=(),
@@ -458,6 +464,34 @@ def test_references_that_an_online_baseline_needs_are_missed_before_bc(
   prerequisites.check_references(
     dataclasses.replace(online_alone, online=()), context
   )
+
+
+def test_a_further_metric_may_judge_evaluations_alone(run, data_context):
+  context = data_context({'grow': 0})
+  everywhere = dataclasses.replace(
+    run,
+    annotate=annotate.Annotate(run.annotate.reward, (lexical.SentenceChrf(),)),
+  )
+  with pytest.raises(RewardError, match=r"metric 'chrf'.*further_on_samples"):
+    prerequisites.check_references(everywhere, context)
+  alone = dataclasses.replace(
+    everywhere,
+    annotate=dataclasses.replace(everywhere.annotate, further_on_samples=False),
+  )
+  prerequisites.check_references(alone, context)
+  names = [{p.name for p in stages.plan(each)} for each in (everywhere, alone)]
+  assert names[0] - names[1] == {
+    f'grow_{g}/scores/chrf' for g in range(1, run.num_grow + 1)
+  }
+  assert 'chrf_greedy' in alone.held_out
+
+
+def test_a_metric_with_the_rewards_columns_is_refused(run, monkeypatch):
+  metric = Learned()
+  named = base.RewardInfo('reward', '1', 0.0, 1.0)
+  monkeypatch.setattr(Learned, 'info', named)
+  with pytest.raises(ConfigurationError, match="named 'reward'"):
+    annotate.Annotate(run.annotate.reward, (metric,))
 
 
 def test_an_online_baseline_alone_has_a_plan(run):

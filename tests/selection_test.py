@@ -1,3 +1,4 @@
+import dataclasses
 import time
 
 import hypothesis
@@ -58,6 +59,21 @@ def kept(selections, scored):
 
 
 # Global.
+
+
+@dataclasses.dataclass(frozen=True)
+class ByText:
+  needs = frozenset({'target'})
+
+  def keep(self, rows, alive):
+    return alive
+
+
+def test_a_need_that_rows_do_not_have_is_named():
+  with pytest.raises(
+    errors.ConfigurationError, match=r"ByText\.needs.*'target'"
+  ):
+    selection.needs_of([selection.Valid(), ByText()])
 
 
 def test_threshold_is_strict_in_the_precision_of_rewards():

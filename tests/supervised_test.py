@@ -1,6 +1,7 @@
 """How BC is trained, and the figure that tells it when to stop."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -78,3 +79,21 @@ def test_a_checkpoint_of_another_model_is_found_before_rows_are_written(
   with pytest.raises(ConfigurationError, match=r'has shape .*16'):
     supervised.run(context, stage, settings)
   assert not stage.work.exists()
+
+
+def test_a_policy_of_a_run_with_another_tokenizer_is_refused(context, tmp_path):
+  other = tmp_path / 'other'
+  native.save_params(other / 'supervised/params', context.policy.init(0))
+  manifest = {'extra': {'tokenizer': {'fingerprint': 'another'}}}
+  (other / 'data').mkdir()
+  (other / 'data' / 'stage.json').write_text(json.dumps(manifest))
+  (other / 'run.json').write_text('{}')
+  for steps in (0, 2):  # It is refused where nothing is trained, too.
+    stage = begun(context, f'supervised_{steps}')
+    settings = supervised.Supervised(
+      training=TRAINING,
+      stopping=early_stopping.Stopping(steps, eval_every=1, patience=9),
+      initial_checkpoint_path=str(other / 'supervised'),
+    )
+    with pytest.raises(ConfigurationError, match='ids stand for other texts'):
+      supervised.run(context, stage, settings)

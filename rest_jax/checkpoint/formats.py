@@ -9,7 +9,13 @@ from etils import epath
 from flax import traverse_util
 
 from rest_jax import errors, storage
-from rest_jax.checkpoint import huggingface, native, restoring, t5x
+from rest_jax.checkpoint import (
+  huggingface,
+  native,
+  restoring,
+  t5x,
+  trained_in,
+)
 from rest_jax.models.config import T5Config
 from rest_jax.types import Params
 
@@ -17,8 +23,6 @@ Format = Literal['native', 't5x', 'huggingface']
 
 _STAGE_PARAMS = 'params'  # Where a stage of a run keeps its policy.
 _T5X_CONFIG = 'config.json'  # Ours, of T5Config's fields.
-# Fields of a model that change what it computes, and none of its parameters.
-_UNSEEN = ('mlp_activations', 'relpos_max_distance', 'eos_id')
 _STEP = re.compile(r'checkpoint_(\d+)')
 # A larger file is known by its size and every 16th MiB: any training changes
 # all of it, and reading 45 GB at each start of a run would take minutes.
@@ -188,6 +192,10 @@ def check_model(found: Found, config: T5Config) -> None:
     ConfigurationError: its parameters are those of another function.
     DataError: a file of it is missing or damaged.
   """
+  if found.format == 'native':
+    origin = trained_in.TrainedIn.find(found.path)
+    if origin is not None:
+      origin.check_model(config)
   if found.format == 'huggingface':
     told = huggingface.CONFIG
   elif (found.path / _T5X_CONFIG).exists():
@@ -200,7 +208,7 @@ def check_model(found: Found, config: T5Config) -> None:
     if found.format != 'huggingface':  # Another program's file.
       return
     raise
-  for field in _UNSEEN:
+  for field in trained_in.UNSEEN:
     ours, theirs = getattr(config, field), getattr(own, field)
     if _canonical(ours) != _canonical(theirs):
       raise errors.ConfigurationError(

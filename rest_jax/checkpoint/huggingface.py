@@ -107,9 +107,10 @@ def tensors(folder: storage.PathLike) -> dict[str, Tensor]:
   if any((folder / name).exists() for name in _PICKLES):
     raise errors.ConfigurationError(
       f'{folder} has its weights in .bin files, which are pickled: loading them'
-      ' could run any code, so they are not read; save the model again with'
-      ' save_pretrained(folder, safe_serialization=True), or fetch the revision'
-      ' that has model.safetensors.'
+      ' could run any code, so they are not read; fetch the revision that has'
+      ' model.safetensors, or make one by to_safetensors.py of'
+      ' docs/guide/metricx.md (save_pretrained of transformers 5 would lose'
+      " mT5's output layer)."
     )
   raise errors.DataError(
     f'{folder} has neither {WEIGHTS} nor {INDEX}: give the folder of a model'

@@ -26,7 +26,7 @@ class RewardInfo:
     low: the smallest raw score.
     high: the largest raw score.
     higher_is_better: False for error rates (TER, MetricX).
-    needs_reference: whether `score` cannot do without references.
+    needs_reference: whether `score` reads references; it is given None else.
     trained_on: names of data sets that the metric was fitted on, e.g. 'wmt20'.
   """
 

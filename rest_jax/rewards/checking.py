@@ -6,7 +6,8 @@ rose when a sentence was repeated.)
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,7 @@ def measure(
   *,
   languages: tuple[str, str] = ('', ''),
   num_examples: int = 2,
+  batch_size: int = 1024,
   scores: cache.ScoreCache | None = None,
 ) -> tuple[list[Outcome], pa.Table]:
   """Spoils texts in every way and scores them.
@@ -136,6 +138,7 @@ def measure(
     ways: to spoil them.
     languages: of the sources and of the translations.
     num_examples: texts kept a way, of those whose reward does not fall.
+    batch_size: rows a call of the reward.
     scores: known from before, which new ones are added to.
 
   Returns:
@@ -146,9 +149,10 @@ def measure(
     RewardError: the reward failed, or left its range; the perturbation is
       named.
   """
-  before = _rewards(
-    reward, texts, None, texts.candidates, 'as they are', scores
+  score = functools.partial(
+    scoring.rewards, reward, batch_size=batch_size, cache=scores
   )
+  before = _rewards(score, texts, None, texts.candidates, 'as they are')
   outcomes, tables = [], []
   for way in ways:
     spoiled = {
@@ -158,7 +162,7 @@ def measure(
     }
     rows = np.fromiter(spoiled, np.int64, len(spoiled))
     changed = list(spoiled.values())
-    after = _rewards(reward, texts, rows, changed, way.name, scores)
+    after = _rewards(score, texts, rows, changed, way.name)
     table = pa.table(
       {
         'source_id': pa.array([texts.source_ids[i] for i in rows], 'int64'),
@@ -177,12 +181,11 @@ def measure(
 
 
 def _rewards(
-  reward: base.RewardModel,
+  score: Callable[..., Float32[np.ndarray, ' m']],
   texts: Texts,
   rows: np.ndarray | None,
   candidates: list[str],
   what: str,
-  scores: cache.ScoreCache | None,
 ) -> Float32[np.ndarray, ' m']:
   """Rewards of candidates for some rows of the texts, or for all."""
   sources, references = texts.sources, texts.references
@@ -190,9 +193,7 @@ def _rewards(
     sources = [sources[i] for i in rows]
     references = references and [references[i] for i in rows]
   try:
-    return scoring.rewards(
-      reward, sources, candidates, references, cache=scores
-    )
+    return score(sources, candidates, references)
   except RewardError as error:
     raise RewardError(f'on {texts.of}, {what}: {error}') from error
 
@@ -256,15 +257,13 @@ def differences(reward: base.RewardModel, texts: Texts) -> dict[str, float]:
     RewardError: the reward failed.
   """
   columns = [texts.sources, texts.candidates]
-  if texts.references is not None:
-    columns.append(texts.references)
+  if reward.info.needs_reference:
+    columns.append(base.check_references(reward.info, texts.references))
   rows = list(zip(*columns, strict=True))[:_INVARIANT_ROWS]
 
   def rewards(batch: list[tuple[str, ...]]) -> Float32[np.ndarray, ' n']:
     base.forget(reward)
-    given = reward.score(*(list(field) for field in zip(*batch, strict=True)))
-    scores = base.check_scores(np.asarray(given), reward.info, len(batch))
-    return base.to_unit_interval(scores, reward.info)
+    return base.to_unit_interval(scoring.call(reward, batch), reward.info)
 
   together = rewards(rows)
   source, candidate, *reference = rows[0]

@@ -28,7 +28,7 @@ def raw_scores(
     model: the reward model.
     sources: n texts.
     candidates: n translations.
-    references: n references, or None.
+    references: n references, or None; only what needs them is given them.
     batch_size: rows a call of the model.
     cache: scores known from before, which new ones are added to.
     advance: called after every batch with its number of rows.
@@ -50,11 +50,9 @@ def raw_scores(
       for part in model.parts
     ]  # fmt: skip
     return combined(model, parts)
-  if info.needs_reference:
-    references = base.check_references(info, references)
   columns = [sources, candidates]
-  if references is not None:
-    columns.append(references)
+  if info.needs_reference:
+    columns.append(base.check_references(info, references))
   numbers: dict[tuple[str, ...], int] = {}
   rows = list(zip(*columns, strict=True))
   inverse = np.array(
@@ -65,29 +63,38 @@ def raw_scores(
   table = keys = None
   if cache is not None:
     table = cache.table(model)
-    # What a metric does not need makes no difference to its scores.
-    used = 2 + info.needs_reference
-    keys = [cache_lib.key_of(row[:used]) for row in distinct]
+    keys = [cache_lib.key_of(row) for row in distinct]
     scores, found = table.find(keys)
     known = np.flatnonzero(found)
     advance(len(known))
   left = np.delete(np.arange(len(distinct)), known)
   for start in range(0, len(left), batch_size):
     batch = left[start : start + batch_size]
-    scores[batch] = _checked_scores(model, [distinct[i] for i in batch], start)
+    scores[batch] = call(model, [distinct[i] for i in batch], start)
     if table is not None:
       table.add([keys[i] for i in batch], scores[batch])
     advance(len(batch))
   return scores[inverse]
 
 
-def _checked_scores(
-  model: base.RewardModel, rows: list[tuple[str, ...]], first_row: int
+def call(
+  model: base.RewardModel, rows: Sequence[tuple[str, ...]], first_row: int = 0
 ) -> Float32[np.ndarray, ' n']:
-  """The scores of a batch of rows, the first with this number."""
+  """The raw scores of rows, in one call of the model, checked.
+
+  Args:
+    model: the reward model.
+    rows: n of source and candidate, and of reference if it needs one.
+    first_row: number of the first row, for errors.
+
+  Raises:
+    RewardError: as `raw_scores`.
+  """
   info = model.info
+  columns = [list(column) for column in zip(*rows, strict=True)]
+  references = columns.pop() if info.needs_reference else None
   try:
-    given = model.score(*(list(field) for field in zip(*rows, strict=True)))
+    given = model.score(*columns, references)
   except RestJaxError:
     raise
   except Exception as error:  # A user's own class may raise anything.

@@ -62,7 +62,7 @@ class Coverage:
   twice counts twice.
   """
 
-  info = base.RewardInfo('coverage', '1', 0.0, 1.0)
+  info = base.RewardInfo('coverage', '1', 0.0, 1.0, needs_reference=True)
 
   def score(self, sources, candidates, references=None):
     # Here the reference stands for what a learned metric knows of the source.

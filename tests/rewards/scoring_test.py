@@ -19,6 +19,20 @@ class Length:
     return np.array([len(c) for c in candidates], np.float32)
 
 
+def test_references_are_given_where_they_are_needed_alone():
+  seen = []
+
+  class Own(Length):
+    def score(self, sources, candidates, references):  # No default.
+      seen.append(references)
+      return super().score(sources, candidates)
+
+  for needs in (True, False):
+    scoring.raw_scores(Own(needs_reference=needs), ['a'], ['x'], ['r'])
+  scoring.raw_scores(Own(), ['a'], ['x'], None)
+  assert seen == [['r'], None, None]
+
+
 def test_equal_rows_are_scored_once_and_in_batches():
   model = Length()
   scores = scoring.raw_scores(

@@ -93,7 +93,7 @@ def grow(context, name, references=False):
   samples.write_part(store.part_name(0), store.samples_part(table))
   samples.commit({'samples': len(table), 'tokens': 0}, 0.0)
   scores = begun(context, f'{name}/scores/bytes')
-  annotate.run_scores(context, scores, Bytes(), samples, 64)
+  annotate.run_scores(context, scores, Bytes(), samples)
   assert context._params is None
   reward = begun(context, f'{name}/reward')
   annotate.run_reward(reward, Bytes(), scores)
