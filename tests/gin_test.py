@@ -28,6 +28,7 @@ from rest_jax import (
   stages,
   types,
 )
+from rest_jax import rows as rows_lib
 from rest_jax.data import packing
 from rest_jax.decoding import sampling
 from rest_jax.models import config as t5
@@ -411,12 +412,37 @@ def test_a_binding_that_others_hide_is_an_error(tmp_path, binding):
   assert f'bc/{name}, improving/{name}' in said
 
 
+def code_of(guide, word):
+  """The only block of a guide that has a word."""
+  fence = re.compile(r'^```\w*\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+  blocks = fence.findall((_GUIDES / guide).read_text())
+  (found,) = [text for text in blocks if word in text]
+  return found
+
+
+def test_the_filter_of_the_guide_is_one(monkeypatch, tmp_path):
+  (tmp_path / 'my_filter.py').write_text(code_of('algorithm.md', 'def keep'))
+  monkeypatch.syspath_prepend(tmp_path)
+  import my_filter
+
+  rows = rows_lib.Rows(
+    source_ids=np.arange(2),
+    offsets=np.array([0, 3, 5]),
+    sample_index=np.array([0, 1, 2, 0, 1], np.int32),
+    origin=np.zeros(5, np.int8),
+    reward=np.ones(5, np.float32),
+    finished=np.array([True, True, True, True, False]),
+    lengths=np.array([2, 3, 7, 5, 9], np.int32),
+  )
+  longer = my_filter.Longer()
+  assert isinstance(longer, selection.Selection)
+  kept = selection.select([longer], rows)
+  assert kept.tolist() == [False, False, True, False, False]
+
+
 def test_the_loss_of_the_guide_is_one(parse, tmp_path, monkeypatch):
-  guide = (_GUIDES / 'algorithm.md').read_text()
-  fence = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-  blocks = fence.findall(guide)
-  (code,) = [text for kind, text in blocks if kind == 'python']
-  (binding,) = [text for _, text in blocks if 'import my_loss' in text]
+  code = code_of('algorithm.md', 'class Focal')
+  binding = code_of('algorithm.md', 'import my_loss')
   (tmp_path / 'my_loss.py').write_text(code)
   (tmp_path / 'my_loss.gin').write_text(binding)
   monkeypatch.syspath_prepend(tmp_path)
