@@ -14,7 +14,7 @@ import difflib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -193,17 +193,36 @@ def gather_rows(rows: np.ndarray, size: int) -> np.ndarray:
   Returns:
     [size, …].
   """
+  return gather_each([rows], size)[0]
+
+
+def gather_each(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+  """`gather_rows` of each of some arrays, after one barrier."""
   job = _job
   if job is None or job.alone:
-    return rows
+    return list(arrays)
   gather(f'{size} rows', None)  # With a time limit, which the next has not.
   from jax.experimental import multihost_utils
 
-  each = -(-size // count())
-  padded = np.zeros((each, *rows.shape[1:]), rows.dtype)
-  padded[: len(rows)] = rows
-  everything = multihost_utils.process_allgather(padded, tiled=True)
-  return np.asarray(everything, rows.dtype)[:size]
+  each, out = -(-size // count()), []
+  for rows in arrays:
+    padded = np.zeros((each, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    everything = multihost_utils.process_allgather(padded, tiled=True)
+    out.append(np.asarray(everything, rows.dtype)[:size])
+  return out
+
+
+def fetch(array: Any) -> np.ndarray:
+  """All of an array of JAX's on the host, also where others hold parts of it.
+
+  All processes that hold some have to ask, so never within `on_first`.
+  """
+  if _job is None or getattr(array, 'is_fully_addressable', True):
+    return np.asarray(array)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(array, tiled=True)
 
 
 def check_same(what: str, mine: Mapping[str, str]) -> None:

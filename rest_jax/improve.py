@@ -288,7 +288,8 @@ def _network(
   def wrapped() -> Params:
     read = {
       stage: context.read_params(stage)
-      for stage in {step.start, *map(stages.get, training.loss.anchors)}
+      # In one order in all processes, which read them together.
+      for stage in sorted({step.start, *map(stages.get, training.loss.anchors)})
     }
     anchors = {name: read[stages[name]] for name in training.loss.anchors}
     return network.wrap(read[step.start], anchors)
@@ -400,7 +401,8 @@ def _score_rows(
 ) -> None:
   """Has the log-probabilities computed that the loss needs of policies."""
   by = {'bc_log_probs': BC, 'start_log_probs': step.start}
-  batches = loader.TrainingBatches(rows, training.packing, seed=0)
+  share = context.policy.placement.batch_share
+  batches = loader.TrainingBatches(rows, training.packing, 0, 'union', *share)
   for name in training.loss.needs:
     if name == 'values':
       model, params = values.read(context, step.value)

@@ -10,7 +10,6 @@ from rest_jax import (
   evaluate,
   grown_data,
   improve,
-  losses,
   online_training,
   values,
 )
@@ -69,7 +68,7 @@ def value_stage(run: ReST, policy: PolicyPlan) -> Iterator[StagePlan]:
       'permuted': 'texts' if permuted == 'texts' else permuted is not None,
     },
     execute,
-    lone='a value model',
+    together=True,
   )
 
 
@@ -120,7 +119,7 @@ def online_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     lambda context, stage: online_training.run(
       context, stage, settings, run.evaluate, run.annotate.reward
     ),
-    lone=f'online {settings.algorithm.upper()}',
+    together=True,
   )
 
 
@@ -168,14 +167,7 @@ def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
       context, stage, settings, run.evaluate, run.annotate.reward, step
     ),
     together=True,
-    lone=_lone(loss_of(run, policy)),
   )
-
-
-def _lone(loss: losses.PolicyLoss) -> str:
-  """Names a loss that needs other networks beside the policy."""
-  others = loss.anchors or loss.duals or set(loss.needs) & set(losses.SCORED)
-  return f'the loss {loss.name!r}' if others else ''
 
 
 def _selecting_config(settings: evaluate.Evaluate) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rest_jax import (
   anchored,
   generation,
   grow,
+  hosts,
   losses,
   online_losses,
   preemption,
@@ -163,12 +164,13 @@ class Trainer:
       that the loss needs.
     """
     settings = self._settings
-    tokens = [self._sources.source_tokens[i] for i in chosen]
-    generated = self._draw(params, number, chosen, tokens)
+    generated, rewards = self._drawn(params, number, chosen)
     self.decoded_tokens += int(generated.lengths.sum())
-    rewards = self._rewards(chosen, generated)
     made = one_batch.OneBatch(
-      _samples(tokens, generated), self._row, self._multiple
+      _samples([self._sources.source_tokens[i] for i in chosen], generated),
+      self._row,
+      self._multiple,
+      *self._policy.placement.batch_share,
     )
     batch = step.put_batch(self._policy, made.batch())
     # Figures of tokens, [s · n, t].
@@ -192,14 +194,27 @@ class Trainer:
       made.rows.add_figure(name, of_tokens[counted].astype(np.float32))
     return made
 
-  def _draw(self, params, number, chosen, tokens) -> generation.Generated:
+  def _drawn(
+    self, params, number, chosen
+  ) -> tuple[generation.Generated, Float32[np.ndarray, 's n']]:
+    """Samples of sources and R(x, y) of each.
+
+    Each process draws and scores for its share of the sources: a sample depends
+    on neither.
+    """
+    mine = chosen[hosts.share(len(chosen))]
+    generated = self._draw(params, number, mine)
+    rewards = hosts.gather_rows(self._rewards(mine, generated), len(chosen))
+    return generated.gathered(len(chosen)), rewards
+
+  def _draw(self, params, number, chosen) -> generation.Generated:
     context, settings = self._context, self._settings
     decoder = context.decoder
     policy = decoder.inference_params(policy_of(self._network, params))
     return generation.generate(
       decoder,
       decoder.adopt(policy),
-      tokens,
+      [self._sources.source_tokens[i] for i in chosen],
       self._sources.source_ids[chosen],
       seed=context.seed,
       purpose='online',
@@ -208,6 +223,7 @@ class Trainer:
       sampling=settings.sampling,
       batching=self._batching,
       num_tokens=context.tokenizer.size,
+      advance=_get_on,
     )
 
   def _ppo_figures(self, rewards, penalty, promised, counted):
@@ -235,7 +251,14 @@ class Trainer:
       references and [references[i] for i in chosen for _ in range(n)],
       batch_size=self._context.score_batch_size,
       cache=self._context.scores,
+      advance=_get_on,
     ).reshape(len(chosen), n)
+
+
+def _get_on(done: int) -> None:
+  """After tokens or rows. It never ends the run, whose state is not saved."""
+  del done
+  preemption.get_on()
 
 
 def _samples(
@@ -325,6 +348,8 @@ def run(
       settings, optimizer=anchored.of_part(settings.optimizer)
     )
   sources = rewarded.Split(context, 'grow')
+  # Of all sources, before any process draws for some.
+  settings.batching.check_fits(max(map(len, sources.source_tokens)))
   trainer = Trainer(context, settings, reward, network, behaviour, sources)
   selecting = evaluate_lib.SelectReward(context, evaluation, reward)
   outcome = training_stage.train(

@@ -117,6 +117,16 @@ def check() -> None:
     raise preempted()
 
 
+def get_on() -> None:
+  """As `check`, in work that all processes end together or not at all.
+
+  Raises:
+    HostsError: another process failed.
+  """
+  if hosts.count() > 1:
+    hosts.get_on(_NOTICE)
+
+
 def agree() -> None:
   """Ends the run in all processes or in none, before work of them together.
 

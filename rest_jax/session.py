@@ -25,7 +25,6 @@ from rest_jax import (
   reports,
   rest,
   scratch,
-  stage_plan,
   stages,
   storage,
   train_reward,
@@ -214,7 +213,6 @@ class Session:
         '--run_mode=import_samples needs IMPORTED_SAMPLES, a .tsv, .jsonl or'
         ' .parquet file of outputs; set it in every later command too.'
       )
-    stage_plan.check_processes(self._context, chosen)
     hosts.on_first(lambda: self._check_ahead(chosen))
     ran = 0
     for plan in chosen:

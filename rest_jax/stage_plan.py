@@ -1,12 +1,11 @@
 """What a stage of a run is, before it is run."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-from rest_jax import config, hosts, train_reward
+from rest_jax import config, train_reward
 from rest_jax.context import Context
-from rest_jax.errors import ConfigurationError
 from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
 
@@ -35,8 +34,6 @@ class StagePlan:
     execute: writes and commits it.
     together: whether all processes of a job do so together; else the first one
       does so alone.
-    lone: what in the configuration lets only a job of one process make it; ''
-      where any can.
     files: binding → file outside the run whose content it depends on.
     checkpoints: binding → checkpoint outside the run, likewise.
   """
@@ -47,33 +44,8 @@ class StagePlan:
   config: dict[str, Any]
   execute: Callable[[Context, Stage], None]
   together: bool = False
-  lone: str = ''
   files: dict[str, str] = dataclasses.field(default_factory=dict)
   checkpoints: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def check_processes(context: Context, plans: Sequence[StagePlan]) -> None:
-  """Finds now what would stop a job of several processes after hours of Grow.
-
-  Raises:
-    ConfigurationError: a stage that is not there yet has to be made by one.
-  """
-  if hosts.count() == 1:
-    return
-  names = hosts.on_first(
-    lambda: [
-      plan.name
-      for plan in plans
-      if plan.lone and not context.stage(plan.name).committed
-    ]
-  )
-  for plan in plans:
-    if plan.name in names:
-      raise ConfigurationError(
-        f'{plan.name}: {plan.lone} is for one process, and this job has'
-        f' {hosts.count()}: make what comes before with --run_mode=grow and'
-        ' --run_mode=annotate here, and this with one process.'
-      )
 
 
 def learned_inputs(*models: base.RewardModel) -> tuple[str, ...]:

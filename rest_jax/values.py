@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Key
 
 from rest_jax import (
   grown_data,
+  hosts,
   losses,
   offline_losses,
   online_losses,
@@ -188,17 +189,26 @@ def run(
   loss = offline_losses.ValueRegression()
   training = dataclasses.replace(settings.training, loss=loss)
   model = ValueModel(context.model, context.layout)
-  parts = {
-    name: loader.TrainingBatches(
+  paths = {name: stage.work / name for name in ('rows', 'held_out')}
+
+  def write() -> None:
+    for name, path in paths.items():
       loader.write_rows(
-        scratch.local(stage.work / name),
+        scratch.local(path),
         _part(_rows(grown, loss), settings.held_out, name == 'held_out'),
         figures=grown_data.written_figures(loss),
-      ),
+      )
+
+  hosts.on_first(write)
+  parts = {
+    name: loader.TrainingBatches(
+      loader.TrainingRows.open(scratch.share(path)),
       training.packing,
       context.seed,
+      'union',
+      *model.placement.batch_share,
     )
-    for name in ('rows', 'held_out')
+    for name, path in paths.items()
   }
   eval_step = step.make_eval_step(model, loss)
 

@@ -7,6 +7,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -104,6 +105,8 @@ def test_alone_everything_is_what_it_was():
   assert list(hosts.mine('abc')) == ['a', 'b', 'c']
   rows = np.ones((2, 3))
   assert hosts.gather_rows(rows, 2) is rows
+  assert hosts.gather_each([rows, rows[:1]], 2)[0] is rows
+  np.testing.assert_array_equal(hosts.fetch(jnp.ones(2)), np.ones(2))
   hosts.check_same('x', {'name': 'text'})
   hosts.fail(RewardError('nobody hears it'))
   cluster.leave(0)

@@ -16,7 +16,6 @@ from rest_jax import (
   online_losses,
   online_training,
   rewarded,
-  stage_plan,
   values,
 )
 from rest_jax.checkpoint import native
@@ -123,6 +122,18 @@ def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
   assert other.target_tokens.tolist() != rows.target_tokens.tolist()
   same = made.experience(params, 0, np.array([0, 2, 3, 5])).rows
   np.testing.assert_array_equal(same.target_tokens, rows.target_tokens)
+
+
+def test_processes_draw_and_score_what_one_does(context, monkeypatch):
+  made, params = trainer(context, SETTINGS)
+  chosen = np.array([0, 2, 3, 5])
+  generated, rewards = made._drawn(params, 0, chosen)
+  # The last of three has no source.
+  for share in (slice(0, 3), slice(3, 4), slice(4, 4)):
+    monkeypatch.setattr(online_training.hosts, 'share', lambda _, s=share: s)
+    mine, of_mine = made._drawn(params, 0, chosen)
+    np.testing.assert_array_equal(mine.tokens, generated.tokens[share])
+    np.testing.assert_array_equal(of_mine, rewards[share])
 
 
 def test_a_batch_is_decoded_in_no_more_rows_than_it_fills(context, monkeypatch):
@@ -342,23 +353,6 @@ def _run_until_commit(context, stage, settings):
     online_training.run(context, stage, settings, evaluation(), Bytes())
   finally:
     del stage.commit
-
-
-def test_several_processes_are_refused_before_anything_is_made(
-  context, monkeypatch
-):
-  def plan(name, lone):
-    return stage_plan.StagePlan(name, 'improve', (), {}, print, lone=lone)
-
-  plans = [plan('other', 'online PPO'), plan('online/new', 'online RLOO')]
-  stage_plan.check_processes(context, plans)
-  monkeypatch.setattr(stage_plan.hosts, 'count', lambda: 2)
-  with pytest.raises(
-    errors.ConfigurationError, match=r'online/new: online RLOO is for one'
-  ):
-    stage_plan.check_processes(context, plans)
-  # What is made already, and what any job can make.
-  stage_plan.check_processes(context, [plans[0], plan('online/new', '')])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from rest_jax import (
   stages,
   supervised,
   train_reward,
+  values,
 )
 from rest_jax.context import Context
 from rest_jax.data import corpora, prepare, reward_rows
@@ -517,15 +518,18 @@ def test_bc_trained_on_keeps_what_the_loss_shares_with_bc(run):
   )
 
 
-def test_what_only_one_process_can_make_says_so(run):
-  def lone(made):
-    return {p.lone for p in stages.plan(made) if p.lone}
-
-  assert lone(run) == set()
-  gold = with_loss(run, offline_losses.Gold())
-  assert lone(gold) == {"the loss 'gold'"}
-  clipped = with_loss(run, offline_losses.ClippedImportance())
-  assert lone(clipped) == set()
+def test_all_that_trains_or_asks_networks_is_made_by_all_processes(run):
+  learned = values.TrainValue(run.improve.training, run.improve.stopping)
+  with_values = with_loss(
+    run,
+    offline_losses.ActorCritic(),
+    improve={'value': learned},
+    online=(online.Online(Optimizer(), run.improve.stopping),),
+  )
+  alone = {'data', 'check_reward'}
+  for made in stages.plan(with_values):
+    kept = made.kind in alone or made.name.endswith('/reward')
+    assert made.together == (not kept), made.name
 
 
 def test_bc_is_asked_about_what_later_policies_drew(run):

@@ -100,19 +100,7 @@ def _assert_same_run(run: pathlib.Path, expected: pathlib.Path) -> None:
   for folder in ('grow_1/scores/shared_letters', 'grow_1/reward'):
     assert _rows(run, folder).equals(_rows(expected, folder))
   for policy in _POLICIES:
-    params = running.parameters(run / policy)
-    others = running.parameters(expected / policy)
-    assert params.keys() == others.keys()
-    for name, values in params.items():
-      np.testing.assert_allclose(
-        values, others[name], rtol=2e-4, atol=2e-5, err_msg=f'{policy}: {name}'
-      )
-    made, other = (
-      json.loads((one / policy / 'stage.json').read_text())
-      for one in (run, expected)
-    )
-    assert made['config'] == other['config']
-    assert made['counts'] == other['counts']
+    _assert_same_stage(run / policy, expected / policy)
   for row, other in zip(
     running.results(run), running.results(expected), strict=True
   ):
@@ -121,6 +109,21 @@ def _assert_same_run(run: pathlib.Path, expected: pathlib.Path) -> None:
         assert float(value) == pytest.approx(float(other[name]), abs=1e-2)
       except ValueError:
         assert value == other[name]
+
+
+def _assert_same_stage(made: pathlib.Path, expected: pathlib.Path) -> None:
+  """Parameters equal to rounding, and what was counted."""
+  params, others = map(running.parameters, (made, expected))
+  assert params.keys() == others.keys()
+  for name, values in params.items():
+    np.testing.assert_allclose(
+      values, others[name], rtol=2e-4, atol=2e-5, err_msg=f'{made}: {name}'
+    )
+  manifest, other = (
+    json.loads((stage / 'stage.json').read_text()) for stage in (made, expected)
+  )
+  assert manifest['config'] == other['config']
+  assert manifest['counts'] == pytest.approx(other['counts'], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,84 @@ def test_parameters_split_over_processes(four_devices, compiled, tmp_path):
       assert _statuses(ended) == [0, 0], _said(ended)
     runs.append(run)
   _assert_same_run(runs[1], runs[0])
+
+
+_SPLIT = ('--gin.FSDP=True', '--gin.GROW_MODEL_PARALLEL=2')
+_VALUES = ('--run_mode=improve', '--gin.values.TrainValue.held_out=0.4')
+
+
+@pytest.mark.parametrize(
+  'flags, stages',
+  [
+    # Its value model is trained beside the policy.
+    (
+      (
+        '--gin_file=online/ppo.gin',
+        '--gin.online.Online.updates_per_batch=2',
+        '--stage=online/ppo',
+        *_SPLIT,
+      ),
+      ['online/ppo'],
+    ),
+    # A value model beforehand, log-probabilities and distributions of two other
+    # policies, dual variables.
+    (
+      ('--gin_file=losses/bvmpo.gin', *_VALUES),
+      ['grow_1/value', 'grow_1/improve_0', 'grow_1/improve_1'],
+    ),
+    pytest.param(
+      ('--gin_file=online/rloo.gin', '--stage=online/rloo'),
+      ['online/rloo'],
+      marks=pytest.mark.release,
+    ),
+    pytest.param(
+      ('--gin_file=losses/oac.gin', *_VALUES, *_SPLIT),
+      ['grow_1/value', 'grow_1/improve_1'],
+      marks=pytest.mark.release,
+    ),
+  ],
+  ids=['ppo', 'bvmpo', 'rloo', 'oac'],
+)
+def test_processes_train_as_one_does(
+  flags, stages, four_devices, compiled, tmp_path
+):
+  """Online, and by losses that ask other networks than the policy."""
+  shared = (f'--gin.GROW_FROM={four_devices}', '--gin.CONTROLS=()', _PARTS)
+  runs = tmp_path / '1', tmp_path / '2'
+  lines = [running.command(run, *flags, *shared) for run in runs]
+  running.start(lines[0], cache=compiled, devices=4)
+  ended = running.together([lines[1]] * 2, cache=compiled, devices=2)
+  assert _statuses(ended) == [0, 0], _said(ended)
+  for stage in stages:
+    _assert_same_stage(runs[1] / stage, runs[0] / stage)
+
+
+@pytest.mark.release
+def test_an_online_baseline_that_is_preempted_goes_on(
+  four_devices, compiled, tmp_path
+):
+  runs = tmp_path / '1', tmp_path / '2'
+  lines = [
+    running.command(
+      run,
+      '--gin_file=online/rloo.gin',
+      f'--gin.SUPERVISED_FROM={four_devices}',
+      '--stage=online/rloo',
+    )
+    for run in runs
+  ]
+  running.start(lines[0], cache=compiled, devices=4)
+  file = runs[1] / 'online/rloo/.work/checkpoints/0/checkpoint.json'
+  ended = running.together(
+    [lines[1]] * 2,
+    cache=compiled,
+    devices=2,
+    signalled=_at(file, 1, signal.SIGTERM),
+  )
+  assert _statuses(ended) == [75, 75], _said(ended)
+  ended = running.together([lines[1]] * 2, cache=compiled, devices=2)
+  assert _statuses(ended) == [0, 0], _said(ended)
+  _assert_same_stage(runs[1] / 'online/rloo', runs[0] / 'online/rloo')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax import errors, types
+from rest_jax import errors, hosts, types
 from rest_jax.data import packing as packing_lib
 from rest_jax.data import training_rows
 
@@ -138,9 +138,12 @@ class TrainingBatches:
     return map(self.__getitem__, itertools.count(step))
 
   def once(self) -> Iterator[types.Batch]:
-    """Yields every row once, in a fixed order; the last batch is padded."""
+    """Yields every row once, in a fixed order; the last batch is padded.
+
+    Of each batch this process's rows.
+    """
     for chosen in self._chosen_once():
-      yield assemble(self.rows, self.packing, chosen)
+      yield assemble(self.rows, self.packing, chosen[self._mine])
 
   def each_token(
     self,
@@ -150,12 +153,13 @@ class TrainingBatches:
     """A figure of every target token, of `once`, in the order of the rows.
 
     Args:
-      measure: gives the figures of a batch's target tokens, float32 [b, t].
+      measure: gives the figures of a batch's target tokens, float32 [b, t]:
+        of the rows of all processes, from this one's.
       first: of how many rows, from the first on; others have 0. None: all.
     """
     out = np.zeros(len(self.rows.target_tokens), np.float32)
     for chosen in self._chosen_once(first):
-      values = measure(assemble(self.rows, self.packing, chosen))
+      values = measure(assemble(self.rows, self.packing, chosen[self._mine]))
       unpack(self.rows, chosen, values, out)
     return out
 
@@ -164,13 +168,18 @@ class TrainingBatches:
   ) -> Iterator[list[np.ndarray]]:
     """Yields the numbers of the rows in each packed row of each batch."""
     everything = self._plan(np.arange(len(self.rows))[:first], 'any')
-    share = self.packing.rows_per_batch // self.process_count
-    for start in range(0, len(everything), self.packing.rows_per_batch):
-      mine = start + self.process_index * share
-      last = min(mine + share, len(everything))
-      chosen = [everything.row(i) for i in range(mine, last)]
-      chosen += [np.zeros(0, np.int64)] * (share - len(chosen))
+    size = self.packing.rows_per_batch
+    for start in range(0, len(everything), size):
+      last = min(start + size, len(everything))
+      chosen = [everything.row(i) for i in range(start, last)]
+      chosen += [np.zeros(0, np.int64)] * (size - len(chosen))
       yield chosen
+
+  @property
+  def _mine(self) -> slice:
+    """This process's packed rows of a batch."""
+    share = self.packing.rows_per_batch // self.process_count
+    return slice(self.process_index * share, (self.process_index + 1) * share)
 
   @property
   def steps_per_epoch(self) -> int:
@@ -289,12 +298,13 @@ def unpack(
   Args:
     rows: the training rows.
     packed: as `assemble` was given.
-    values: float32 [b, t], a figure of each target token of the batch.
+    values: float32 [b, t], a figure of each target token of the batch; where it
+      is spread over processes, all of them have to come here.
     out: a figure of each target token of the rows, in their order; those of
       tokens that the batch holds are written.
   """
   side = _side_of(rows.target_offsets, packed)
-  out[side.token] = np.asarray(values)[side.row, side.column]
+  out[side.token] = hosts.fetch(values)[side.row, side.column]
 
 
 def _pairs_and_numbers(packed) -> tuple[np.ndarray, np.ndarray]:

@@ -273,6 +273,27 @@ def test_a_figure_of_each_token_comes_back_in_the_order_of_the_rows(paired):
   assert values.dtype == np.float32
 
 
+@pytest.mark.parametrize('index', [0, 1])
+def test_each_process_takes_the_figures_of_all(paired, index):
+  packing = Packing(16, 24, 4)
+  batches = TrainingBatches(
+    paired, packing, seed=9, process_index=index, process_count=2
+  )
+  everything = TrainingBatches(paired, packing, seed=9).once()
+
+  def measure(
+    batch,
+  ):  # As a program of all processes, of which each has a part.
+    whole = next(everything).decoder_target_tokens
+    mine = whole[2 * index : 2 * index + 2]
+    np.testing.assert_array_equal(batch.decoder_target_tokens, mine)
+    return 3.0 * whole
+
+  np.testing.assert_array_equal(
+    batches.each_token(measure), 3.0 * paired.target_tokens
+  )
+
+
 def test_a_figure_that_is_added_is_laid_out_too(tmp_path):
   rows = loader.write_rows(tmp_path, [([5, 1], [7, 1], 1.0, True)])
   assert (

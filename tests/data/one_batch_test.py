@@ -42,6 +42,21 @@ def test_figures_go_in_and_come_out_in_the_order_of_the_rows():
   )
 
 
+def test_parts_of_processes_are_the_batch_one_after_the_other():
+  whole = OneBatch(rows(), SHAPE, 4)
+  parts = [OneBatch(rows(), SHAPE, 4, part, 2).batch() for part in range(2)]
+  for name in ('encoder_input_tokens', 'decoder_target_tokens'):
+    np.testing.assert_array_equal(
+      np.concatenate([getattr(part, name) for part in parts]),
+      getattr(whole.batch(), name),
+    )
+  # Figures come back from the whole.
+  tokens = OneBatch(rows(), SHAPE, 4, 1, 2).each_token(
+    whole.batch().decoder_target_tokens
+  )
+  np.testing.assert_array_equal(tokens, whole.rows.target_tokens)
+
+
 def test_a_sample_that_does_not_fit_is_an_error():
   with pytest.raises(errors.DataError, match=r'Packing\.target_length = 2'):
     OneBatch(rows(), Packing(8, 2, 1), 1)
