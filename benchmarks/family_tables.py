@@ -278,7 +278,9 @@ def best_of_n(seeds: dict[int, Rows]) -> tuple[list[str], figures.Figure]:
       if column != 'MBR'
     }
     axes.plot(list(means), list(means.values()), 'o-', ms=3, label=policy)
-  axes.set(xscale='log', xlabel='N', ylabel='reward of the best')
+  axes.set_xscale('log', base=2)
+  axes.set_xticks(list(means), list(map(str, means)))
+  axes.set(xlabel='N', ylabel='reward of the best')
   axes.legend(fontsize=7)
   axes.grid(alpha=0.3)
   return out[:-1], figure
