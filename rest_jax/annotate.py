@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from etils import epath
+from jaxtyping import Float32
 
-from rest_jax import config, hosts, preemption
-from rest_jax import parts as parts_lib
+from rest_jax import config, preemption, score_parts
 from rest_jax.context import IMPORTED, REWARD_DATA, Context
 from rest_jax.data import scored, store
 from rest_jax.data.lookup import Lookup
@@ -109,45 +110,29 @@ def run_scores(
     RewardError: the metric failed, gave a NaN or left its range, or needs
       references that some source lacks.
   """
-  began = time.monotonic()
   context.forget_params()  # A learned metric has parameters of its own.
-  samples.verify()
-  # As committed: a listing of the folder may differ from host to host (NFS).
-  names = [
-    name for name in sorted(samples.manifest['files']) if store.is_part(name)
-  ]
-  left, infos = parts_lib.deal(stage, names)
-  references = _ReferenceColumn(context, model, samples)
-  done = before = sum(info['rows'] for info in infos.values())
-  total = store.count_rows(samples.folder) // hosts.count()
-  for name in left:
-    since, path = time.monotonic(), samples.folder / name
-    hosts.see(path)
-    table = store.read_part(
-      path, ('source_id', 'sample_index', 'source', 'target')
-    )
-    scores = scoring.raw_scores(
-      model,
-      table['source'].to_pylist(),
-      table['target'].to_pylist(),
-      references(table),
-      batch_size=context.score_batch_size,
-      cache=context.scores,
-      advance=lambda rows: preemption.check(),
-    )
-    info = {
-      'rows': len(scores),
-      'seconds': time.monotonic() - since,
-    }
-    stage.write_part(name, store.scores_part(path, scores), info)
-    infos[name] = info
-    done += info['rows']
-    context.progress.update(
-      done, total, **{'rows/s': (done - before) / (time.monotonic() - began)}
-    )
-  parts_lib.commit(
-    stage, infos, ('rows',), began, {'info': dataclasses.asdict(model.info)}
-  )
+
+  def make_scorer() -> score_parts.Scorer:
+    references = _ReferenceColumn(context, model, samples)
+
+    def score(path: epath.Path) -> Float32[np.ndarray, ' rows']:
+      table = store.read_part(
+        path, ('source_id', 'sample_index', 'source', 'target')
+      )
+      return scoring.raw_scores(
+        model,
+        table['source'].to_pylist(),
+        table['target'].to_pylist(),
+        references(table),
+        batch_size=context.score_batch_size,
+        cache=context.scores,
+        advance=lambda rows: preemption.check(),
+      )
+
+    return score
+
+  info = dataclasses.asdict(model.info)
+  score_parts.run(context, stage, samples, make_scorer, {'info': info})
 
 
 class _ReferenceColumn:

@@ -1,13 +1,13 @@
 """log π_BC(y | x) of stored samples, which later policies are held against."""
 
-import time
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float32
 
-from rest_jax import generation, hosts, parts, preemption
+from rest_jax import generation, preemption, score_parts
 from rest_jax.context import BC, Context
 from rest_jax.data import store
 from rest_jax.data.lookup import Lookup
@@ -39,41 +39,29 @@ def run(
     samples: the grown dataset; committed.
     batching: shapes, those of Grow.
   """
-  began = time.monotonic()
-  samples.verify()
-  # As committed: a listing of the folder may differ from host to host (NFS).
-  names = [
-    name for name in sorted(samples.manifest['files']) if store.is_part(name)
-  ]
-  left, infos = parts.deal(stage, names)
-  params = context.decoding_params(BC)
-  columns = ('source_id', 'source_tokens')
-  tokens_of = Lookup(context.sources('grow', columns), columns[1])
-  done = before = sum(info['rows'] for info in infos.values())
-  total = store.count_rows(samples.folder) // hosts.count()
-  for name in left:
-    since, path = time.monotonic(), samples.folder / name
-    hosts.see(path)
-    table = store.read_part(path, ('source_id', 'origin', 'target_tokens'))
-    drawn = np.flatnonzero(np.array(table['origin'].to_pylist()) == 'policy')
-    found = np.zeros(table.num_rows, np.float32)
-    own = table.take(drawn)
-    found[drawn] = log_probs(
-      context,
-      params,
-      tokens_of(own['source_id'].to_pylist()),
-      own['target_tokens'].to_pylist(),
-      batching,
-    )
-    info = {'rows': len(found), 'seconds': time.monotonic() - since}
-    stage.write_part(name, store.scores_part(path, found), info)
-    infos[name] = info
-    done += info['rows']
-    context.progress.update(
-      done, total, **{'rows/s': (done - before) / (time.monotonic() - began)}
-    )
-    preemption.check()
-  parts.commit(stage, infos, ('rows',), began)
+
+  def make_scorer() -> score_parts.Scorer:
+    params = context.decoding_params(BC)
+    columns = ('source_id', 'source_tokens')
+    tokens_of = Lookup(context.sources('grow', columns), columns[1])
+
+    def score(path: epath.Path) -> Float32[np.ndarray, ' rows']:
+      table = store.read_part(path, ('source_id', 'origin', 'target_tokens'))
+      drawn = np.flatnonzero(np.array(table['origin'].to_pylist()) == 'policy')
+      found = np.zeros(table.num_rows, np.float32)
+      own = table.take(drawn)
+      found[drawn] = log_probs(
+        context,
+        params,
+        tokens_of(own['source_id'].to_pylist()),
+        own['target_tokens'].to_pylist(),
+        batching,
+      )
+      return found
+
+    return score
+
+  score_parts.run(context, stage, samples, make_scorer)
 
 
 def log_probs(

@@ -245,8 +245,10 @@ def meant(text: str, imports: Iterable[Any]) -> str:
     return ''
   found = set()
   for each in imports:
-    named = getattr(sys.modules.get(each.module), unknown[1], None)
-    if getattr(named, '__module__', '') == each.module:
+    there = sys.modules.get(each.module)
+    named = getattr(there, unknown[1], None)
+    exported = unknown[1] in getattr(there, '__all__', ())
+    if exported or getattr(named, '__module__', '') == each.module:
       module = each.alias or each.module.rpartition('.')[2]
       found.add(f'{module}.{unknown[1]}')
   return f'; perhaps {" or ".join(sorted(found))} is meant' if found else ''

@@ -20,14 +20,13 @@ from rest_jax import (
   grow,
   hosts,
   language,
-  preemption,
   significance,
 )
 from rest_jax import rewarded as rewarded_lib
 from rest_jax.context import Context
 from rest_jax.data import store
 from rest_jax.decoding.sampling import Sampling
-from rest_jax.errors import ConfigurationError, PreemptionError
+from rest_jax.errors import ConfigurationError
 from rest_jax.rewards import base, scoring
 from rest_jax.run_directory import Stage
 from rest_jax.types import Params
@@ -96,49 +95,23 @@ class Evaluate:
       ) from error
 
 
-class SelectReward:
-  """From parameters to their mean reward on D_select; counts what it costs.
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+  """What was found out of a policy, by all processes.
 
   Attributes:
-    num_samples: samples that each call draws.
-    decoded_tokens: tokens of all calls so far.
+    samples: at `Evaluate.sampling`.
+    greedy: at temperature 0.
+    beams: texts of beam search.
+    scores: column → [k, n], further metrics' of the samples.
+    figures: of results.csv, as far as they need the policy.
   """
 
-  def __init__(
-    self, context: Context, settings: Evaluate, reward: base.RewardModel
-  ):
-    """Reads the sources; draws nothing yet."""
-    split = rewarded_lib.Split(context, 'select', settings.select_sources)
-    self._rewarded = rewarded_lib.Rewarded(
-      context, settings.batching, reward, split
-    )
-    self._context, self._settings = context, settings
-    self._num_sources = len(split.sources)
-    self.num_samples = self._num_sources * settings.select_samples
-    self.decoded_tokens = 0
-
-  def __call__(self, params: Params) -> float:
-    """The mean reward, in [0, 1].
-
-    Raises:
-      PreemptionError: in all processes, SIGTERM came to one.
-    """
-    decoder, settings = self._context.decoder, self._settings
-    params = decoder.adopt(decoder.inference_params(params))
-    stopped, rewards, generated = None, None, None
-    try:
-      rewards, _, generated = self._rewarded.of_share(
-        params, settings.sampling, settings.select_samples
-      )
-    except PreemptionError as error:
-      stopped = error
-    # To save what was trained, all have to stop where one does.
-    if any(hosts.gather('whether to stop', stopped is not None)):
-      raise stopped or preemption.preempted()
-    tokens = hosts.gather('decoded tokens', int(generated.lengths.sum()))
-    self.decoded_tokens += sum(tokens)
-    rewards = hosts.gather_rows(rewards, self._num_sources)
-    return float(rewards.mean(dtype=np.float64))
+  samples: rewarded_lib.Outputs
+  greedy: rewarded_lib.Outputs
+  beams: list[str]
+  scores: dict[str, Float[np.ndarray, 'k n']]
+  figures: dict[str, Any]
 
 
 def run(
@@ -170,21 +143,35 @@ def run(
       has none.
   """
   began = time.monotonic()
-  params = context.decoding_params(policy_name)
   data = rewarded_lib.Split(context, split)
+  measured = _measure(
+    context, settings, policy_name, data, reward, further_metrics
+  )
+  measured.figures['reward_trained_on'] = ' '.join(reward_trained_on)
+  hosts.on_first(
+    lambda: _write(context, stage, settings, policy_name, data, measured, began)
+  )
+
+
+def _measure(
+  context: Context,
+  settings: Evaluate,
+  policy_name: str,
+  data: rewarded_lib.Split,
+  reward: base.RewardModel,
+  further_metrics: Sequence[base.RewardModel],
+) -> _Measured:
+  """Draws from the policy and scores what it says."""
+  params = context.decoding_params(policy_name)
   rewarded = rewarded_lib.Rewarded(context, settings.batching, reward, data)
   progress = functools.partial(context.progress.update, total=5)
-  sampled, texts, generated = rewarded(
-    params, settings.sampling, settings.num_samples
-  )
+  samples = rewarded(params, settings.sampling, settings.num_samples)
   progress(1)
-  greedy, greedy_texts, greedily = rewarded(
-    params, Sampling(temperature=0.0), 1
-  )
+  greedy = rewarded(params, Sampling(temperature=0.0), 1)
   progress(2)
   best_t = _best_temperature(context, settings, reward, params)
   best = dataclasses.replace(settings.sampling, temperature=best_t)
-  at_best, _, _ = rewarded(params, best, settings.num_samples)
+  at_best = rewarded.mean(params, best, settings.num_samples)
   progress(3)
   beams = _beam_texts(context, settings, params, data)
   progress(4)
@@ -192,44 +179,58 @@ def run(
     context,
     further_metrics,
     data,
-    {'mean': (texts, settings.num_samples), 'greedy': (greedy_texts, 1)},
+    {
+      'mean': (samples.texts, settings.num_samples),
+      'greedy': (greedy.texts, 1),
+    },
   )
-  texts, generated = _everybodys(context, data, texts, generated)
-  greedy_texts, _ = _everybodys(context, data, greedy_texts, greedily)
-  figures = _figures(sampled, greedy) | {
-    'reward_best_t': 100 * float(at_best.mean(dtype=np.float64)),
+  samples, greedy = (
+    outputs.gathered(context, len(data.sources))
+    for outputs in (samples, greedy)
+  )
+  figures = _figures(samples.rewards, greedy.rewards) | {
+    'reward_best_t': 100 * at_best,
     'best_t': best_t,
-    'reward_trained_on': ' '.join(reward_trained_on),
     'further': further,
   }
   if settings.divergence_sources:
     figures |= _divergence(context, settings, policy_name, params, data)
   progress(5)
+  return _Measured(samples, greedy, beams, scores, figures)
 
-  def finish() -> None:
-    columns = {'reward': sampled, **scores}
-    table = _write_samples(stage, data, texts, generated, columns)
-    _write_beams(stage, data, beams, greedy_texts, greedy)
-    figures.update(diagnostics.describe(table))
-    figures.update(
-      diagnostics.corpus_scores(
-        beams, data.references, settings.target_language
-      )
-    )
-    numbers = (figures | further).items()
-    split = stage.name.rpartition('/')[2]
-    context.progress.scalars(
-      policy_name,
-      0,
-      {f'{split}/{k}': v for k, v in numbers if isinstance(v, float)},
-    )
-    stage.commit(
-      counts={'sources': len(data.sources), 'samples': sampled.size},
-      seconds=time.monotonic() - began,
-      extra={'figures': figures},
-    )
 
-  hosts.on_first(finish)
+def _write(
+  context: Context,
+  stage: Stage,
+  settings: Evaluate,
+  policy_name: str,
+  data: rewarded_lib.Split,
+  measured: _Measured,
+  began: float,
+) -> None:
+  """Writes the outputs and commits the figures."""
+  table = _write_samples(stage, data, measured)
+  _write_beams(stage, data, measured)
+  figures = (
+    measured.figures
+    | diagnostics.describe(table)
+    | diagnostics.corpus_scores(
+      measured.beams, data.references, settings.target_language
+    )
+  )
+  numbers = (figures | figures['further']).items()
+  split = stage.name.rpartition('/')[2]
+  context.progress.scalars(
+    policy_name,
+    0,
+    {f'{split}/{k}': v for k, v in numbers if isinstance(v, float)},
+  )
+  rewards = measured.samples.rewards
+  stage.commit(
+    counts={'sources': len(data.sources), 'samples': rewards.size},
+    seconds=time.monotonic() - began,
+    extra={'figures': figures},
+  )
 
 
 def _figures(
@@ -261,19 +262,6 @@ def _divergence(
     num_samples=settings.num_samples,
     batching=settings.batching,
   )
-
-
-def _everybodys(
-  context: Context,
-  data: rewarded_lib.Split,
-  texts: list[str],
-  generated: generation.Generated,
-) -> tuple[list[str], generation.Generated]:
-  """The outputs of all processes, from those of this one's share."""
-  if hosts.count() == 1:
-    return texts, generated
-  generated = generated.gathered(len(data.sources))
-  return grow.decode(context, generated), generated
 
 
 def _all_further(
@@ -346,8 +334,7 @@ def _best_temperature(
 
   def mean_at(temperature: float) -> float:
     sampling = dataclasses.replace(settings.sampling, temperature=temperature)
-    rewards, _, _ = rewarded(params, sampling, settings.select_samples)
-    return float(rewards.mean(dtype=np.float64))
+    return rewarded.mean(params, sampling, settings.select_samples)
 
   return max(settings.temperatures, key=mean_at)
 
@@ -375,34 +362,29 @@ def _beam_texts(
 
 
 def _write_samples(
-  stage: Stage,
-  data: rewarded_lib.Split,
-  texts: Sequence[str],
-  generated: generation.Generated,
-  columns: dict[str, Float[np.ndarray, 'k n']],
+  stage: Stage, data: rewarded_lib.Split, measured: _Measured
 ) -> pa.Table:
-  table = grow.sample_rows(data.table, generated, texts, grow_step=0)
-  for name, values in columns.items():
+  samples = measured.samples
+  table = grow.sample_rows(
+    data.table, samples.generated, samples.texts, grow_step=0
+  )
+  for name, values in ({'reward': samples.rewards} | measured.scores).items():
     table = table.append_column(name, pa.array(values.reshape(-1)))
   stage.write_part('samples.parquet', store.table_bytes(table))
   return table
 
 
 def _write_beams(
-  stage: Stage,
-  data: rewarded_lib.Split,
-  beams: Sequence[str],
-  greedy: Sequence[str],
-  greedy_rewards: np.ndarray,
+  stage: Stage, data: rewarded_lib.Split, measured: _Measured
 ) -> None:
   table = pa.table(
     {
       'source_id': data.table['source_id'],
       'source': data.table['source'],
       'reference': data.table['target'],
-      'beam': list(beams),
-      'greedy': list(greedy),
-      'greedy_reward': greedy_rewards[:, 0],
+      'beam': measured.beams,
+      'greedy': measured.greedy.texts,
+      'greedy_reward': measured.greedy.rewards[:, 0],
     }
   )
   stage.write_part('beam.parquet', store.table_bytes(table))

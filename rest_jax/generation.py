@@ -15,6 +15,7 @@ from rest_jax import hosts
 from rest_jax import policy as policy_lib
 from rest_jax import slots as slots_lib
 from rest_jax.data import buckets as buckets_lib
+from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.decoding import sampling as sampling_lib
 from rest_jax.decoding.loop import Drawn
 from rest_jax.errors import ConfigurationError
@@ -146,6 +147,14 @@ class Generated:
     ends = self.tokens[place] == eos_id
     self.finished[place[0][ends], samples[ends]] = True
     return len(positions)
+
+  def texts(self, tokenizer: tokenizer_lib.Tokenizer) -> list[str]:
+    """The k · n texts, source by source."""
+    flat = self.tokens.reshape(-1, self.tokens.shape[-1])
+    return [
+      tokenizer.decode(row[:length].tolist())
+      for row, length in zip(flat, self.lengths.reshape(-1), strict=True)
+    ]
 
   def gathered(self, num_sources: int) -> 'Generated':
     """The samples of all processes, each having drawn those of its share.

@@ -261,18 +261,8 @@ def _grown(
     num_tokens=context.tokenizer.size,
     advance=advance,
   )
-  texts = decode(context, generated)
+  texts = generated.texts(context.tokenizer)
   return sample_rows(sources, generated, texts, grow_step)
-
-
-def decode(context: Context, generated: generation.Generated) -> list[str]:
-  """The texts of all samples, source by source."""
-  flat = generated.tokens.reshape(-1, generated.tokens.shape[-1])
-  lengths = generated.lengths.reshape(-1)
-  return [
-    context.tokenizer.decode(row[:length].tolist())
-    for row, length in zip(flat, lengths, strict=True)
-  ]
 
 
 def _describe(table: pa.Table) -> dict[str, int]:

@@ -23,6 +23,7 @@ from rest_jax import (
   random_control,
   schedule,
   scratch,
+  select_reward,
   selection,
   supervised,
   training_stage,
@@ -210,7 +211,7 @@ def run(
   if step.twin is not None:
     stopping = _as_long_as(context.read(step.twin), stopping)
   batches = _batches(context, rows, training, mixture, _seed(context, step))
-  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
+  selecting = select_reward.SelectReward(context, evaluation, reward)
   outcome = training_stage.train(
     context,
     stage,

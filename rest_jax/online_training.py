@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float32
 from rest_jax import (
   anchored,
   generation,
-  grow,
   hosts,
   losses,
   online_losses,
   preemption,
   rewarded,
+  select_reward,
   training_stage,
   values,
 )
@@ -247,7 +247,7 @@ class Trainer:
     return scoring.rewards(
       self._reward,
       [self._sources.sources[i] for i in chosen for _ in range(n)],
-      grow.decode(self._context, generated),
+      generated.texts(self._context.tokenizer),
       references and [references[i] for i in chosen for _ in range(n)],
       batch_size=self._context.score_batch_size,
       cache=self._context.scores,
@@ -351,7 +351,7 @@ def run(
   # Of all sources, before any process draws for some.
   settings.batching.check_fits(max(map(len, sources.source_tokens)))
   trainer = Trainer(context, settings, reward, network, behaviour, sources)
-  selecting = evaluate_lib.SelectReward(context, evaluation, reward)
+  selecting = select_reward.SelectReward(context, evaluation, reward)
   outcome = training_stage.train(
     context,
     stage,

@@ -1,12 +1,13 @@
 """A policy's outputs for some sources, and the rewards that they get."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from rest_jax import generation, grow, hosts, preemption
+from rest_jax import generation, hosts, preemption
 from rest_jax.context import Context
 from rest_jax.decoding.sampling import Sampling
 from rest_jax.rewards import base, scoring
@@ -14,7 +15,7 @@ from rest_jax.types import Params
 
 
 class Split:
-  """The sources of D_select, D_report or the test data, in memory."""
+  """The sources of a split, such as D_report, in memory."""
 
   def __init__(self, context: Context, split: str, limit: int | None = None):
     """Reads the first `limit` sources of a split."""
@@ -27,8 +28,37 @@ class Split:
     self.references = None if None in targets else targets
 
 
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """Outputs for the k sources of a split, or of this process's share of it.
+
+  Attributes:
+    rewards: [k, n], in [0, 1].
+    texts: k · n, source by source.
+    generated: their tokens.
+  """
+
+  rewards: Float[np.ndarray, 'k n']
+  texts: list[str]
+  generated: generation.Generated
+
+  def gathered(self, context: Context, num_sources: int) -> 'Outputs':
+    """Those of all processes, from those of this one's share."""
+    if hosts.count() == 1:
+      return self
+    generated = self.generated.gathered(num_sources)
+    return Outputs(
+      hosts.gather_rows(self.rewards, num_sources),
+      generated.texts(context.tokenizer),
+      generated,
+    )
+
+
 class Rewarded:
-  """Draws outputs for a split and gives them their rewards."""
+  """Draws outputs for a split and gives them their rewards.
+
+  Each process does so for its share of the sources.
+  """
 
   def __init__(
     self,
@@ -41,22 +71,16 @@ class Rewarded:
     self._context, self._batching = context, batching
     self._reward, self._split = reward, split
 
+  def mean(self, params: Params, sampling: Sampling, num_samples: int) -> float:
+    """The mean reward of all processes' outputs."""
+    rewards = self(params, sampling, num_samples).rewards
+    everybodys = hosts.gather_rows(rewards, len(self._split.sources))
+    return float(everybodys.mean(dtype=np.float64))
+
   def __call__(
     self, params: Params, sampling: Sampling, num_samples: int
-  ) -> tuple[Float[np.ndarray, 'k n'], list[str], generation.Generated]:
-    """Rewards [k, n] in [0, 1], texts (k · n) and tokens of the outputs.
-
-    Each process draws and scores its share; what is returned is everybody's,
-    but for the rest.
-    """
-    rewards, texts, generated = self.of_share(params, sampling, num_samples)
-    size = len(self._split.sources)
-    return hosts.gather_rows(rewards, size), texts, generated
-
-  def of_share(
-    self, params: Params, sampling: Sampling, num_samples: int
-  ) -> tuple[Float[np.ndarray, 'm n'], list[str], generation.Generated]:
-    """The same of this process's share of the sources.
+  ) -> Outputs:
+    """Draws `num_samples` outputs for each source of this process's share.
 
     Raises:
       PreemptionError: SIGTERM came, here or to another process.
@@ -77,7 +101,7 @@ class Rewarded:
       num_tokens=self._context.tokenizer.size,
       advance=check,
     )
-    texts = grow.decode(self._context, generated)
+    texts = generated.texts(self._context.tokenizer)
     references = split.references and repeat(
       split.references[share], num_samples
     )
@@ -90,7 +114,7 @@ class Rewarded:
       cache=self._context.scores,
       advance=check,
     ).reshape(-1, num_samples)
-    return rewards, texts, generated
+    return Outputs(rewards, texts, generated)
 
 
 def check(done: int) -> None:

@@ -31,7 +31,7 @@ from rest_jax import (
   translate,
 )
 from rest_jax.context import Context
-from rest_jax.data import tasks
+from rest_jax.data import seqio_library
 from rest_jax.errors import ConfigurationError, DataError, StorageError
 from rest_jax.profiling import Profile
 from rest_jax.progress import Progress
@@ -77,7 +77,7 @@ def open_run(
   # Checkpoints need absolute paths.
   directory = RunDirectory(storage.absolute(run.model_dir))
   if not storage.is_local(run.model_dir):
-    tasks.import_tensorflow()
+    seqio_library.import_tensorflow()
   with contextlib.ExitStack() as stack:
     if not read_only and hosts.is_first():
       stack.enter_context(directory.lock())

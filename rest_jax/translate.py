@@ -7,7 +7,7 @@ import sys
 import numpy as np
 from etils import epath
 
-from rest_jax import generation, grow, mbr, storage
+from rest_jax import generation, mbr, storage
 from rest_jax.context import Context
 from rest_jax.data import text as text_lib
 from rest_jax.decoding.sampling import Sampling
@@ -139,7 +139,7 @@ def _by_agreement(
     batching=evaluate.batching,
     num_tokens=context.tokenizer.size,
   )
-  texts = np.array(grow.decode(context, generated), object)
+  texts = np.array(generated.texts(context.tokenizer), object)
   groups = texts.reshape(len(sources), settings.mbr_samples).tolist()
   return [group[mbr.best(group)] for group in groups]
 

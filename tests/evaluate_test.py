@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import small_run
 
-from rest_jax import errors, evaluate
+from rest_jax import errors, evaluate, select_reward
 
 
 def test_the_temperature_is_chosen_on_the_other_half(monkeypatch, tmp_path):
@@ -15,10 +15,9 @@ def test_the_temperature_is_chosen_on_the_other_half(monkeypatch, tmp_path):
     def __init__(self, context, batching, reward, split):
       self.split = split
 
-    def __call__(self, params, sampling, num_samples):
+    def mean(self, params, sampling, num_samples):
       asked.append((self.split, sampling.temperature, num_samples))
-      mean = {0.1: 0.2, 0.5: 0.9, 0.8: 0.4}[sampling.temperature]
-      return np.full((3, num_samples), mean, np.float32), None, None
+      return {0.1: 0.2, 0.5: 0.9, 0.8: 0.4}[sampling.temperature]
 
   fake = types.SimpleNamespace(
     Split=lambda context, name, most: (name, most), Rewarded=Rewarded
@@ -60,18 +59,19 @@ def test_the_reward_that_chooses_is_the_mean_over_all_samples(
     def __init__(self, context, batching, reward, split):
       asked.append(split)
 
-    def of_share(self, params, sampling, num_samples):
+    def __call__(self, params, sampling, num_samples):
       asked.append((sampling, num_samples))
-      return rewards, [], types.SimpleNamespace(lengths=lengths)
+      generated = types.SimpleNamespace(lengths=lengths)
+      return types.SimpleNamespace(rewards=rewards, generated=generated)
 
   def split(context, name, most):
     return types.SimpleNamespace(name=name, most=most, sources=['x'] * 4)
 
   fake = types.SimpleNamespace(Split=split, Rewarded=Rewarded)
-  monkeypatch.setattr(evaluate, 'rewarded_lib', fake)
+  monkeypatch.setattr(select_reward, 'rewarded', fake)
   context = small_run.make(tmp_path)
   settings = small_run.evaluation()
-  mean = evaluate.SelectReward(context, settings, small_run.Bytes())
+  mean = select_reward.SelectReward(context, settings, small_run.Bytes())
   params = context.params('supervised')
   assert mean(params) == pytest.approx(2.4 / 8)
   assert (mean.num_samples, mean.decoded_tokens) == (8, 16)

@@ -16,12 +16,14 @@ from rest_jax import (
   cluster,
   evaluate,
   fingerprints,
+  generation,
   grow,
   hosts,
   job,
   parts,
   preemption,
   rewarded,
+  select_reward,
   stages,
 )
 from rest_jax.context import Context
@@ -486,21 +488,22 @@ def test_an_evaluation_while_training_ends_in_all_or_in_none(
 ):
   """To save what was trained they must all be there."""
 
-  def of_share(self, *_):
+  def outputs(self, *_):
     if here:
       raise preemption.preempted()
-    return np.zeros((1, 1), np.float32), [], None
+    drawn = generation.Generated.empty(1, 1, 2)
+    return rewarded.Outputs(np.zeros((1, 1), np.float32), [''], drawn)
 
   def one_source(self, *_):
     self.sources = ['x']
 
   monkeypatch.setattr(rewarded.Split, '__init__', one_source)
-  monkeypatch.setattr(rewarded.Rewarded, 'of_share', of_share)
+  monkeypatch.setattr(rewarded.Rewarded, '__call__', outputs)
   context = object.__new__(Context)
   vars(context)['decoder'] = Policy(T5Config(vocab_size=16))
   monkeypatch.setattr(Policy, 'adopt', lambda self, params: params)
   settings = evaluate.Evaluate(target_language='en')
-  mean = evaluate.SelectReward(context, settings, lexical.SentenceChrf())
+  mean = select_reward.SelectReward(context, settings, lexical.SentenceChrf())
   become(service, 1)
   told = [not here, here, False]  # By whom of the three it was heard.
   service.key_value_set('rest_jax/result/0', json.dumps(told))

@@ -496,6 +496,10 @@ _FAULTS = (
     ['--gin.Improve.learning_rate_decay=1.0'],
     'perhaps improve.Improve is meant',
   ),
+  (
+    ['--gin.TOKENIZER=@TrainedTokenizer()'],
+    'perhaps prepare.TrainedTokenizer is meant',
+  ),
   (['--gin.NUM_SAMPLES=%NOPE'], "'NOPE'"),
   (['--gin.REWARD=@nosuch.Reward()'], 'nosuch'),
   # Quantiles are not the schedule that is set.

@@ -19,7 +19,7 @@ from absl import flags
 import gin
 import rest_jax
 from rest_jax import main
-from rest_jax.data import download, tasks
+from rest_jax.data import download, seqio_library
 from rest_jax.schedule import Quantiles, Thresholds
 
 # Makes a run small; the rest is what the gin files say.
@@ -111,7 +111,7 @@ def wmt20(tmp_path, monkeypatch):
   train = [*pairs[:150], ('', 'Nothing.'), ('没有。', ''), *pairs[150:170]]
   rest = [(*pair, f'doc{i % 5}') for i, pair in enumerate(pairs[170:])]
   monkeypatch.setattr(download, '_sacrebleu_pairs', lambda name: rest)
-  monkeypatch.setattr(tasks, 'read_tfds', lambda *name: train)
+  monkeypatch.setattr(seqio_library, 'read_tfds', lambda *name: train)
   fetched = download.fetch('wmt20', str(tmp_path / 'data'))
   assert fetched == {'dev': 22, 'test': 22, 'wmt23': 22, 'train': 172}
   return tmp_path

@@ -35,7 +35,8 @@ def test_a_folder_is_no_output(tmp_path):
 def test_mbr_gives_the_sample_that_agrees_best_with_all(monkeypatch, tmp_path):
   context = small_run.make(tmp_path)
   texts = ['a cat sat', 'the cat sat', 'the cat sits', 'x', 'one', 'one']
-  monkeypatch.setattr(translate.grow, 'decode', lambda context, drawn: texts)
+  drawn = translate.generation.Generated
+  monkeypatch.setattr(drawn, 'texts', lambda self, tokenizer: texts)
   found = translate._by_agreement(
     context,
     Translate(mbr_samples=3),

@@ -22,7 +22,7 @@ import tenacity
 from etils import epath
 
 from rest_jax import errors, storage
-from rest_jax.data import text
+from rest_jax.data import seqio_library, text
 
 # The archive that fairseq's preparation script uses; the original site is gone.
 IWSLT14_URL = 'https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz'
@@ -80,11 +80,11 @@ def fetch(dataset: str | None, data_dir: str | None) -> dict[str, int]:
     stem: _write_pairs(folder, stem, ('zh', 'en'), _sacrebleu_pairs(name))
     for stem, name in WMT20_SETS.items()
   }
-  from rest_jax.data import tasks  # TensorFlow: only where it is needed.
-
   pairs = (
     (_one_line(source), _one_line(target), '')
-    for source, target in tasks.read_tfds(WMT20_TRAIN, 'train', 'zh', 'en')
+    for source, target in seqio_library.read_tfds(
+      WMT20_TRAIN, 'train', 'zh', 'en'
+    )
   )
   counts['train'] = _write_pairs(folder, 'train', ('zh', 'en'), pairs)
   return counts

@@ -13,8 +13,30 @@ from etils import epath
 
 from rest_jax import errors
 from rest_jax.data import near_duplicates as near_lib
-from rest_jax.data import origin_tokenizer, splits, tasks
+from rest_jax.data import splits, tasks
 from rest_jax.data import tokenizer as tokenizer_lib
+from rest_jax.data.run_tokenizers import (
+  Bytes,
+  CheckpointTokenizer,
+  GivenTokenizer,
+  Made,
+  TrainedTokenizer,
+)
+
+# The tokenizers too, for bindings call them `prepare.TrainedTokenizer` and so
+# on.
+__all__ = [
+  'COUNTS',
+  'FIRST_IMPORTED_ID',
+  'OVER_LONG_POLICIES',
+  'SPLIT_STRIDE',
+  'Bytes',
+  'CheckpointTokenizer',
+  'Data',
+  'GivenTokenizer',
+  'TrainedTokenizer',
+  'Writer',
+]
 
 OVER_LONG_POLICIES = ('skip', 'truncate')
 # What is counted of every split. `rewritten`: rows whose target the tokenizer
@@ -40,124 +62,6 @@ SPLIT_STRIDE = 10_000_000_000
 # without a learned reward can name; a fifth split comes after them.
 FIRST_IMPORTED_ID = 4 * SPLIT_STRIDE
 Writer = Callable[[epath.Path, Iterable[Mapping[str, Any]]], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedTokenizer:
-  """SentencePiece, trained on both sides of the training split alone.
-
-  Attributes:
-    vocab_size: ids in all.
-    byte_fallback: whether unknown characters become bytes.
-    character_coverage: share of all characters that get a piece; 0.9995 for
-      Chinese or Japanese, whose characters are many.
-    max_sentences: texts trained on, at most.
-    normalization: SentencePiece's rule for texts before they are cut into
-      pieces, 'nmt_nfkc' as for T5, or 'identity'. With the former no policy
-      can write what NFKC replaces: '½', '…', and '，', '！' or '（' of Chinese
-      and Japanese.
-  """
-
-  vocab_size: int = 32000
-  byte_fallback: bool = False
-  character_coverage: float = 1.0
-  max_sentences: int = 2_000_000
-  normalization: str = 'nmt_nfkc'
-
-  def __post_init__(self):
-    if self.normalization not in tokenizer_lib.NORMALIZATIONS:
-      raise errors.ConfigurationError(
-        f'TrainedTokenizer.normalization = {self.normalization!r}: use one of'
-        f' {", ".join(tokenizer_lib.NORMALIZATIONS)}.'
-      )
-
-  def make(
-    self, folder: epath.Path, texts: Iterable[str]
-  ) -> tokenizer_lib.Tokenizer:
-    """Trains it and writes it into a folder."""
-    return tokenizer_lib.train_sentencepiece(
-      texts,
-      folder / tokenizer_lib.MODEL_FILE,
-      self.vocab_size,
-      byte_fallback=self.byte_fallback,
-      character_coverage=self.character_coverage,
-      max_sentences=self.max_sentences,
-      normalization=self.normalization,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class GivenTokenizer:
-  """A SentencePiece model that exists, such as that of a T5 checkpoint.
-
-  Attributes:
-    path: the '.model' file.
-    extra_ids: sentinels to add, as 100 for T5; mT5's model has its own.
-    source_prefix: what the policy reads before every source, such as
-      MADLAD-400's '<2de> '; rewards and the store do not see it.
-  """
-
-  path: str
-  extra_ids: int = 0
-  source_prefix: str = ''
-
-  def make(
-    self, folder: epath.Path, texts: Iterable[str]
-  ) -> tokenizer_lib.Tokenizer:
-    """Copies it into a folder."""
-    del texts
-    given = tokenizer_lib.SentencePieceTokenizer(
-      self.path, self.extra_ids, self.source_prefix
-    )
-    given.save(folder)
-    return given
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointTokenizer:
-  """The tokenizer in a Hugging Face folder: SentencePiece, or ByT5's bytes.
-
-  Attributes:
-    folder: of the checkpoint.
-    source_prefix: as of `GivenTokenizer`.
-  """
-
-  folder: str
-  source_prefix: str = ''
-
-  def make(
-    self, folder: epath.Path, texts: Iterable[str]
-  ) -> tokenizer_lib.Tokenizer:
-    """Copies it into a folder."""
-    del texts
-    given = origin_tokenizer.read(self.folder, self.source_prefix)
-    given.save(folder)
-    return given
-
-
-@dataclasses.dataclass(frozen=True)
-class Bytes:
-  """UTF-8 bytes, as ByT5 has them.
-
-  Attributes:
-    extra_ids: sentinels after them, 125 for ByT5.
-    source_prefix: as of `GivenTokenizer`.
-  """
-
-  extra_ids: int = 0
-  source_prefix: str = ''
-
-  def make(
-    self, folder: epath.Path, texts: Iterable[str]
-  ) -> tokenizer_lib.Tokenizer:
-    """Writes a note of it into a folder."""
-    del texts
-    made = tokenizer_lib.ByteTokenizer(self.extra_ids, self.source_prefix)
-    made.save(folder)
-    return made
-
-
-Made = TrainedTokenizer | GivenTokenizer | CheckpointTokenizer | Bytes | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,22 +135,24 @@ class Data:
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     made = self._make_tokenizer(folder)
-    run = _Run(self, made, folder, writer, advance)
+    preparation = _Preparation(self, made, folder, writer, advance)
     # Of two rows that nearly repeat each other, the one that comes first stays.
     if self.test:
-      run.write('test', self.test)
-    dev_sources = run.write_dev()
-    run.write('train', self.train, needs_target=True, held_out=dev_sources)
+      preparation.write('test', self.test)
+    dev_sources = preparation.write_dev()
+    preparation.write(
+      'train', self.train, needs_target=True, held_out=dev_sources
+    )
     if self.reward:
-      run.write('reward', self.reward, held_out=dev_sources)
+      preparation.write('reward', self.reward, held_out=dev_sources)
     if self.grow and self.grow != self.train:
-      run.write('grow', self.grow, held_out=dev_sources)
+      preparation.write('grow', self.grow, held_out=dev_sources)
     return {
       'language_pair': self.language_pair,
       'tokenizer': {'size': made.size, 'fingerprint': made.fingerprint},
       'splits': {
         purpose: {count: counts[count] for count in COUNTS}
-        for purpose, counts in run.report.items()
+        for purpose, counts in preparation.report.items()
       },
     }
 
@@ -299,8 +205,8 @@ class Data:
     return self.task.count(split)
 
 
-class _Run:
-  """One run of the data stage, with what it counts."""
+class _Preparation:
+  """The data stage at work, with what it counts."""
 
   def __init__(self, data, made, folder, writer, advance):
     self._data = data

@@ -1,26 +1,20 @@
 """Corpora as seqio tasks, and seqio tasks that users have registered.
 
 `tokenized` runs the raw rows of a corpus through a seqio task made of it, or
-reads one that the user has registered. This is the only file that imports seqio
-and TensorFlow, and only inside functions: that takes 6–14 s.
+reads one that the user has registered.
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import importlib
 import itertools
-import os
-import sys
-import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from rest_jax import errors
-from rest_jax.data import splits
+from rest_jax.data import seqio_library, splits
 from rest_jax.data import tokenizer as tokenizer_lib
 from rest_jax.data.corpora import BitextTask, NumeralsTask, Row, TsvTask
 
@@ -60,67 +54,6 @@ class SeqioTask:
 Task = BitextTask | TsvTask | NumeralsTask | SeqioTask
 
 
-def import_seqio():
-  """seqio, with TensorFlow kept quiet and off the accelerators.
-
-  Raises:
-    ConfigurationError: seqio is not installed.
-  """
-  try:
-    with _quiet():
-      import seqio
-    import_tensorflow()
-  except ImportError as error:
-    raise errors.ConfigurationError(
-      f'the data stage needs seqio ({error}): pip install seqio'
-    ) from error
-  return seqio
-
-
-def import_tensorflow() -> None:
-  """Has TensorFlow, whose file system object stores are, quiet and alone."""
-  with _quiet():
-    import tensorflow as tf
-  # It would take all of a GPU's or TPU's memory from jax.
-  for kind in ('GPU', 'TPU'):
-    try:
-      tf.config.set_visible_devices([], kind)
-    except RuntimeError:
-      break  # TensorFlow has started already, on what it was given then.
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Around imports of TensorFlow and its friends, who warn there.
-
-  What they write to stderr is held back, and shown after an error: TensorFlow's
-  C++ logs at import, before any of its settings is read.
-  """
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(warnings.catch_warnings(action='ignore'))
-    if 'tensorflow' not in sys.modules:
-      stack.enter_context(_held_stderr())
-    yield
-
-
-@contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
-  sys.stderr.flush()
-  kept = os.dup(2)
-  with tempfile.TemporaryFile() as held:
-    os.dup2(held.fileno(), 2)
-    try:
-      yield
-    except BaseException:
-      held.seek(0)
-      os.write(kept, held.read())
-      raise
-    finally:
-      os.dup2(kept, 2)
-      os.close(kept)
-
-
 def find_seqio_task(task: SeqioTask):
   """The user's registered task or mixture.
 
@@ -128,7 +61,7 @@ def find_seqio_task(task: SeqioTask):
     ConfigurationError: its module cannot be imported, or it is not registered,
       or has no features 'inputs' and 'targets' of one vocabulary.
   """
-  seqio = import_seqio()
+  seqio = seqio_library.import_seqio()
   if task.mixture_or_task_module:
     try:
       importlib.import_module(task.mixture_or_task_module)
@@ -205,7 +138,7 @@ def tokenized(
   if isinstance(task, SeqioTask):
     yield from _registered_rows(task, part)
     return
-  seqio = import_seqio()
+  seqio = seqio_library.import_seqio()
   failures: list[Exception] = []
   vocabulary = (
     seqio.ByteVocabulary()
@@ -386,37 +319,3 @@ def _with_eos(tokens: np.ndarray, eos_id: int) -> list[int]:
   while tokens and tokens[-1] == eos_id:
     tokens.pop()
   return [*tokens, eos_id]
-
-
-def read_tfds(
-  name: str, split: str, source: str, target: str
-) -> Iterator[tuple[str, str]]:
-  """Pairs of a TensorFlow data set, which is downloaded where it is missing.
-
-  Args:
-    name: such as 'wmt19_translate/zh-en'.
-    split: such as 'train'.
-    source: name of the source's feature.
-    target: name of the target's feature.
-
-  Yields:
-    (source, target).
-
-  Raises:
-    DataError: it cannot be downloaded or prepared.
-  """
-  import_seqio()
-  import tensorflow_datasets as tfds
-
-  try:
-    dataset = tfds.load(name, split=split, shuffle_files=False)
-  except errors.PreemptionError:
-    raise
-  except Exception as error:  # tfds raises errors of many libraries.
-    raise errors.DataError(
-      f'TFDS {name} cannot be prepared ({" ".join(str(error).split())}):'
-      ' fetch on a connected machine, or use the parts that the mtdata recipe'
-      ' wmt22-zhen names'
-    ) from error
-  for row in tfds.as_numpy(dataset):
-    yield row[source].decode(), row[target].decode()

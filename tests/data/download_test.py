@@ -11,7 +11,7 @@ import sacrebleu.dataset
 import tenacity
 
 from rest_jax import errors
-from rest_jax.data import download, text
+from rest_jax.data import download, seqio_library, text
 
 TAGS = """<url>http://www.ted.com/talks/{talk}</url>
 <keywords>talks, {talk}</keywords>
@@ -244,10 +244,10 @@ def test_fetching_wmt20(tmp_path, monkeypatch):
     monkeypatch.setitem(
       sacrebleu.dataset.DATASETS, name, FakeTestSet(folder, fields, contents)
     )
-  from rest_jax.data import tasks
-
   monkeypatch.setattr(
-    tasks, 'read_tfds', lambda *args: iter([('一\n二', 'one\r\ntwo ')])
+    seqio_library,
+    'read_tfds',
+    lambda *args: iter([('一\n二', 'one\r\ntwo ')]),
   )
   folder = tmp_path / 'data'
   counts = download.fetch('wmt20', str(folder))

@@ -10,6 +10,7 @@ from rest_jax.data import (
   near_duplicates,
   numerals,
   prepare,
+  seqio_library,
   splits,
   tasks,
   tokenizer,
@@ -38,7 +39,7 @@ def run(data, folder):
 
 @pytest.fixture(scope='module')
 def seqio():
-  return tasks.import_seqio()
+  return seqio_library.import_seqio()
 
 
 @pytest.fixture(scope='module')
