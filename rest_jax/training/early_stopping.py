@@ -188,41 +188,16 @@ def train(
     StorageError: a checkpoint cannot be written.
     PreemptionError: SIGTERM came; the state is saved.
   """
-  checkpoints, began = native.Checkpoints(folder), time.monotonic()
-  state, history, tokens, decoded_before, seconds_before = _resume(
-    policy, start, training.optimizer, checkpoints
-  )
+  record = _Record(native.Checkpoints(folder), stopping, decoded)
+  state = record.resume(policy, start, training.optimizer)
 
-  def save(state: TrainState) -> None:
-    counts = {
-      'train_tokens': tokens,
-      'decoded_tokens': decoded_before + decoded(),
-      'seconds': seconds_before + time.monotonic() - began,
-    }
-    _save(checkpoints, state, history, counts)
-
-  def record(state: TrainState) -> None:
-    try:
-      with preemption.prompt():
-        value = float(evaluate(state.params))
-    except PreemptionError:
-      save(state)
-      raise
-    if not math.isfinite(value):
-      raise NonFiniteError(
-        f'{where}, update {int(state.step)}: the figure that decides is'
-        f' {value}, so no update could be chosen; look at the held-out data,'
-        ' and at what judges them.'
-      )
-    history.append(
-      Evaluation(int(state.step), value, tokens, decoded_before + decoded())
-    )
-    on_evaluation(history[-1])
-    save(state)
+  def judge(state: TrainState) -> None:
+    on_evaluation(record.evaluated(state, evaluate, where))
+    record.save(state)
 
   with preemption.deferred():
-    if _unevaluated(state, history, stopping):
-      record(state)
+    if record.lacks(state):
+      judge(state)
     events = fit_lib.fit(
       state,
       train_step or _train_step(policy, training),
@@ -234,25 +209,23 @@ def train(
       where=where,
       interrupted=interrupted,
     )
-    if not _ended(history, stopping):
+    if not record.ended:
       for event in events:
         if isinstance(event, fit_lib.StepDone):
-          tokens += int(event.metrics['tokens'])
+          record.train_tokens += int(event.metrics['tokens'])
           on_step(event)
         elif event.interrupted:
-          save(event.state)
+          record.save(event.state)
           raise preemption.preempted()
-        elif event.step > history[-1].step:
-          record(event.state)
-          if _ended(history, stopping):
+        elif event.step > record.last_step:
+          judge(event.state)
+          if record.ended:
             break
   # Devices that have room for one state need not hold a second one.
   events.close()
   state = event = None
-  best = best_of(history)
   abstract = state_lib.abstract_state(policy, training.optimizer).params
-  best_params = checkpoints.restore_params(best.step, abstract)
-  return Outcome(best_params, best, tuple(history), seconds_before)
+  return record.outcome(abstract)
 
 
 def _train_step(policy: Trainable, training: Training) -> step_lib.TrainStep:
@@ -274,80 +247,151 @@ def dropout_key(
   return jax.random.key(seed)
 
 
-def _ended(history: list[Evaluation], stopping: Stopping) -> bool:
-  last, best = history[-1], best_of(history)
-  waited = sum(evaluation.step > best.step for evaluation in history)
-  return last.step >= stopping.max_steps or waited >= stopping.patience
+class _Record:
+  """What training has come to, which every checkpoint of it tells.
 
-
-def _unevaluated(
-  state: TrainState, history: list[Evaluation], stopping: Stopping
-) -> bool:
-  """Whether the state is due to be evaluated, and the run was ended before."""
-  step = int(state.step)
-  if not history:
-    return True
-  return step > history[-1].step and step % stopping.eval_every == 0
-
-
-def _resume(
-  policy: Trainable,
-  start: Callable[[], Params],
-  optimizer: optimizer_lib.Optimizer,
-  checkpoints: native.Checkpoints,
-) -> tuple[TrainState, list[Evaluation], int, int, float]:
-  """The state to go on from, what was evaluated, and what it has cost.
-
-  Returns:
-    The last: tokens trained, tokens decoded, seconds.
+  Attributes:
+    history: all evaluations so far.
+    train_tokens: target tokens trained on so far.
   """
-  step, extra = hosts.on_first(lambda: _latest(checkpoints))
-  if step is None:
-    return state_lib.init_state(policy, optimizer, start()), [], 0, 0, 0.0
-  history = [Evaluation(**record) for record in extra['history']]
-  folder = checkpoints.path(step).parent
-  anew = f'delete {folder} to train from the beginning'
-  if history:
-    best = best_of(history).step
-    if not hosts.on_first(lambda: best in checkpoints.steps()):
-      raise CorruptStateError(
-        f'{folder} lacks the best policy so far, that of update {best}: {anew}.'
+
+  def __init__(
+    self,
+    checkpoints: native.Checkpoints,
+    stopping: Stopping,
+    decoded: Callable[[], int],
+  ):
+    """Of training that has not begun; see `resume`."""
+    self._checkpoints, self._stopping = checkpoints, stopping
+    self._decoded, self._began = decoded, time.monotonic()
+    self.history: list[Evaluation] = []
+    self.train_tokens = 0
+    # By earlier starts.
+    self._decoded_before, self._seconds_before = 0, 0.0
+
+  def resume(
+    self,
+    policy: Trainable,
+    start: Callable[[], Params],
+    optimizer: optimizer_lib.Optimizer,
+  ) -> TrainState:
+    """Returns the state to go on from: of the last checkpoint, or the first.
+
+    Raises:
+      ConfigurationError: a checkpoint is of another network or optimizer.
+      CorruptStateError: a checkpoint is damaged, or that of the best is gone.
+    """
+    checkpoints = self._checkpoints
+    step, extra = hosts.on_first(lambda: _latest(checkpoints))
+    if step is None:
+      return state_lib.init_state(policy, optimizer, start())
+    self.history = [Evaluation(**record) for record in extra['history']]
+    folder = checkpoints.path(step).parent
+    anew = f'delete {folder} to train from the beginning'
+    if self.history:
+      best = best_of(self.history).step
+      if not hosts.on_first(lambda: best in checkpoints.steps()):
+        raise CorruptStateError(
+          f'{folder} lacks the best policy so far, that of update {best}:'
+          f' {anew}.'
+        )
+    # Versions that lacked these saved only after evaluations, or decoded there.
+    self.train_tokens, self._decoded_before = (
+      extra[name] if name in extra else getattr(self.history[-1], name)
+      for name in ('train_tokens', 'decoded_tokens')
+    )
+    self._seconds_before = extra.get('seconds', 0.0)
+    abstract = state_lib.abstract_state(policy, optimizer)
+    try:
+      return checkpoints.restore(step, abstract)
+    except ConfigurationError as error:
+      raise ConfigurationError(
+        f'{error} Where another version of rest_jax began this training,'
+        f' {anew}.'
+      ) from error
+
+  @property
+  def last_step(self) -> int:
+    """The update that was evaluated last."""
+    return self.history[-1].step
+
+  @property
+  def ended(self) -> bool:
+    """Whether all updates are made, or the best has been so for too long."""
+    best = best_of(self.history)
+    waited = sum(evaluation.step > best.step for evaluation in self.history)
+    stopping = self._stopping
+    return self.last_step >= stopping.max_steps or waited >= stopping.patience
+
+  def lacks(self, state: TrainState) -> bool:
+    """Whether a state was due to be evaluated when the run was ended."""
+    step = int(state.step)
+    if not self.history:
+      return True
+    return step > self.last_step and step % self._stopping.eval_every == 0
+
+  def evaluated(
+    self, state: TrainState, evaluate: Callable[[Params], float], where: str
+  ) -> Evaluation:
+    """Evaluates a state, and remembers it.
+
+    Raises:
+      NonFiniteError: the figure is NaN or infinite.
+      PreemptionError: SIGTERM came; the state is saved.
+    """
+    try:
+      with preemption.prompt():
+        value = float(evaluate(state.params))
+    except PreemptionError:
+      self.save(state)
+      raise
+    step = int(state.step)
+    if not math.isfinite(value):
+      raise NonFiniteError(
+        f'{where}, update {step}: the figure that decides is {value}, so no'
+        ' update could be chosen; look at the held-out data, and at what judges'
+        ' them.'
       )
-  abstract = state_lib.abstract_state(policy, optimizer)
-  # Versions that lacked these saved only after evaluations, or decoded there.
-  tokens, decoded = (
-    extra[name] if name in extra else getattr(history[-1], name)
-    for name in ('train_tokens', 'decoded_tokens')
-  )
-  try:
-    state = checkpoints.restore(step, abstract)
-  except ConfigurationError as error:
-    raise ConfigurationError(
-      f'{error} Where another version of rest_jax began this training, {anew}.'
-    ) from error
-  return state, history, tokens, decoded, extra.get('seconds', 0.0)
+    self.history.append(
+      Evaluation(step, value, self.train_tokens, self._decoded_tokens)
+    )
+    return self.history[-1]
+
+  @property
+  def _decoded_tokens(self) -> int:
+    return self._decoded_before + self._decoded()
+
+  def save(self, state: TrainState) -> None:
+    """Saves a state, then lets go of all but the best and the last."""
+    checkpoints, step = self._checkpoints, int(state.step)
+    extra = {
+      'history': [
+        dataclasses.asdict(evaluation) for evaluation in self.history
+      ],
+      'train_tokens': self.train_tokens,
+      'decoded_tokens': self._decoded_tokens,
+      'seconds': self._seconds_before + time.monotonic() - self._began,
+    }
+    # What is there is this state, saved before it was evaluated: to write it
+    # again is to be without it for a while.
+    if hosts.on_first(lambda: step in checkpoints.steps()):
+      hosts.on_first(lambda: checkpoints.amend(step, extra))
+    else:
+      checkpoints.save(step, state, extra)
+    kept = {step, *(best_of(self.history).step for _ in self.history[:1])}
+    hosts.on_first(lambda: checkpoints.keep(kept))
+
+  def outcome(self, abstract: Params) -> Outcome:
+    """The best parameters, read as `abstract` describes them."""
+    best = best_of(self.history)
+    return Outcome(
+      self._checkpoints.restore_params(best.step, abstract),
+      best,
+      tuple(self.history),
+      self._seconds_before,
+    )
 
 
 def _latest(checkpoints: native.Checkpoints) -> tuple[int | None, Any]:
   step = checkpoints.latest()
   return step, None if step is None else checkpoints.extra(step)
-
-
-def _save(
-  checkpoints: native.Checkpoints,
-  state: TrainState,
-  history: list[Evaluation],
-  counts: dict[str, int | float],
-) -> None:
-  """Saves the state, then lets go of all but the best and the last."""
-  step = int(state.step)
-  records = [dataclasses.asdict(evaluation) for evaluation in history]
-  extra = {'history': records, **counts}
-  # What is there is this state, saved before it was evaluated: to write it
-  # again is to be without it for a while.
-  if hosts.on_first(lambda: step in checkpoints.steps()):
-    hosts.on_first(lambda: checkpoints.amend(step, extra))
-  else:
-    checkpoints.save(step, state, extra)
-  kept = {step, *(best_of(history).step for _ in history[:1])}
-  hosts.on_first(lambda: checkpoints.keep(kept))
