@@ -341,7 +341,21 @@ def generate_beam(
   num_tokens: int,
   advance: Callable[[int], None] = lambda tokens: None,
 ) -> list[np.ndarray]:
-  """The best beam of each source: k arrays of int32 tokens, EOS included."""
+  """The best beam of each source.
+
+  Args:
+    policy: the policy to search with.
+    params: its parameters.
+    sources: k token sequences, EOS included.
+    num_beams: hypotheses kept a source.
+    alpha: exponent of the brevity penalty, see `decoding.beam`.
+    batching: shapes.
+    num_tokens: size of the tokenizer; higher ids are never chosen.
+    advance: called after each batch with the tokens found.
+
+  Returns:
+    k arrays of int32 tokens, EOS included where it was reached.
+  """
   out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(sources)
   batch_size = policy.whole_batches(batching.rows // num_beams)
   for indices, tokens in batching.batches(sources, batch_size):

@@ -174,7 +174,11 @@ class GrownData:
         yield rows.reward[self._counts(rows)]
 
   def mean_reward(self) -> float:
-    """V = E_{D_g}[R]."""
+    """V = E_{D_g}[R].
+
+    Raises:
+      DataError: there is no row.
+    """
     total, count = 0.0, 0
     for rewards in self.rewards():
       total += float(rewards.sum(dtype=np.float64))
@@ -187,7 +191,12 @@ class GrownData:
     return total / count
 
   def selections(self, num_steps: int) -> list[Selections]:
-    """The selections of Improve steps 0 … `num_steps`."""
+    """The selections of Improve steps 0 … `num_steps`.
+
+    Raises:
+      ConfigurationError: filters do not rise, or the first is not above V.
+      DataError: there is no row.
+    """
     settings = self._settings
     filters = settings.schedule.filters(self.rewards)[:num_steps]
     schedule.check_filters(

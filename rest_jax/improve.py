@@ -152,8 +152,9 @@ class Step:
     start: stage of the policy that it starts from.
     grow_step: g, from 1.
     improve_step: i; 0 is unfiltered.
-    stores: the stores of scored rows that make up D_g: that of Grow step g,
-      and that of imported samples where there are any.
+    stores: the stores of scored rows that make up D_g: that of Grow step g (of
+      all up to it with `Improve.accumulate`), and that of imported samples
+      where there are any.
     control: 'none' for ReST itself; 'random' trains on random rows, as many a
       source as the filter keeps; 'permuted' as ReST itself, on rewards that
       have changed places within each source; 'continued' on the references of

@@ -24,7 +24,12 @@ from rest_jax.policy_plan import (
 )
 from rest_jax.rest import ReST
 from rest_jax.run_directory import Stage
-from rest_jax.stage_plan import StagePlan, learned_inputs, reward_config
+from rest_jax.stage_plan import (
+  StagePlan,
+  bindings,
+  learned_inputs,
+  reward_config,
+)
 
 
 def _value_name(run: ReST, policy: PolicyPlan) -> str | None:
@@ -150,16 +155,11 @@ def improve_stage(run: ReST, policy: PolicyPlan) -> StagePlan:
     value,
     policy.trained_on,
   )
-  bindings = config.flatten(settings, 'Improve')
-  # What is not used is left out, so that policies from before it stay valid.
-  for unused in ('accumulate', 'value', 'schedule.kl_penalty'):
-    if not bindings.get(f'Improve.{unused}'):
-      bindings.pop(f'Improve.{unused}', None)
   return StagePlan(
     policy.stage,
     'improve',
     tuple(dict.fromkeys(inputs)),
-    bindings
+    bindings(settings, 'Improve')
     | _selecting_config(run.evaluate)
     | reward_config(run.annotate.reward)
     | {'SEED': run.seed, 'control': control},

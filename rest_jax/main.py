@@ -336,7 +336,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _check_flags() -> None:
-  """Refuses flags that the run mode would pass over in silence."""
+  """Refuses --dry_run, --stage, --policy and --split where they say nothing."""
   mode = _RUN_MODE.value
   elsewhere = ('fetch', 'prepare_mqm', 'convert', 'compare', 'plan')
   shows = ('status', 'preview', 'translate', 'best_of_n', 'evaluate')

@@ -264,7 +264,7 @@ class Stage:
         folder does not show them yet (NFS).
 
     Raises:
-      CorruptStateError: the stage was not begun, or a part's size changed.
+      CorruptStateError: the stage was not begun, or a part was altered since.
       StorageError: `stage.json` cannot be written.
     """
     if not (self.folder / _BEGUN).exists():

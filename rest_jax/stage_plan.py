@@ -48,6 +48,26 @@ class StagePlan:
   checkpoints: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+# What was always so before it could be set. It is left out of what stages
+# record, so that those from before stay valid.
+_ALWAYS_SO = {
+  'Data.tokenizer.normalization': 'nmt_nfkc',
+  'Evaluate.divergence_sources': 128,
+  'Improve.accumulate': False,
+  'Improve.schedule.kl_penalty': 0,
+  'Improve.value': None,
+}
+
+
+def bindings(settings: Any, name: str) -> dict[str, Any]:
+  """What a stage records of some settings; see `config.flatten`."""
+  recorded = config.flatten(settings, name)
+  for known, value in _ALWAYS_SO.items():
+    if known in recorded and recorded[known] == value:
+      del recorded[known]
+  return recorded
+
+
 def learned_inputs(*models: base.RewardModel) -> tuple[str, ...]:
   """The stage that learned rewards among these, or in them, come from."""
   return (train_reward.STAGE,) if learned.within(models) else ()

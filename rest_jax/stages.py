@@ -26,14 +26,20 @@ from rest_jax.policy_plan import ONLINE, PolicyPlan, policies
 from rest_jax.rest import ReST
 from rest_jax.rewards import base, learned
 from rest_jax.run_directory import Stage
-from rest_jax.stage_plan import Kind, StagePlan, learned_inputs, reward_config
+from rest_jax.stage_plan import (
+  Kind,
+  StagePlan,
+  bindings,
+  learned_inputs,
+  reward_config,
+)
 
 
 def plan(run: ReST) -> list[StagePlan]:
   """All stages of a run, each after those that it reads."""
   plans = {policy.stage: policy for policy in policies(run)}
   out = [
-    StagePlan('data', 'data', (), _data_config(run), _prepare(run)),
+    StagePlan('data', 'data', (), bindings(run.data, 'Data'), _prepare(run)),
     *_import_stages(run),
     StagePlan(
       'supervised',
@@ -64,14 +70,6 @@ def plan(run: ReST) -> list[StagePlan]:
     if policy.reported:
       out.append(evaluation_stage(run, policy, 'report'))
   return out
-
-
-def _data_config(run: ReST) -> dict[str, Any]:
-  bindings = config.flatten(run.data, 'Data')
-  # What is as it always was is left out, so that data from before stay valid.
-  if bindings.get('Data.tokenizer.normalization') == 'nmt_nfkc':
-    del bindings['Data.tokenizer.normalization']
-  return bindings
 
 
 def _is_main(policy: PolicyPlan) -> bool:
@@ -266,14 +264,11 @@ def evaluation_stage(run: ReST, policy: PolicyPlan, split: str) -> StagePlan:
     for name, value in reward_config(model).items():
       further[f'{model.info.name}: {name}'] = value
   overlap = run.trained_on_overlap('test' if split == 'test' else 'dev')
-  settings = config.flatten(run.evaluate, 'Evaluate')
-  if run.evaluate.divergence_sources == evaluate.Evaluate.divergence_sources:
-    del settings['Evaluate.divergence_sources']  # Older evaluations stay valid.
   return StagePlan(
     f'{policy.stage}/evaluation/{split}',
     'evaluate',
     ('data', policy.stage, *learned_inputs(*run.annotate.metrics)),
-    settings
+    bindings(run.evaluate, 'Evaluate')
     | reward_config(run.annotate.reward)
     | further
     | {'SEED': run.seed}

@@ -268,7 +268,7 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parquet_records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   with storage.seekable(path) as file:
-    table = pq.ParquetFile(file)
+    table = pq.ParquetFile(file, page_checksum_verification=True)
     columns = [n for n in table.schema_arrow.names if n in _FIELDS]
     number = 0
     for batch in table.iter_batches(columns=columns):
