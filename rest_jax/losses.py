@@ -1,4 +1,4 @@
-"""Losses of policies and of reward models: one equation, one function.
+"""Losses: one equation, one function; those of BC and weighted BC.
 
 A loss gives a value a target token. Which tokens count, and how much, stands in
 `Batch.decoder_loss_weights` (the filter F(x, y; τ) of ReST times any importance
@@ -74,6 +74,21 @@ def z_loss(
     float32, a penalty a token.
   """
   return coefficient * jnp.square(log_normalizers)
+
+
+def squared_error(
+  scores: Float[Array, '*shape'], wanted: Float[Array, '*shape']
+) -> Float[Array, '*shape']:
+  """(v_θ − r)², the regression loss of reward and value models.
+
+  Args:
+    scores: float32, v_θ: R_θ(x, y), or V_θ(x, y_<t).
+    wanted: float32, r.
+
+  Returns:
+    float32, one a score.
+  """
+  return jnp.square(scores - wanted)
 
 
 def loss_normalizer(
@@ -317,83 +332,3 @@ class RewardWeighted(BehavioralCloning):
     if self.weighting == 'linear':
       return linear_weights(rewards)
     return exponential_weights(rewards, self.beta)
-
-
-# What a reward model is to learn of a text stands in the place of its target
-# token, a whole number as all of these; 0 is padding.
-LEVELS = 1_000_000  # A score in [0, 1] is 1 + round(score · LEVELS).
-WORSE, BETTER = 1, 2  # A preference: the better text, then the worse one.
-
-
-def level_of(score: float) -> int:
-  """The target that stands for a score in [0, 1]."""
-  return 1 + round(score * LEVELS)
-
-
-def squared_error(
-  scores: Float[Array, '*shape'], wanted: Float[Array, '*shape']
-) -> Float[Array, '*shape']:
-  """(R_θ(x, y) − r)², the regression loss of a reward model.
-
-  Args:
-    scores: float32, R_θ(x, y).
-    wanted: float32, r.
-
-  Returns:
-    float32, one a text.
-  """
-  return jnp.square(scores - wanted)
-
-
-def bradley_terry(margins: Float[Array, '*shape']) -> Float[Array, '*shape']:
-  """−log σ(R_θ(x, y⁺) − R_θ(x, y⁻)), the loss of a preference.
-
-  Bradley and Terry, Rank Analysis of Incomplete Block Designs, 1952; as a
-  reward model's loss Stiennon et al. 2020, arXiv:2009.01325, section 3.4.
-
-  Args:
-    margins: float32, R_θ(x, y⁺) − R_θ(x, y⁻).
-
-  Returns:
-    float32, nats a pair.
-  """
-  return jax.nn.softplus(-margins)
-
-
-@dataclasses.dataclass(frozen=True)
-class Regression:
-  """Squared error of a reward model's scores; targets are levels."""
-
-  figure: ClassVar[str] = 'squared_error'
-  normalization: ClassVar[Normalization] = 'tokens'
-
-  def __call__(
-    self, scores: Float[Array, 'b t'], batch: types.Batch
-  ) -> Float[Array, 'b t']:
-    """Returns the loss of each text, unweighted."""
-    targets = jnp.asarray(batch.decoder_target_tokens)
-    return squared_error(scores, (targets - 1) / jnp.float32(LEVELS))
-
-  plain = __call__
-
-
-@dataclasses.dataclass(frozen=True)
-class Preference:
-  """Bradley–Terry on neighbours: a better text's score, then the worse one's.
-
-  Both texts of a pair get the pair's loss, so that a mean over texts is the
-  mean over pairs.
-  """
-
-  figure: ClassVar[str] = 'preference_nll'
-  normalization: ClassVar[Normalization] = 'tokens'
-
-  def __call__(
-    self, scores: Float[Array, 'b t'], batch: types.Batch
-  ) -> Float[Array, 'b t']:
-    """Returns the loss of each text's pair, unweighted."""
-    pair = bradley_terry(scores - jnp.roll(scores, -1, axis=1))
-    is_better = jnp.asarray(batch.decoder_target_tokens) == BETTER
-    return jnp.where(is_better, pair, jnp.roll(pair, 1, axis=1))
-
-  plain = __call__

@@ -250,24 +250,6 @@ class ActorCritic(losses.PolicyLoss):
     return actor_critic(scores.log_probs, advantages_of(batch))
 
 
-@dataclasses.dataclass(frozen=True)
-class ValueRegression(losses.PolicyLoss):
-  """Squared error of values to the Monte-Carlo return; see `values`."""
-
-  figure: ClassVar[str] = 'squared_error'
-  name: ClassVar[str] = 'value'
-  needs: ClassVar[tuple[str, ...]] = (losses.RETURNS,)
-  uses_rewards: ClassVar[bool] = True
-
-  def __call__(self, scores: TokenFloats, batch: types.Batch) -> jax.Array:
-    """Returns the loss of each prefix, float32 [b, t]."""
-    return losses.squared_error(scores, _figure(batch, losses.RETURNS))
-
-  def plain(self, scores: TokenFloats, batch: types.Batch) -> jax.Array:
-    """Returns the same."""
-    return self(scores, batch)
-
-
 def dpo(margins: Float[Array, '*shape'], beta: float) -> jax.Array:
   """−log σ(β h),  h = log (π_θ/π_ref)(y⁺ | x) − log (π_θ/π_ref)(y⁻ | x).
 

@@ -25,7 +25,7 @@ from rest_jax import (
   rewarded,
   select_reward,
   training_stage,
-  values,
+  value_model,
 )
 from rest_jax import evaluate as evaluate_lib
 from rest_jax.context import BC, Context
@@ -302,11 +302,19 @@ def _rows_multiple(policy: DrawnPolicy, settings: Online) -> int:
 
 def policy_of(network: Any, params: Params) -> Params:
   """The policy's among the parameters of what is trained."""
-  return params['policy'] if isinstance(network, values.ActorCritic) else params
+  return (
+    params['policy']
+    if isinstance(network, value_model.PolicyAndValue)
+    else params
+  )
 
 
 def _policy_in(network: Any) -> DrawnPolicy:
-  return network.policy if isinstance(network, values.ActorCritic) else network
+  return (
+    network.policy
+    if isinstance(network, value_model.PolicyAndValue)
+    else network
+  )
 
 
 def drawn_policy(context: Context) -> DrawnPolicy:
@@ -341,8 +349,8 @@ def run(
   behaviour = context.read_params(BC)
   network, start = drawn_policy(context), lambda: behaviour
   if settings.algorithm == 'ppo':
-    value = values.ValueModel(context.model, context.layout)
-    network = values.ActorCritic(network, value)
+    value = value_model.ValueModel(context.model, context.layout)
+    network = value_model.PolicyAndValue(network, value)
     start = functools.partial(_with_critic, behaviour, value, context.seed)
     settings = dataclasses.replace(
       settings, optimizer=anchored.of_part(settings.optimizer)
@@ -382,8 +390,8 @@ def run(
 
 
 def _with_critic(
-  behaviour: Params, value: values.ValueModel, seed: int
+  behaviour: Params, value: value_model.ValueModel, seed: int
 ) -> Params:
   """The parameters that an `ActorCritic` starts from."""
-  critic = values.from_policy(value, behaviour, seed)
+  critic = value_model.from_policy(value, behaviour, seed)
   return {'policy': behaviour, 'value': critic}

@@ -14,7 +14,7 @@ from rest_jax.policy import Policy
 from rest_jax.rest import ReST
 from rest_jax.rewards.regressor import Regressor
 from rest_jax.training import early_stopping, optimizer, step
-from rest_jax.values import ValueModel
+from rest_jax.value_model import ValueModel
 
 
 def check_layouts(run: ReST) -> None:

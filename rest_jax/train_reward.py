@@ -21,6 +21,7 @@ from rest_jax import (
   hosts,
   judging,
   losses,
+  reward_losses,
   scratch,
   supervised,
   training_stage,
@@ -141,7 +142,9 @@ class TrainReward:
   @property
   def loss(self) -> losses.TokenLoss:
     """The loss that belongs to the rows."""
-    return losses.Regression() if self.bounded else losses.Preference()
+    if self.bounded:
+      return reward_losses.Regression()
+    return reward_losses.BradleyTerry()
 
 
 def params_folder(member: int) -> str:
@@ -344,9 +347,9 @@ class _TokenRows:
       if None in texts:
         self.too_long += 1
         continue
-      targets = (losses.BETTER, losses.WORSE)
+      targets = (reward_losses.BETTER, reward_losses.WORSE)
       if example.score is not None:
-        targets = (losses.level_of(example.score),)
+        targets = (reward_losses.level_of(example.score),)
       tokens = np.concatenate(texts).astype(np.int32)
       yield tokens, np.array(targets, np.int32), 1.0, True
 

@@ -1,4 +1,4 @@
-"""The value V(x, y_<t): what reward a prefix of a sample still promises.
+"""Training of the value V(x, y_<t): what reward a prefix still promises.
 
 A T5 encoder–decoder with a scalar at every prefix, trained on the Monte-Carlo
 returns of the stored samples:
@@ -16,38 +16,32 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from rest_jax import (
   grown_data,
   hosts,
   losses,
   offline_losses,
-  online_losses,
   scratch,
   selection,
   training_stage,
+  types,
+  value_model,
 )
 from rest_jax.checkpoint import native
 from rest_jax.context import BC, PARAMS, Context
 from rest_jax.data import loader
 from rest_jax.errors import ConfigurationError, DataError
-from rest_jax.models.heads import Valuer
-from rest_jax.network import Network
-from rest_jax.policy import AroundPolicy, Policy
 from rest_jax.rewards import agreement
 from rest_jax.run_directory import Stage
 from rest_jax.training import early_stopping, step
-from rest_jax.types import Batch, Params
+from rest_jax.types import Params
 
-# A tenth of what layers begin with: values of about 0.1 before any is learned.
-_FIRST_READ_OUT = 0.1
 _JUDGED = 4096  # Samples whose order is compared.
 
 
@@ -74,92 +68,23 @@ class TrainValue:
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueModel(Network):
-  """A T5 network with a scalar at every prefix. Holds no parameters."""
+class ValueRegression(losses.PolicyLoss):
+  """Squared error of values to the Monte-Carlo return; see `values`."""
 
-  def score(
-    self,
-    params: Params,
-    batch: Batch,
-    dropout_key: Key[Array, ''] | None = None,
-  ) -> Float[Array, 'b t']:
-    """Returns V(x, y_<t) at each target token y_t, float32. Traceable.
+  figure: ClassVar[str] = 'squared_error'
+  name: ClassVar[str] = 'value'
+  needs: ClassVar[tuple[str, ...]] = (losses.RETURNS,)
+  uses_rewards: ClassVar[bool] = True
 
-    Args:
-      params: the parameters.
-      batch: rows of padded or packed pairs.
-      dropout_key: a key to train with dropout; None: no dropout.
-    """
-    rngs = None if dropout_key is None else {'dropout': dropout_key}
-    batch = jax.tree.map(jnp.asarray, batch)
-    return self._model.apply(
-      {'params': params},
-      batch.encoder_input_tokens,
-      batch.decoder_input_tokens,
-      batch.encoder_segment_ids,
-      batch.decoder_segment_ids,
-      rngs=rngs,
-    )
+  def __call__(
+    self, scores: Float[Array, 'b t'], batch: types.Batch
+  ) -> jax.Array:
+    """Returns the loss of each prefix, float32 [b, t]."""
+    return losses.squared_error(scores, batch.decoder_figures[losses.RETURNS])
 
-  @functools.cached_property
-  def _model(self) -> Valuer:
-    return Valuer(self.config, self.placement)
-
-
-@dataclasses.dataclass(frozen=True)
-class ActorCritic(AroundPolicy):
-  """PPO's network: the policy and a value model; static in `jit`.
-
-  Attributes:
-    policy: the policy.
-    value: the value model.
-  """
-
-  policy: Policy
-  value: ValueModel
-
-  def abstract_params(self) -> Params:
-    """Returns the tree of `jax.ShapeDtypeStruct`s of the parameters."""
-    return {
-      'policy': self.policy.abstract_params(),
-      'value': self.value.abstract_params(),
-    }
-
-  def param_shardings(self) -> Params:
-    """Returns the tree of the parameters' `NamedSharding`s."""
-    return {
-      'policy': self.policy.param_shardings(),
-      'value': self.value.param_shardings(),
-    }
-
-  def score(
-    self,
-    params: Params,
-    batch: Batch,
-    dropout_key: Key[Array, ''] | None = None,
-  ) -> online_losses.ActorScores:
-    """Scores every target token of a batch. Traceable."""
-    scores = self.policy.score(params['policy'], batch, dropout_key)
-    found = self.value.score(params['value'], batch, dropout_key)
-    return online_losses.ActorScores(log_probs=scores.log_probs, values=found)
-
-
-def from_policy(model: ValueModel, params: Params, seed: int) -> Params:
-  """The policy's parameters with a new read-out, whose values are near 0.
-
-  It must not be 0: the optimizers here move a parameter in proportion to its
-  size, and those of 0 would be the last to move.
-
-  Args:
-    model: of the policy's shape.
-    params: the policy's.
-    seed: of what the policy lacks.
-  """
-  own = traverse_util.flatten_dict(model.init(seed), sep='/')
-  given = traverse_util.flatten_dict(params, sep='/')
-  for name in own:
-    own[name] = given.get(name, _FIRST_READ_OUT * own[name])
-  return traverse_util.unflatten_dict(own, sep='/')
+  def plain(self, scores: Float[Array, 'b t'], batch: types.Batch) -> jax.Array:
+    """Returns the same."""
+    return self(scores, batch)
 
 
 def stage_name(grow_step: int, *, permuted: bool) -> str:
@@ -188,7 +113,7 @@ def run(
   began = time.monotonic()
   loss = offline_losses.ValueRegression()
   training = dataclasses.replace(settings.training, loss=loss)
-  model = ValueModel(context.model, context.layout)
+  model = value_model.ValueModel(context.model, context.layout)
   paths = {name: stage.work / name for name in ('rows', 'held_out')}
 
   def write() -> None:
@@ -220,7 +145,9 @@ def run(
     context,
     stage,
     model,
-    lambda: from_policy(model, context.read_params(BC), context.seed),
+    lambda: value_model.from_policy(
+      model, context.read_params(BC), context.seed
+    ),
     training,
     settings.stopping,
     parts['rows'],
@@ -240,15 +167,17 @@ def run(
   training_stage.finish(stage, outcome, began, counts | figures)
 
 
-def read(context: Context, stage_name: str) -> tuple[ValueModel, Params]:
+def read(
+  context: Context, stage_name: str
+) -> tuple[value_model.ValueModel, Params]:
   """The value model that a committed stage holds, and its parameters."""
-  model = ValueModel(context.model, context.layout)
+  model = value_model.ValueModel(context.model, context.layout)
   folder = context.read(stage_name).folder / PARAMS
   return model, native.restore_params(folder, model.placed_params())
 
 
 def judge(
-  model: ValueModel, params: Params, batches: loader.TrainingBatches
+  model: value_model.ValueModel, params: Params, batches: loader.TrainingBatches
 ) -> dict[str, float]:
   """How the values of whole samples order them, against their rewards.
 
@@ -269,59 +198,10 @@ def judge(
   )
   figures = {
     'kendall': agreement.kendall_tau(wanted, found),
-    'kendall_untied': kendall_untied(wanted, found),
-    'spearman': spearman(wanted, found),
+    'kendall_untied': agreement.kendall_untied(wanted, found),
+    'spearman': agreement.spearman(wanted, found),
   }
   return {k: v for k, v in figures.items() if math.isfinite(v)}
-
-
-def kendall_untied(
-  wanted: Float[np.ndarray, ' n'], found: Float[np.ndarray, ' n']
-) -> float:
-  """(C − D) / (C + D + T): Kendall's τ over the pairs that `wanted` orders.
-
-  Somers' d: T are the pairs among them that `found` ties. It is 1 for a perfect
-  order however many of `wanted` are equal.
-
-  >>> kendall_untied(np.array([1.0, 1, 1, 3]), np.array([0.1, 0.3, 0.2, 0.9]))
-  1.0
-
-  Returns:
-    In [−1, 1]; NaN where all of `wanted` are equal, or a number is NaN.
-  """
-  if not (ordered := _untied_pairs(wanted)):
-    return math.nan
-  if not (told := _untied_pairs(found)):
-    return 0.0
-  # τ_b is C − D, a whole number, by the geometric mean of the two.
-  tau = agreement.kendall_tau(wanted, found)
-  if math.isnan(tau):
-    return tau
-  return round(tau * math.sqrt(told * ordered)) / ordered
-
-
-def _untied_pairs(values: Float[np.ndarray, ' n']) -> int:
-  _, counts = np.unique(values, return_counts=True)
-  return math.comb(len(values), 2) - sum(math.comb(int(n), 2) for n in counts)
-
-
-def spearman(
-  wanted: Float[np.ndarray, ' n'], found: Float[np.ndarray, ' n']
-) -> float:
-  """Spearman's ρ: the correlation of ranks, equal numbers sharing theirs.
-
-  >>> round(spearman(np.array([1.0, 2, 3]), np.array([1.0, 9, 3])), 2)
-  0.5
-
-  Returns:
-    In [−1, 1]; NaN where either side is constant or n < 2.
-  """
-  from scipy import stats  # Slow to import.
-
-  if not (_untied_pairs(wanted) and _untied_pairs(found)):
-    return math.nan
-  ranks = [stats.rankdata(values) for values in (wanted, found)]
-  return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _rows(

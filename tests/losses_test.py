@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_jax import errors, losses, types
+from rest_jax import (
+  errors,
+  losses,
+  reward_losses,
+  types,
+)
 
 
 def packed_batch(first: float, second: float) -> types.Batch:
@@ -103,11 +108,14 @@ def test_settings_out_of_range_name_the_binding(setting):
 def test_regression_is_the_squared_distance_to_the_level():
   batch = packed_batch(1.0, 1.0).replace(
     decoder_target_tokens=jnp.array(
-      [[losses.level_of(s) for s in (0.0, 1.0, 0.25, 0.5, 0.123456)] + [0]]
+      [
+        [reward_losses.level_of(s) for s in (0.0, 1.0, 0.25, 0.5, 0.123456)]
+        + [0]
+      ]
     )
   )
   scores = jnp.array([[0.5, 0.5, 0.25, 2.0, 0.123456, 9.0]])
-  values = losses.Regression()(scores, batch)
+  values = reward_losses.Regression()(scores, batch)
   np.testing.assert_allclose(
     values[0, :5], [0.25, 0.25, 0.0, 2.25, 0.0], atol=1e-6
   )
@@ -119,7 +127,7 @@ def test_a_preference_costs_minus_log_sigma_of_its_margin():
     decoder_target_tokens=jnp.array([[2, 1, 2, 1, 0, 0]])
   )
   scores = jnp.array([[1.0, 0.5, -2.0, 1.0, 7.0, -7.0]])
-  values = losses.Preference()(scores, batch)
+  values = reward_losses.BradleyTerry()(scores, batch)
   first, second = math.log1p(math.exp(-0.5)), math.log1p(math.exp(3.0))
   np.testing.assert_allclose(
     values[0, :4], [first, first, second, second], rtol=1e-6
@@ -129,8 +137,8 @@ def test_a_preference_costs_minus_log_sigma_of_its_margin():
 def test_what_training_asks_of_a_loss():
   for loss in (
     losses.BehavioralCloning(),
-    losses.Regression(),
-    losses.Preference(),
+    reward_losses.Regression(),
+    reward_losses.BradleyTerry(),
   ):
     assert isinstance(loss, losses.TokenLoss)
     assert hash(loss) == hash(type(loss)())

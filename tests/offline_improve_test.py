@@ -18,10 +18,13 @@ from rest_jax import (
   improve,
   losses,
   offline_losses,
+  reward_losses,
   supervised,
+  value_model,
   values,
 )
 from rest_jax.data import loader, store, tokenizer
+from rest_jax.rewards import agreement
 from rest_jax.schedule import PerSource, Thresholds
 from rest_jax.training import early_stopping, optimizer, step
 from rest_jax.training import state as state_lib
@@ -120,7 +123,7 @@ def test_at_the_policy_that_grew_them_no_margin_is_there(
     (losses.RewardWeighted(), True),
     (offline_losses.Gold(), True),
     (offline_losses.ActorCritic(), True),
-    (offline_losses.ValueRegression(), True),
+    (values.ValueRegression(), True),
     (offline_losses.ClippedImportance(), False),
     (offline_losses.Preference(), False),
     (constrained_losses.VMPO(), False),
@@ -214,9 +217,9 @@ def value_stage(context):
 
 
 def test_a_value_model_starts_as_bc_and_promises_little(context):
-  model = values.ValueModel(context.model, context.layout)
+  model = value_model.ValueModel(context.model, context.layout)
   bc = context.params('supervised')
-  params = values.from_policy(model, bc, seed=1)
+  params = value_model.from_policy(model, bc, seed=1)
   np.testing.assert_array_equal(
     params['encoder']['encoder_norm']['scale'],
     bc['encoder']['encoder_norm']['scale'],
@@ -235,12 +238,10 @@ def test_a_value_model_reaches_its_level_in_the_updates_of_quickstart(
 ):
   config = dataclasses.replace(context.model, emb_dim=64, mlp_dim=32)
   policy = dataclasses.replace(context.policy, config=config)
-  model = values.ValueModel(config, context.layout)
+  model = value_model.ValueModel(config, context.layout)
   adafactor = optimizer.Optimizer(learning_rate=0.005)
-  update = step.make_train_step(
-    model, adafactor, offline_losses.ValueRegression()
-  )
-  params = values.from_policy(model, policy.init(0), seed=1)
+  update = step.make_train_step(model, adafactor, values.ValueRegression())
+  params = value_model.from_policy(model, policy.init(0), seed=1)
   state = state_lib.init_state(model, adafactor, params)
   tokens = np.random.default_rng(0).integers(3, 300, (150, 4, 8), np.int32)
   batches = Batch(
@@ -280,7 +281,7 @@ def test_the_value_model_learns_from_finished_samples(context, value_stage):
 def test_a_sample_is_judged_by_the_value_before_its_last_token(
   context, tmp_path, monkeypatch
 ):
-  model = values.ValueModel(context.model, context.layout)
+  model = value_model.ValueModel(context.model, context.layout)
   rewards, lengths = [0.1, 0.9, 0.4, 0.6], [2, 5, 3, 4]
   written = loader.write_rows(
     tmp_path / 'rows',
@@ -412,24 +413,24 @@ def test_spearman_shares_the_ranks_of_ties():
   found = np.array([1.0, 5.0, 3.0, 9.0])
   # Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4.
   expected = 4.5 / math.sqrt(4.5 * 5.0)
-  assert values.spearman(wanted, found) == pytest.approx(expected)
-  assert math.isnan(values.spearman(wanted, np.ones(4)))
-  two = values.spearman(np.array([1.0, 2.0]), np.array([3.0, 1.0]))
+  assert agreement.spearman(wanted, found) == pytest.approx(expected)
+  assert math.isnan(agreement.spearman(wanted, np.ones(4)))
+  two = agreement.spearman(np.array([1.0, 2.0]), np.array([3.0, 1.0]))
   assert two == pytest.approx(-1)
 
 
 def test_where_rewards_tie_the_pairs_that_differ_are_ordered_wholly():
   wanted = np.array([0.2, 0.9, 1.0, 1.0, 1.0])
   found = np.array([0.1, 0.2, 0.3, 0.5, 0.4])
-  assert values.kendall_untied(wanted, found) == 1.0
+  assert agreement.kendall_untied(wanted, found) == 1.0
   assert values.agreement.kendall_tau(wanted, found) < 0.9
   # Of seven pairs one is wrong, one tied.
   found = np.array([0.3, 0.2, 0.3, 0.5, 0.4])
-  assert values.kendall_untied(wanted, found) == pytest.approx(4 / 7)
-  assert math.isnan(values.kendall_untied(np.ones(3), np.arange(3.0)))
-  assert values.kendall_untied(np.arange(3.0), np.ones(3)) == 0
+  assert agreement.kendall_untied(wanted, found) == pytest.approx(4 / 7)
+  assert math.isnan(agreement.kendall_untied(np.ones(3), np.arange(3.0)))
+  assert agreement.kendall_untied(np.arange(3.0), np.ones(3)) == 0
   broken = np.array([1.0, math.nan, 2.0])
-  assert math.isnan(values.kendall_untied(np.arange(3.0), broken))
+  assert math.isnan(agreement.kendall_untied(np.arange(3.0), broken))
 
 
 @pytest.mark.parametrize(
@@ -499,7 +500,7 @@ def test_bc_itself_cannot_be_trained_by_what_only_samples_have():
   with pytest.raises(
     errors.ConfigurationError, match=r'Improve\.training\.loss = Regression'
   ):
-    settings(losses.Regression())
+    settings(reward_losses.Regression())
 
 
 def test_a_filter_that_keeps_no_sample_is_an_error_beside_references(context):

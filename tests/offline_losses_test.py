@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest_jax import errors, losses, offline_losses, types
+from rest_jax import (
+  errors,
+  losses,
+  offline_losses,
+  types,
+  values,
+)
 
 
 def scores_of(log_probs):
@@ -152,12 +158,10 @@ def test_oac_by_hand():
 
 def test_values_are_held_against_the_return_of_each_prefix():
   batch = batch_of([1, 1], returns=[0.75, 0.75])
-  loss = offline_losses.ValueRegression()
-  values = loss(jnp.array([[0.25, 1.0]]), batch)
-  np.testing.assert_allclose(values, [[0.25, 0.0625]])
-  np.testing.assert_allclose(
-    loss.plain(jnp.array([[0.25, 1.0]]), batch), values
-  )
+  loss = values.ValueRegression()
+  found = loss(jnp.array([[0.25, 1.0]]), batch)
+  np.testing.assert_allclose(found, [[0.25, 0.0625]])
+  np.testing.assert_allclose(loss.plain(jnp.array([[0.25, 1.0]]), batch), found)
 
 
 # Two pairs. Better − worse of the first: (0.5 − 0.1) − (−0.2) = 0.6.

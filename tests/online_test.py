@@ -16,7 +16,7 @@ from rest_jax import (
   online_losses,
   online_training,
   rewarded,
-  values,
+  value_model,
 )
 from rest_jax.checkpoint import native
 from rest_jax.data import loader
@@ -49,9 +49,9 @@ def trainer(context, settings):
     context.read_params('other'),
   )
   if settings.algorithm == 'ppo':
-    model = values.ValueModel(context.model, context.layout)
-    network = values.ActorCritic(network, model)
-    critic = values.from_policy(model, bc, 0)
+    model = value_model.ValueModel(context.model, context.layout)
+    network = value_model.PolicyAndValue(network, model)
+    critic = value_model.from_policy(model, bc, 0)
     params = {'policy': params, 'value': critic}
   sources = rewarded.Split(context, 'grow')
   made = online_training.Trainer(

@@ -20,6 +20,7 @@ from rest_jax import (
   prerequisites,
   progress,
   rest,
+  reward_losses,
   run_directory,
   schedule,
   selection,
@@ -306,10 +307,10 @@ def test_a_loss_that_lacks_what_it_needs_is_an_error(run, loss, changed, named):
 @pytest.mark.parametrize(
   'loss',
   [
-    offline_losses.ValueRegression(),
+    values.ValueRegression(),
     online_losses.PolicyGradient(),
     online_losses.ProximalPolicy(),
-    losses.Regression(),
+    reward_losses.Regression(),
   ],
 )
 def test_a_loss_of_another_stage_is_an_error(run, loss):

@@ -105,6 +105,55 @@ def kendall_tau(
   return float(stats.kendalltau(human, metric, variant='b').statistic)
 
 
+def kendall_untied(
+  wanted: Float[np.ndarray, ' n'], found: Float[np.ndarray, ' n']
+) -> float:
+  """(C − D) / (C + D + T): Kendall's τ over the pairs that `wanted` orders.
+
+  Somers' d: T are the pairs among them that `found` ties. It is 1 for a perfect
+  order however many of `wanted` are equal.
+
+  >>> kendall_untied(np.array([1.0, 1, 1, 3]), np.array([0.1, 0.3, 0.2, 0.9]))
+  1.0
+
+  Returns:
+    In [−1, 1]; NaN where all of `wanted` are equal, or a number is NaN.
+  """
+  if not (ordered := _untied_pairs(wanted)):
+    return math.nan
+  if not (told := _untied_pairs(found)):
+    return 0.0
+  # τ_b is C − D, a whole number, by the geometric mean of the two.
+  tau = kendall_tau(wanted, found)
+  if math.isnan(tau):
+    return tau
+  return round(tau * math.sqrt(told * ordered)) / ordered
+
+
+def _untied_pairs(values: Float[np.ndarray, ' n']) -> int:
+  _, counts = np.unique(values, return_counts=True)
+  return math.comb(len(values), 2) - sum(math.comb(int(n), 2) for n in counts)
+
+
+def spearman(
+  wanted: Float[np.ndarray, ' n'], found: Float[np.ndarray, ' n']
+) -> float:
+  """Spearman's ρ: the correlation of ranks, equal numbers sharing theirs.
+
+  >>> round(spearman(np.array([1.0, 2, 3]), np.array([1.0, 9, 3])), 2)
+  0.5
+
+  Returns:
+    In [−1, 1]; NaN where either side is constant or n < 2.
+  """
+  from scipy import stats  # Slow to import.
+
+  if not (_untied_pairs(wanted) and _untied_pairs(found)):
+    return math.nan
+  ranks = [stats.rankdata(values) for values in (wanted, found)]
+  return float(np.corrcoef(*ranks)[0, 1])
+
+
 def _tau_within(human, metric, groups) -> float:
   taus = [kendall_tau(human[rows], metric[rows]) for rows in _members(groups)]
   defined = [tau for tau in taus if not np.isnan(tau)]

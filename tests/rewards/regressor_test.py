@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from rest_jax import errors, losses
+from rest_jax import errors, reward_losses
 from rest_jax.models.config import T5Config
 from rest_jax.policy import Policy
 from rest_jax.rewards import regressor as regressor_lib
@@ -182,7 +182,7 @@ def test_a_sharded_update_equals_an_unsharded_one(params):
   rng = np.random.default_rng(0)
   tokens = rng.integers(2, 32, (8, 6)).astype(np.int32)
   tokens[:, 2] = tokens[:, 5] = 1  # Two texts a row.
-  levels = rng.integers(1, losses.LEVELS, (8, 2)).astype(np.int32)
+  levels = rng.integers(1, reward_losses.LEVELS, (8, 2)).astype(np.int32)
   batch = Batch(
     encoder_input_tokens=tokens,
     decoder_input_tokens=np.zeros((8, 2), np.int32),
@@ -194,15 +194,17 @@ def test_a_sharded_update_equals_an_unsharded_one(params):
   for layout in (Layout(data=1), Layout(data=2, model=4)):
     network = Regressor(CONFIG, layout)
     update = step.make_train_step(
-      network, adamw, losses.Regression(), num_microbatches=2
+      network, adamw, reward_losses.Regression(), num_microbatches=2
     )
     placed = jax.device_put(params, network.param_shardings())
     state, metrics = update(state_lib.init_state(network, adamw, placed), batch)
     assert metrics['tokens'] == 16
     expected = np.asarray(PREDICT(params, tokens[:, :3]))
-    first = np.mean((expected - (levels[:, 0] - 1) / losses.LEVELS) ** 2)
+    first = np.mean((expected - (levels[:, 0] - 1) / reward_losses.LEVELS) ** 2)
     expected = np.asarray(PREDICT(params, tokens[:, 3:]))
-    second = np.mean((expected - (levels[:, 1] - 1) / losses.LEVELS) ** 2)
+    second = np.mean(
+      (expected - (levels[:, 1] - 1) / reward_losses.LEVELS) ** 2
+    )
     np.testing.assert_allclose(
       metrics['squared_error'], (first + second) / 2, rtol=1e-4
     )
