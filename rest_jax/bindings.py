@@ -210,15 +210,16 @@ def check_modules(imports: Iterable[Any]) -> None:
   known: dict[str, Any] = {}
   # Those of ours first, so that the other one is told of.
   for statement in sorted(imports, key=lambda s: not _is_own(s.module)):
-    if not (statement.is_from or statement.alias):
+    if not (statement.is_from or statement.alias) and '.' in statement.module:
       continue  # Called by the whole path.
     name = statement.bound_name()
     first = known.setdefault(name, statement)
     if first.module != statement.module:
+      renamed = statement._replace(alias=f'my_{name}').format()
       raise ConfigurationError(
         f'{_place(statement)}: `{statement.format()}` gives {statement.module}'
         f' a name that {first.module} has ({_place(first)}); write'
-        f' `{statement.format()} as my_{name}`, and my_{name} in its bindings.'
+        f' `{renamed}`, and my_{name} in its bindings.'
       )
 
 

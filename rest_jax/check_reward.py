@@ -100,7 +100,9 @@ def run(
     batch_size=context.score_batch_size,
     scores=context.scores,
   )
-  invariance = checking.differences(reward, texts)
+  invariance = checking.differences(
+    reward, texts, batch_size=context.score_batch_size
+  )
   stage.write_part('spoiled.parquet', store.table_bytes(table))
   stage.commit(
     counts={'texts': len(texts.sources), 'spoiled': table.num_rows},

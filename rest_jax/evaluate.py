@@ -104,7 +104,7 @@ class _Measured:
     greedy: at temperature 0.
     beams: texts of beam search.
     scores: column → [k, n], further metrics' of the samples.
-    figures: of results.csv, as far as they need the policy.
+    figures: of results.csv, but those of what is written.
   """
 
   samples: rewarded_lib.Outputs

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Int, Int32
 
-from rest_jax import hosts
 from rest_jax import policy as policy_lib
 from rest_jax import slots as slots_lib
 from rest_jax.data import buckets as buckets_lib
@@ -155,15 +154,6 @@ class Generated:
       tokenizer.decode(row[:length].tolist())
       for row, length in zip(flat, self.lengths.reshape(-1), strict=True)
     ]
-
-  def gathered(self, num_sources: int) -> 'Generated':
-    """The samples of all processes, each having drawn those of its share.
-
-    Args:
-      num_sources: of all processes.
-    """
-    mine = [getattr(self, field.name) for field in dataclasses.fields(self)]
-    return Generated(*hosts.gather_each(mine, num_sources))
 
 
 def teacher_forced(

@@ -164,7 +164,8 @@ class Trainer:
       that the loss needs.
     """
     settings = self._settings
-    generated, rewards = self._drawn(params, number, chosen)
+    drawn = self._drawn(params, number, chosen)
+    generated, rewards = drawn.generated, drawn.rewards
     self.decoded_tokens += int(generated.lengths.sum())
     made = one_batch.OneBatch(
       _samples([self._sources.source_tokens[i] for i in chosen], generated),
@@ -194,18 +195,18 @@ class Trainer:
       made.rows.add_figure(name, of_tokens[counted].astype(np.float32))
     return made
 
-  def _drawn(
-    self, params, number, chosen
-  ) -> tuple[generation.Generated, Float32[np.ndarray, 's n']]:
-    """Samples of sources and R(x, y) of each.
+  def _drawn(self, params, number, chosen) -> rewarded.Outputs:
+    """Samples of sources, and R(x, y) of each.
 
     Each process draws and scores for its share of the sources: a sample depends
     on neither.
     """
     mine = chosen[hosts.share(len(chosen))]
     generated = self._draw(params, number, mine)
-    rewards = hosts.gather_rows(self._rewards(mine, generated), len(chosen))
-    return generated.gathered(len(chosen)), rewards
+    texts = generated.texts(self._context.tokenizer)
+    rewards = self._rewards(mine, texts)
+    outputs = rewarded.Outputs(rewards, texts, generated)
+    return outputs.gathered(self._context, len(chosen))
 
   def _draw(self, params, number, chosen) -> generation.Generated:
     context, settings = self._context, self._settings
@@ -240,14 +241,14 @@ class Trainer:
       losses.RETURNS: advantages + promised,
     }
 
-  def _rewards(self, chosen, generated) -> np.ndarray:
+  def _rewards(self, chosen, texts) -> np.ndarray:
     """R(x, y) of the samples, float32 [s, n]."""
     n = self._settings.num_samples
     references = self._sources.references
     return scoring.rewards(
       self._reward,
       [self._sources.sources[i] for i in chosen for _ in range(n)],
-      generated.texts(self._context.tokenizer),
+      texts,
       references and [references[i] for i in chosen for _ in range(n)],
       batch_size=self._context.score_batch_size,
       cache=self._context.scores,
@@ -258,7 +259,7 @@ class Trainer:
 def _get_on(done: int) -> None:
   """After tokens or rows. It never ends the run, whose state is not saved."""
   del done
-  preemption.get_on()
+  preemption.look_for_failures()
 
 
 def _samples(
@@ -343,7 +344,7 @@ def run(
   Raises:
     NonFiniteError: training diverged.
     RewardError: the reward model failed, or lacks references.
-    DataError: there are fewer sources than a batch takes.
+    DataError: there are fewer sources than a batch takes, or one is too long.
   """
   began = time.monotonic()
   behaviour = context.read_params(BC)
@@ -392,6 +393,6 @@ def run(
 def _with_critic(
   behaviour: Params, value: value_model.ValueModel, seed: int
 ) -> Params:
-  """The parameters that an `ActorCritic` starts from."""
+  """The parameters that a `PolicyAndValue` starts from."""
   critic = value_model.from_policy(value, behaviour, seed)
   return {'policy': behaviour, 'value': critic}

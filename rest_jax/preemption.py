@@ -117,14 +117,28 @@ def check() -> None:
     raise preempted()
 
 
-def get_on() -> None:
-  """As `check`, in work that all processes end together or not at all.
+def look_for_failures() -> None:
+  """Tells that this process gets on, and learns of others' failures.
+
+  For work that SIGTERM does not end in its midst.
 
   Raises:
     HostsError: another process failed.
   """
   if hosts.count() > 1:
     hosts.get_on(_NOTICE)
+
+
+def check_together() -> None:
+  """Ends the run here in all processes, which come here equally often.
+
+  For batches that they work on together, where `check` would end some.
+
+  Raises:
+    PreemptionError: SIGTERM came to one.
+  """
+  if due():
+    raise preempted()
 
 
 def agree() -> None:

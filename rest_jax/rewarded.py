@@ -46,12 +46,11 @@ class Outputs:
     """Those of all processes, from those of this one's share."""
     if hosts.count() == 1:
       return self
-    generated = self.generated.gathered(num_sources)
-    return Outputs(
-      hosts.gather_rows(self.rewards, num_sources),
-      generated.texts(context.tokenizer),
-      generated,
-    )
+    fields = dataclasses.fields(self.generated)
+    drawn = [getattr(self.generated, field.name) for field in fields]
+    rewards, *drawn = hosts.gather_each([self.rewards, *drawn], num_sources)
+    generated = generation.Generated(*drawn)
+    return Outputs(rewards, generated.texts(context.tokenizer), generated)
 
 
 class Rewarded:

@@ -26,7 +26,6 @@ from rest_jax import (
   grown_data,
   hosts,
   losses,
-  offline_losses,
   scratch,
   selection,
   training_stage,
@@ -69,7 +68,7 @@ class TrainValue:
 
 @dataclasses.dataclass(frozen=True)
 class ValueRegression(losses.PolicyLoss):
-  """Squared error of values to the Monte-Carlo return; see `values`."""
+  """Squared error of values to the Monte-Carlo return."""
 
   figure: ClassVar[str] = 'squared_error'
   name: ClassVar[str] = 'value'
@@ -111,7 +110,7 @@ def run(
     NonFiniteError: training diverged.
   """
   began = time.monotonic()
-  loss = offline_losses.ValueRegression()
+  loss = ValueRegression()
   training = dataclasses.replace(settings.training, loss=loss)
   model = value_model.ValueModel(context.model, context.layout)
   paths = {name: stage.work / name for name in ('rows', 'held_out')}

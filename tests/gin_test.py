@@ -173,7 +173,9 @@ def test_presets_leave_evaluation_as_it_is(parse):
   assert all(each == evaluations[0] for each in evaluations)
 
 
-def test_a_module_with_the_name_of_another_is_refused(parse, tmp_path):
+def test_a_module_with_the_name_of_another_is_refused(
+  parse, tmp_path, monkeypatch
+):
   file = tmp_path / 'own.gin'
   lines = 'from __gin__ import dynamic_registration\n{}\n'
   # Modules of the standard library serve as a user's.
@@ -185,6 +187,16 @@ def test_a_module_with_the_name_of_another_is_refused(parse, tmp_path):
     parse('quickstart.gin', str(file))
   assert f'{file}:2' in str(error.value)
   assert 'from asyncio import tasks as my_tasks' in str(error.value)
+  # A module of one part, and one that has an alias already.
+  (tmp_path / 'schedule.py').touch()
+  monkeypatch.syspath_prepend(tmp_path)
+  for line in ('import schedule', 'import asyncio.tasks as schedule'):
+    gin.clear_config(clear_constants=True)
+    file.write_text(lines.format(line))
+    with pytest.raises(errors.ConfigurationError) as error:
+      parse('quickstart.gin', str(file))
+    advised = f'`{line.removesuffix(" as schedule")} as my_schedule`'
+    assert advised in str(error.value)
   gin.clear_config(clear_constants=True)
   file.write_text(lines.format('from asyncio import tasks as my_tasks'))
   parse('quickstart.gin', str(file))

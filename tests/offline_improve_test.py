@@ -24,7 +24,6 @@ from rest_jax import (
   values,
 )
 from rest_jax.data import loader, store, tokenizer
-from rest_jax.rewards import agreement
 from rest_jax.schedule import PerSource, Thresholds
 from rest_jax.training import early_stopping, optimizer, step
 from rest_jax.training import state as state_lib
@@ -406,31 +405,6 @@ def test_anchors_stay_and_duals_move(context, tmp_path):
   assert float(metrics['loss'] - later['loss']) == pytest.approx(
     (1.0 - 1e-5) * penalty, rel=1e-3
   )
-
-
-def test_spearman_shares_the_ranks_of_ties():
-  wanted = np.array([0.1, 0.2, 0.2, 0.9])
-  found = np.array([1.0, 5.0, 3.0, 9.0])
-  # Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4.
-  expected = 4.5 / math.sqrt(4.5 * 5.0)
-  assert agreement.spearman(wanted, found) == pytest.approx(expected)
-  assert math.isnan(agreement.spearman(wanted, np.ones(4)))
-  two = agreement.spearman(np.array([1.0, 2.0]), np.array([3.0, 1.0]))
-  assert two == pytest.approx(-1)
-
-
-def test_where_rewards_tie_the_pairs_that_differ_are_ordered_wholly():
-  wanted = np.array([0.2, 0.9, 1.0, 1.0, 1.0])
-  found = np.array([0.1, 0.2, 0.3, 0.5, 0.4])
-  assert agreement.kendall_untied(wanted, found) == 1.0
-  assert values.agreement.kendall_tau(wanted, found) < 0.9
-  # Of seven pairs one is wrong, one tied.
-  found = np.array([0.3, 0.2, 0.3, 0.5, 0.4])
-  assert agreement.kendall_untied(wanted, found) == pytest.approx(4 / 7)
-  assert math.isnan(agreement.kendall_untied(np.ones(3), np.arange(3.0)))
-  assert agreement.kendall_untied(np.arange(3.0), np.ones(3)) == 0
-  broken = np.array([1.0, math.nan, 2.0])
-  assert math.isnan(agreement.kendall_untied(np.arange(3.0), broken))
 
 
 @pytest.mark.parametrize(

@@ -127,13 +127,15 @@ def test_advantages_of_rloo_are_those_of_the_penalised_rewards(context):
 def test_processes_draw_and_score_what_one_does(context, monkeypatch):
   made, params = trainer(context, SETTINGS)
   chosen = np.array([0, 2, 3, 5])
-  generated, rewards = made._drawn(params, 0, chosen)
+  whole = made._drawn(params, 0, chosen)
   # The last of three has no source.
   for share in (slice(0, 3), slice(3, 4), slice(4, 4)):
     monkeypatch.setattr(online_training.hosts, 'share', lambda _, s=share: s)
-    mine, of_mine = made._drawn(params, 0, chosen)
-    np.testing.assert_array_equal(mine.tokens, generated.tokens[share])
-    np.testing.assert_array_equal(of_mine, rewards[share])
+    mine = made._drawn(params, 0, chosen)
+    np.testing.assert_array_equal(
+      mine.generated.tokens, whole.generated.tokens[share]
+    )
+    np.testing.assert_array_equal(mine.rewards, whole.rewards[share])
 
 
 def test_a_batch_is_decoded_in_no_more_rows_than_it_fills(context, monkeypatch):

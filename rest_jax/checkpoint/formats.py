@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from etils import epath
 from flax import traverse_util
@@ -210,19 +210,12 @@ def check_model(found: Found, config: T5Config) -> None:
     raise
   for field in trained_in.UNSEEN:
     ours, theirs = getattr(config, field), getattr(own, field)
-    if _canonical(ours) != _canonical(theirs):
+    if trained_in.canonical(ours) != trained_in.canonical(theirs):
       raise errors.ConfigurationError(
         f'T5Config.{field} = {ours!r}, and {found.path / told} says'
         f" {theirs!r}: take the checkpoint's, or all of its model by"
         " 'models/from_checkpoint.gin'."
       )
-
-
-def _canonical(value: Any) -> Any:
-  """With one name for the function that has two."""
-  if isinstance(value, tuple):
-    return tuple('silu' if name == 'swish' else name for name in value)
-  return value
 
 
 def fingerprint(found: Found, *, hidden: bool = False) -> str:

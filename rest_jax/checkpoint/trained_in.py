@@ -1,7 +1,8 @@
 """The run that a checkpoint of ours lies in, and what it tells of it.
 
 The shapes of parameters do not show which text an id stands for, nor which
-activation a layer has; the manifests beside them do.
+activation a layer has; the manifests beside them do. A run that took its data
+or BC from another one (SUPERVISED_FROM, GROW_FROM) does not tell.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from rest_jax import errors, storage
 from rest_jax.models.config import T5Config
 
 _RUN, _STAGE, _DATA = 'run.json', 'stage.json', 'data'
+_MODEL = 'tokenizer.model'
 # Fields of a model that change what it computes, and none of its parameters.
 UNSEEN = ('mlp_activations', 'relpos_max_distance', 'eos_id')
 
@@ -36,6 +38,8 @@ class TrainedIn:
   def find(cls, checkpoint: epath.Path) -> 'TrainedIn | None':
     """The run whose stage a checkpoint is, if it lies in any."""
     for folder in checkpoint.parents:
+      if str(folder) in ('/', 'gs://'):
+        break
       if (folder / _RUN).exists():
         data = _manifest(folder / _DATA)
         tokenizer = data.get('extra', {}).get('tokenizer', {})
@@ -46,24 +50,47 @@ class TrainedIn:
   def check_tokenizer(self, fingerprint: str) -> None:
     """Raises ConfigurationError where ids stand for other texts there."""
     if self.tokenizer not in (None, fingerprint):
-      path = self.folder / _DATA / 'tokenizer.model'
       raise errors.ConfigurationError(
         f'INITIAL_CHECKPOINT_PATH is a policy of {self.folder}, whose tokenizer'
         ' (or its source_prefix) is another than that of the data here: its ids'
-        ' stand for other texts. Set TOKENIZER = @prepare.GivenTokenizer() and'
-        f" prepare.GivenTokenizer.path = '{path}' in another MODEL_DIR; if that"
-        ' is meant, start from a copy of the checkpoint outside of the run.'
+        f' stand for other texts. Bind {self._own_tokenizer()} in another'
+        ' MODEL_DIR; if that is meant, start from a copy of the checkpoint'
+        ' outside of the run.'
       )
+
+  def _own_tokenizer(self) -> str:
+    """The bindings of the run's tokenizer."""
+    settings = self.folder / _DATA / 'tokenizer.json'
+    kept = storage.read_json(settings) if settings.exists() else {}
+    name, fields = 'GivenTokenizer', {'path': str(self.folder / _DATA / _MODEL)}
+    if kept.get('tokenizer') == 'bytes':
+      name, fields = 'Bytes', {}
+    for field in ('extra_ids', 'source_prefix'):
+      if kept.get(field):
+        fields[field] = kept[field]
+    return ', '.join(
+      [
+        f'TOKENIZER = @prepare.{name}()',
+        *(f'prepare.{name}.{k} = {v!r}' for k, v in fields.items()),
+      ]
+    )
 
   def check_model(self, config: T5Config) -> None:
     """Raises ConfigurationError where its model is another function."""
     for name, theirs in self.model.items():
-      if getattr(config, name) != theirs:
+      if canonical(getattr(config, name)) != canonical(theirs):
         raise errors.ConfigurationError(
           f'T5Config.{name} = {getattr(config, name)!r}, and the run'
           f' {self.folder}, whose policy INITIAL_CHECKPOINT_PATH is, has'
           f" {theirs!r}: bind that run's."
         )
+
+
+def canonical(value: Any) -> Any:
+  """With one name for the function that has two."""
+  if isinstance(value, tuple):
+    return tuple('silu' if name == 'swish' else name for name in value)
+  return value
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any]:

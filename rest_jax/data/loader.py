@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32
 
-from rest_jax import errors, hosts, types
+from rest_jax import errors, hosts, preemption, types
 from rest_jax.data import packing as packing_lib
 from rest_jax.data import training_rows
 
@@ -156,9 +156,13 @@ class TrainingBatches:
       measure: gives the figures of a batch's target tokens, float32 [b, t]:
         of the rows of all processes, from this one's.
       first: of how many rows, from the first on; others have 0. None: all.
+
+    Raises:
+      PreemptionError: in all processes, SIGTERM came to one.
     """
     out = np.zeros(len(self.rows.target_tokens), np.float32)
     for chosen in self._chosen_once(first):
+      preemption.check_together()
       values = measure(assemble(self.rows, self.packing, chosen[self._mine]))
       unpack(self.rows, chosen, values, out)
     return out

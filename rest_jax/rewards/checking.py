@@ -242,13 +242,16 @@ def _pairs(
   ]
 
 
-def differences(reward: base.RewardModel, texts: Texts) -> dict[str, float]:
+def differences(
+  reward: base.RewardModel, texts: Texts, *, batch_size: int = 1024
+) -> dict[str, float]:
   """How much rewards change with what they must not depend on.
 
   Args:
     reward: R(x, y).
     texts: of which the first are scored in several ways, past any cache and
       whatever the reward remembers.
+    batch_size: rows a call of the reward, but for two where it is 1.
 
   Returns:
     'batch size', 'order' and 'padding' → the largest difference of a reward.
@@ -259,7 +262,8 @@ def differences(reward: base.RewardModel, texts: Texts) -> dict[str, float]:
   columns = [texts.sources, texts.candidates]
   if reward.info.needs_reference:
     columns.append(base.check_references(reward.info, texts.references))
-  rows = list(zip(*columns, strict=True))[:_INVARIANT_ROWS]
+  most = max(1, min(_INVARIANT_ROWS, batch_size - 1))  # And the longer one.
+  rows = list(zip(*columns, strict=True))[:most]
 
   def rewards(batch: list[tuple[str, ...]]) -> Float32[np.ndarray, ' n']:
     base.forget(reward)

@@ -49,6 +49,19 @@ def test_the_tokenizer_of_the_run_is_known(stage):
   assert str(path) in str(error.value)
 
 
+def test_sentinels_prefix_and_bytes_are_part_of_the_advice(stage):
+  found = TrainedIn.find(formats.find(stage).path)
+  kept = stage.parents[1] / 'data' / 'tokenizer.json'
+  kept.write_text(json.dumps({'tokenizer': 'bytes', 'source_prefix': '<2de> '}))
+  with pytest.raises(errors.ConfigurationError) as error:
+    found.check_tokenizer('another')
+  assert '@prepare.Bytes(), prepare.Bytes.source_prefix = ' in str(error.value)
+  kept.write_text(json.dumps({'extra_ids': 100}))
+  with pytest.raises(errors.ConfigurationError) as error:
+    found.check_tokenizer('another')
+  assert 'prepare.GivenTokenizer.extra_ids = 100' in str(error.value)
+
+
 @pytest.mark.parametrize(
   ('field', 'value'),
   [('mlp_activations', ('relu',)), ('relpos_max_distance', 64)],

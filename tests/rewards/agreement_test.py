@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from rest_jax import errors
-from rest_jax.rewards.agreement import agreement, kendall_tau
+from rest_jax.rewards.agreement import (
+  agreement,
+  kendall_tau,
+  kendall_untied,
+  spearman,
+)
 
 
 def array(*values):
@@ -110,3 +115,28 @@ def test_bad_scores_are_named():
     agreement(array(1, 2, math.inf), array(1, 2, 3), groups)
   with pytest.raises(errors.RewardError, match='no source has two of the 3'):
     agreement(array(1, 2, 3), array(1, 2, 3), np.arange(3))
+
+
+def test_spearman_shares_the_ranks_of_ties():
+  wanted = np.array([0.1, 0.2, 0.2, 0.9])
+  found = np.array([1.0, 5.0, 3.0, 9.0])
+  # Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4.
+  expected = 4.5 / math.sqrt(4.5 * 5.0)
+  assert spearman(wanted, found) == pytest.approx(expected)
+  assert math.isnan(spearman(wanted, np.ones(4)))
+  two = spearman(np.array([1.0, 2.0]), np.array([3.0, 1.0]))
+  assert two == pytest.approx(-1)
+
+
+def test_where_rewards_tie_the_pairs_that_differ_are_ordered_wholly():
+  wanted = np.array([0.2, 0.9, 1.0, 1.0, 1.0])
+  found = np.array([0.1, 0.2, 0.3, 0.5, 0.4])
+  assert kendall_untied(wanted, found) == 1.0
+  assert kendall_tau(wanted, found) < 0.9
+  # Of seven pairs one is wrong, one tied.
+  found = np.array([0.3, 0.2, 0.3, 0.5, 0.4])
+  assert kendall_untied(wanted, found) == pytest.approx(4 / 7)
+  assert math.isnan(kendall_untied(np.ones(3), np.arange(3.0)))
+  assert kendall_untied(np.arange(3.0), np.ones(3)) == 0
+  broken = np.array([1.0, math.nan, 2.0])
+  assert math.isnan(kendall_untied(np.arange(3.0), broken))
