@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -79,7 +80,8 @@ class ValueRegression(losses.PolicyLoss):
     self, scores: Float[Array, 'b t'], batch: types.Batch
   ) -> jax.Array:
     """Returns the loss of each prefix, float32 [b, t]."""
-    return losses.squared_error(scores, batch.decoder_figures[losses.RETURNS])
+    returns = jnp.asarray(batch.decoder_figures[losses.RETURNS])
+    return losses.squared_error(scores, returns)
 
   def plain(self, scores: Float[Array, 'b t'], batch: types.Batch) -> jax.Array:
     """Returns the same."""
