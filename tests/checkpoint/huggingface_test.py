@@ -276,7 +276,7 @@ def test_what_rest_jax_has_not_is_refused(folder, params, changed, message):
 def test_pickled_weights_are_refused_with_the_mend(folder):
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   assert huggingface.is_checkpoint(folder)
-  with pytest.raises(errors.ConfigurationError, match='safe_serialization'):
+  with pytest.raises(errors.ConfigurationError, match='to_safetensors'):
     huggingface.read_config(folder)
 
 
