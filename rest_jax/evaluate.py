@@ -147,9 +147,11 @@ def run(
   measured = _measure(
     context, settings, policy_name, data, reward, further_metrics
   )
-  measured.figures['reward_trained_on'] = ' '.join(reward_trained_on)
+  told = {'reward_trained_on': ' '.join(reward_trained_on)}
   hosts.on_first(
-    lambda: _write(context, stage, settings, policy_name, data, measured, began)
+    lambda: _write(
+      context, stage, settings, policy_name, data, measured, told, began
+    )
   )
 
 
@@ -206,13 +208,15 @@ def _write(
   policy_name: str,
   data: rewarded_lib.Split,
   measured: _Measured,
+  told: dict[str, str],
   began: float,
 ) -> None:
-  """Writes the outputs and commits the figures."""
+  """Writes the outputs and commits the figures, with what is told besides."""
   table = _write_samples(stage, data, measured)
   _write_beams(stage, data, measured)
   figures = (
     measured.figures
+    | told
     | diagnostics.describe(table)
     | diagnostics.corpus_scores(
       measured.beams, data.references, settings.target_language

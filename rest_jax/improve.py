@@ -91,7 +91,7 @@ class Improve:
         f'Improve.learning_rate_decay = {self.learning_rate_decay} must be in'
         ' (0, 1]: learning rates fall from step to step.'
       )
-    selection.needs_of((*self.before, *self.after))
+    selection.needs_of((*self.before, *self.after))  # Not after Grow.
     loss = self.training.loss
     if not grown_data.is_offline(loss):
       raise ConfigurationError(

@@ -358,7 +358,7 @@ def run(
     )
   sources = rewarded.Split(context, 'grow')
   # Of all sources, before any process draws for some.
-  settings.batching.check_fits(max(map(len, sources.source_tokens)))
+  settings.batching.check_fits(max(map(len, sources.source_tokens), default=0))
   trainer = Trainer(context, settings, reward, network, behaviour, sources)
   selecting = select_reward.SelectReward(context, evaluation, reward)
   outcome = training_stage.train(

@@ -388,6 +388,7 @@ def test_a_run_with_frozen_embeddings_in_bfloat16(tmp_path, compiled):
     model_dir,
     '--gin_file=models/from_checkpoint.gin',
     f'--gin.INITIAL_CHECKPOINT_PATH={GOLDENS / "hf_mt5"}',
+    '--gin.TOKENIZER=@prepare.Bytes()',
     "--gin.FROZEN=('token_embedder/*',)",
     '--gin.ACTIVATION_DTYPE=bfloat16',
     '--gin.OPTIMIZER=adafactor',

@@ -525,6 +525,14 @@ _FAULTS = (
     ],
     "T5Config.mlp_activations = ('relu',), and ",
   ),
+  # A tokenizer that is trained here, as it is where none is bound.
+  (
+    [
+      f'--gin.INITIAL_CHECKPOINT_PATH={_GOLDENS / "hf_mt5"}',
+      '--gin_file=models/from_checkpoint.gin',
+    ],
+    'whose ids stand for other texts',
+  ),
   (
     [
       '--gin_file=losses/oac.gin',

@@ -110,6 +110,7 @@ def test_a_run_begins_from_it(store, tmp_path, compiled):
     '--run_mode=supervised',
     '--gin_file=models/from_checkpoint.gin',
     '--gin.INITIAL_CHECKPOINT_PATH=gs://bucket/mt5/checkpoint_0',
+    '--gin.TOKENIZER=@prepare.Bytes()',
     "--gin.FROZEN=('token_embedder/*',)",
   )
   done = start(server, line, compiled)

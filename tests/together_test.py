@@ -183,11 +183,22 @@ _VALUES = ('--run_mode=improve', '--gin.values.TrainValue.held_out=0.4')
       ),
       ['online/ppo'],
     ),
-    # A value model beforehand, log-probabilities and distributions of two other
-    # policies, dual variables.
+    # A value model beforehand, distributions of two other policies, dual
+    # variables.
     (
       ('--gin_file=losses/bvmpo.gin', *_VALUES),
       ['grow_1/value', 'grow_1/improve_0', 'grow_1/improve_1'],
+    ),
+    # Log-probabilities of two other policies.
+    pytest.param(
+      (
+        '--gin_file=losses/offline.gin',
+        '--gin.improving/early_stopping.Training.loss=@offline_losses.Gold()',
+        '--gin.ORIGINAL_DATA=none',
+        '--run_mode=improve',
+      ),
+      ['grow_1/improve_0', 'grow_1/improve_1'],
+      marks=pytest.mark.release,
     ),
     pytest.param(
       ('--gin_file=online/rloo.gin', '--stage=online/rloo'),
@@ -200,7 +211,7 @@ _VALUES = ('--run_mode=improve', '--gin.values.TrainValue.held_out=0.4')
       marks=pytest.mark.release,
     ),
   ],
-  ids=['ppo', 'bvmpo', 'rloo', 'oac'],
+  ids=['ppo', 'bvmpo', 'gold', 'rloo', 'oac'],
 )
 def test_processes_train_as_one_does(
   flags, stages, four_devices, compiled, tmp_path
